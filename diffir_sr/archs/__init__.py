@@ -1,0 +1,1 @@
+"""Networks: the DiffIR family, defined once for every task."""

@@ -1,0 +1,237 @@
+"""DiffIR's two stages, composed of the parts; names, arguments and state-dict keys are the published ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from diffir_sr.archs.dirformer import DIRformer
+from diffir_sr.archs.frames import (
+    GT_UNSHUFFLE,
+    Frame,
+    check_image,
+    check_multiple,
+    frame_of,
+    pad_to_multiple,
+)
+from diffir_sr.archs.layers import PRIOR_WIDTH
+from diffir_sr.archs.prior import CPEN, PriorDenoiser
+from diffir_sr.diffusion.prior_diffusion import PriorDiffusion, start_noise
+from diffir_sr.errors import InputError, OptionError
+
+_NORMS = {"BiasFree": False, "WithBias": True}
+
+
+class _DiffIR(nn.Module):
+    """What both stages are: a body G, the frame it works in, and the padding that the frame asks for."""
+
+    def __init__(
+        self,
+        *,
+        inp_channels: int | None,
+        out_channels: int,
+        scale: int | None,
+        dim: int,
+        num_blocks: Sequence[int],
+        num_refinement_blocks: int,
+        heads: Sequence[int],
+        ffn_expansion_factor: float,
+        bias: bool,
+        LayerNorm_type: str,  # noqa: N803 - published argument name
+        task: str,
+    ) -> None:
+        super().__init__()
+        self.frame = frame_of(task, scale)
+        self.scale = self.frame.scale
+        self.multiple_of = self.frame.multiple_of
+        _check_body(dim, num_blocks, heads, LayerNorm_type, out_channels)
+        _check_channels(inp_channels, self.frame)
+        self.G = DIRformer(
+            frame=self.frame,
+            dim=dim,
+            num_blocks=num_blocks,
+            # The published inpainting network takes the option and builds none.
+            num_refinement_blocks=0 if task == "inpaint" else num_refinement_blocks,
+            heads=heads,
+            expansion=ffn_expansion_factor,
+            bias=bias,
+            norm_bias=_NORMS[LayerNorm_type],
+        )
+
+    def restore(self, lq: Tensor, prior: Tensor) -> Tensor:
+        """The image (B, 3, H * scale, W * scale) that the body makes of `lq` (padded sides) under a prior."""
+        return self.G(lq, prior)
+
+    def padded(self, lq: Tensor) -> Tensor:
+        """`lq` enlarged at the right and bottom to the sides that the network can take."""
+        return pad_to_multiple(lq, multiple_of=self.multiple_of)
+
+    def cropped(self, image: Tensor, lq: Tensor) -> Tensor:
+        """Undo `padded` on a restored image."""
+        height, width = (side * self.scale for side in lq.shape[-2:])
+        return image[..., :height, :width]
+
+
+class DiffIRS1(_DiffIR):
+    """Stage 1: the prior comes from the degraded image and its ground truth.
+
+    forward(lq, gt): training gives (image, [prior]), evaluation the image. lq is (B, C, H, W) in [0, 1]; for
+    inpainting C = 4, masked RGB then the mask (1 = missing). As official S1_arch.py:DiffIRS1.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_encoder_res: int = 6,
+        inp_channels: int | None = None,
+        out_channels: int = 3,
+        scale: int | None = None,
+        dim: int = 48,
+        num_blocks: Sequence[int] = (4, 6, 6, 8),
+        num_refinement_blocks: int = 4,
+        heads: Sequence[int] = (1, 2, 4, 8),
+        ffn_expansion_factor: float = 2.66,
+        bias: bool = False,
+        LayerNorm_type: str = "WithBias",  # noqa: N803 - published argument name
+        task: str = "sr",
+    ) -> None:
+        super().__init__(
+            inp_channels=inp_channels,
+            out_channels=out_channels,
+            scale=scale,
+            dim=dim,
+            num_blocks=num_blocks,
+            num_refinement_blocks=num_refinement_blocks,
+            heads=heads,
+            ffn_expansion_factor=ffn_expansion_factor,
+            bias=bias,
+            LayerNorm_type=LayerNorm_type,
+            task=task,
+        )
+        self.E = CPEN(
+            self.frame.prior_channels + 3 * GT_UNSHUFFLE**2,
+            n_encoder_res=n_encoder_res,
+            unshuffle=self.frame.prior_unshuffle,
+            gt_unshuffle=GT_UNSHUFFLE,
+        )
+
+    def forward(self, lq: Tensor, gt: Tensor) -> Any:
+        check_image(lq, channels=self.frame.channels, name="lq")
+        check_image(gt, channels=3, name="gt")
+        height, width = (side * self.scale for side in lq.shape[-2:])
+        if tuple(gt.shape[-2:]) != (height, width):
+            raise InputError(
+                f"gt: expected {height}x{width} (lq x {self.scale}), got {gt.shape[-2]}x{gt.shape[-1]}"
+            )
+        if self.training:
+            check_multiple(lq, multiple_of=self.multiple_of, name="lq")
+            prior = self.E(lq, gt)
+            return self.restore(lq, prior), [prior]
+        whole = self.padded(lq)
+        prior = self.E(whole, pad_to_multiple(gt, multiple_of=self.multiple_of * self.scale))
+        return self.cropped(self.restore(whole, prior), lq)
+
+
+class DiffIRS2(_DiffIR):
+    """Stage 2: the prior comes from noise, walked back under a condition seen in the degraded image alone.
+
+    forward(lq, prior, noise=...): training gives (image, priors after each reverse step) and needs the stage-1
+    prior and noise (B, 256). Evaluation gives the image and needs lq only; noise defaults to the draw of seed 0.
+    As official S2_arch.py:DiffIRS2. `prediction` is ours: 'x0' (published) or 'eps' (the paper's text).
+    """
+
+    def __init__(
+        self,
+        *,
+        n_encoder_res: int = 6,
+        inp_channels: int | None = None,
+        out_channels: int = 3,
+        scale: int | None = None,
+        dim: int = 48,
+        num_blocks: Sequence[int] = (4, 6, 6, 8),
+        num_refinement_blocks: int = 4,
+        heads: Sequence[int] = (1, 2, 4, 8),
+        ffn_expansion_factor: float = 2.66,
+        bias: bool = False,
+        LayerNorm_type: str = "WithBias",  # noqa: N803 - published argument name
+        n_denoise_res: int = 1,
+        linear_start: float = 0.1,
+        linear_end: float = 0.99,
+        timesteps: int = 4,
+        task: str = "sr",
+        prediction: str = "x0",
+    ) -> None:
+        super().__init__(
+            inp_channels=inp_channels,
+            out_channels=out_channels,
+            scale=scale,
+            dim=dim,
+            num_blocks=num_blocks,
+            num_refinement_blocks=num_refinement_blocks,
+            heads=heads,
+            ffn_expansion_factor=ffn_expansion_factor,
+            bias=bias,
+            LayerNorm_type=LayerNorm_type,
+            task=task,
+        )
+        self.condition = CPEN(
+            self.frame.prior_channels, n_encoder_res=n_encoder_res, unshuffle=self.frame.prior_unshuffle
+        )
+        self.denoise = PriorDenoiser(n_denoise_res=n_denoise_res, steps=timesteps)
+        # The same two objects again: published checkpoints hold them under both names.
+        self.diffusion = PriorDiffusion(
+            model=self.denoise,
+            condition=self.condition,
+            timesteps=timesteps,
+            linear_start=linear_start,
+            linear_end=linear_end,
+            prediction=prediction,
+        )
+
+    def forward(
+        self, lq: Tensor, prior: Tensor | None = None, *, noise: Tensor | None = None, prior_only: bool = False
+    ) -> Any:
+        """See the class. `prior_only` stops before the body: training then gives the priors alone (warm-up)."""
+        check_image(lq, channels=self.frame.channels, name="lq")
+        if self.training:
+            check_multiple(lq, multiple_of=self.multiple_of, name="lq")
+            walked = self.diffusion(lq, prior, noise=noise)
+            return walked if prior_only else (self.restore(lq, walked[-1]), walked)
+        whole = self.padded(lq)
+        estimated = self.encode(whole, noise=noise)
+        return estimated if prior_only else self.cropped(self.restore(whole, estimated), lq)
+
+    def encode(self, lq: Tensor, *, noise: Tensor | None = None) -> Tensor:
+        """The prior (B, 256) of `lq` (padded sides), walked back from `noise` or from the draw of seed 0."""
+        if noise is None:
+            noise = start_noise(len(lq), width=PRIOR_WIDTH)
+        noise = noise.to(lq)
+        return cast(Tensor, self.diffusion.reverse(noise, self.condition(lq))[-1])
+
+
+def _check_body(
+    dim: int, num_blocks: Sequence[int], heads: Sequence[int], norm: str, out_channels: int
+) -> None:
+    if norm not in _NORMS:
+        raise OptionError(f"LayerNorm_type: expected one of {', '.join(_NORMS)}, got {norm!r}")
+    if len(num_blocks) != 4 or len(heads) != 4:
+        raise OptionError(
+            f"num_blocks and heads: expected four numbers each, got {list(num_blocks)} and {list(heads)}"
+        )
+    for level, count in enumerate(heads):
+        if (dim * 2**level) % count:
+            raise OptionError(f"heads[{level}]: {count} does not divide the {dim * 2**level} channels there")
+    if out_channels != 3:
+        raise OptionError(f"out_channels: DiffIR restores RGB images, expected 3, got {out_channels}")
+
+
+def _check_channels(inp_channels: int | None, frame: Frame) -> None:
+    # Published super-resolution files always say 3, whatever the folding makes of it.
+    possible = {frame.channels, frame.channels * frame.body_unshuffle**2}
+    if inp_channels is not None and inp_channels not in possible:
+        raise OptionError(
+            f"inp_channels: task {frame.task!r} takes {frame.channels}-channel images, got {inp_channels}; "
+            "leave the option out"
+        )

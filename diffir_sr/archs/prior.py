@@ -1,0 +1,96 @@
+"""The prior (the paper's IPR): CPEN squeezes images into it, the denoiser estimates it from noise.
+
+Every LeakyReLU has slope 0.1. A prior is the output of one, so its negative side is a tenth as long.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffir_sr.archs.layers import PRIOR_WIDTH
+
+
+def _activation() -> nn.LeakyReLU:
+    return nn.LeakyReLU(0.1, True)
+
+
+def _conv(channels_in: int, channels_out: int) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels_out, 3, padding=1)
+
+
+class _Residual(nn.Module):
+    """Two convolutions whose result is added to their input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(_conv(channels, channels), _activation(), _conv(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class CPEN(nn.Module):
+    """Compact prior extraction network: what is worth knowing about an image, as 256 numbers.
+
+    Stage 1 sees the degraded image and the ground truth, stage 2 the degraded image alone. Each is folded by
+    pixel unshuffle to the same size first (as published; the paper folds after concatenating).
+    """
+
+    def __init__(self, in_channels: int, *, n_encoder_res: int, unshuffle: int, gt_unshuffle: int = 4) -> None:
+        super().__init__()
+        self.unshuffle = unshuffle
+        self.gt_unshuffle = gt_unshuffle
+        width = PRIOR_WIDTH // 4
+        self.E = nn.Sequential(
+            _conv(in_channels, width),
+            _activation(),
+            *(_Residual(width) for _ in range(n_encoder_res)),
+            _conv(width, 2 * width),
+            _activation(),
+            _conv(2 * width, 2 * width),
+            _activation(),
+            _conv(2 * width, PRIOR_WIDTH),
+            _activation(),
+            nn.AdaptiveAvgPool2d(1),
+        )
+        self.mlp = nn.Sequential(
+            nn.Linear(PRIOR_WIDTH, PRIOR_WIDTH),
+            _activation(),
+            nn.Linear(PRIOR_WIDTH, PRIOR_WIDTH),
+            _activation(),
+        )
+
+    def forward(self, lq: Tensor, gt: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) and, in stage 1, (B, 3, H * scale, W * scale) to a prior (B, 256)."""
+        x = F.pixel_unshuffle(lq, self.unshuffle) if self.unshuffle > 1 else lq
+        if gt is not None:
+            x = torch.cat([x, F.pixel_unshuffle(gt, self.gt_unshuffle)], dim=1)
+        return self.mlp(self.E(x).flatten(1))
+
+
+class _Dense(nn.Module):
+    """Linear layer and activation; published as "ResMLP", although nothing is added back."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.resmlp = nn.Sequential(nn.Linear(width, width), _activation())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resmlp(x)
+
+
+class PriorDenoiser(nn.Module):
+    """Guess the clean prior from a noisy one, the step and the condition: (B, 256) each, step (B,)."""
+
+    def __init__(self, *, n_denoise_res: int, steps: int) -> None:
+        super().__init__()
+        self.max_period = 10 * steps
+        first = [nn.Linear(2 * PRIOR_WIDTH + 1, PRIOR_WIDTH), _activation()]
+        self.resmlp = nn.Sequential(*first, *(_Dense(PRIOR_WIDTH) for _ in range(n_denoise_res)))
+
+    def forward(self, noisy: Tensor, step: Tensor, condition: Tensor) -> Tensor:
+        # Published order: condition, step, noisy (the paper lists the noisy prior first).
+        time = step.to(noisy.dtype)[:, None] / self.max_period
+        return self.resmlp(torch.cat([condition, time, noisy], dim=1))

@@ -1,0 +1,290 @@
+"""Every repair of BasicSR 1.4.2, each with its reason, its condition and a test. `apply()` runs them once."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from diffir_sr.errors import CheckpointError, InputError, OptionError
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One repair: why it is needed, and the function that makes it where its condition holds."""
+
+    reason: str
+    make: Callable[[], None]
+
+
+PATCHES: list[Patch] = []
+_applied = False
+
+
+def _patch(reason: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    def note(make: Callable[[], None]) -> Callable[[], None]:
+        PATCHES.append(Patch(reason, make))
+        return make
+
+    return note
+
+
+def apply() -> None:
+    """Make every repair whose condition holds; a second call does nothing."""
+    global _applied
+    if not _applied:
+        _applied = True
+        for patch in PATCHES:
+            patch.make()
+
+
+class UnknownNameError(OptionError, KeyError):
+    """A registry has no such name (a KeyError too, as BasicSR's callers expect)."""
+
+    __str__ = Exception.__str__
+
+
+class NameClashError(OptionError, AssertionError):
+    """Two packages register the same name (an AssertionError too, as BasicSR's callers expect)."""
+
+
+@_patch("imports torchvision.transforms.functional_tensor, removed in torchvision 0.17")
+def restore_functional_tensor() -> None:
+    name = "torchvision.transforms.functional_tensor"
+    if name in sys.modules or importlib.util.find_spec(name) is not None:
+        return
+    import torchvision.transforms.functional
+
+    # BasicSR takes one function from there, rgb_to_grayscale, which the public module has.
+    sys.modules[name] = torchvision.transforms.functional
+
+
+@_patch("registries print when they fall back to a suffix, and their errors name neither choices nor origins")
+def explain_registries() -> None:
+    from basicsr.utils.registry import Registry
+
+    def get(self: Any, name: str, suffix: str = "basicsr") -> Any:
+        for known in (name, f"{name}_{suffix}"):
+            if known in self._obj_map:
+                return self._obj_map[known]
+        raise UnknownNameError(describe_unknown(self, name))
+
+    def do_register(self: Any, name: str, obj: Any, suffix: str | None = None) -> None:
+        name = f"{name}_{suffix}" if isinstance(suffix, str) else name
+        known = self._obj_map.get(name)
+        if known is not None:
+            raise NameClashError(
+                f"two {self._name}s are called {name!r}: one of {_origin(known)}, one of {_origin(obj)}; "
+                "rename one, or install or list only one of the two packages"
+            )
+        self._obj_map[name] = obj
+
+    Registry.get = get
+    Registry._do_register = do_register
+
+
+def describe_unknown(registry: Any, name: str) -> str:
+    """One message: the name is not in the registry, the nearest that is, and all that are with their origins."""
+    near = difflib.get_close_matches(name, registry.keys(), n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    known = ", ".join(f"{key} ({_origin(thing)})" for key, thing in sorted(registry))
+    return (
+        f"no {registry._name} is called {name!r}; {hint}Known: {known}. "
+        "A plugin adds names when it is installed or listed under 'plugins' in the option file"
+    )
+
+
+def _origin(thing: Any) -> str:
+    return getattr(thing, "__module__", "unknown module")
+
+
+@_patch("resuming asks for the current CUDA device, also where there is none, and swaps the teacher's weights")
+def resume_without_cuda() -> None:
+    import basicsr.train
+
+    basicsr.train.load_resume_state = load_resume_state
+
+
+def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
+    """BasicSR's state to resume from, or None; loads to the CPU and keeps `path.param_key_S1` as it is.
+
+    BasicSR turns every `param_key*` from params_ema into params, which would replace the teacher's EMA weights
+    in the middle of a training.
+    """
+    import torch
+    from basicsr.utils import check_resume
+
+    path = _newest_state(opt) if opt["auto_resume"] else opt["path"].get("resume_state")
+    if not path:
+        return None
+    if not os.path.isfile(path):
+        raise CheckpointError(f"path.resume_state: no such file: {os.path.abspath(path)}")
+    opt["path"]["resume_state"] = path
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        iteration = state["iter"]
+    except Exception as error:
+        raise CheckpointError(
+            f"{os.path.abspath(path)}: not a training state that can be resumed ({error}); "
+            "choose an earlier .state file with path.resume_state"
+        ) from error
+    teacher_key = opt["path"].get("param_key_S1")
+    check_resume(opt, iteration)
+    if teacher_key is not None:
+        opt["path"]["param_key_S1"] = teacher_key
+    return state
+
+
+def _newest_state(opt: dict[str, Any]) -> str | None:
+    folder = opt["path"].get("training_states") or os.path.join("experiments", opt["name"], "training_states")
+    states = [file for file in Path(folder).glob("*.state") if file.stem.isdigit()]
+    return str(max(states, key=lambda file: int(file.stem))) if states else None
+
+
+@_patch("parse_options knows --local_rank alone; torch >= 2 passes --local-rank, torchrun sets LOCAL_RANK")
+def accept_local_rank() -> None:
+    import basicsr.test
+    import basicsr.train
+    import basicsr.utils.options as options
+
+    original = options.parse_options
+
+    @wraps(original)
+    def parse_options(*args: Any, **kwargs: Any) -> Any:
+        sys.argv = normalise_local_rank(sys.argv, environment=os.environ)
+        return original(*args, **kwargs)
+
+    options.parse_options = basicsr.train.parse_options = basicsr.test.parse_options = parse_options
+
+
+def normalise_local_rank(argv: list[str], *, environment: Any) -> list[str]:
+    """`argv` with --local-rank spelt --local_rank, or added from LOCAL_RANK where neither is given."""
+    argv = [arg.replace("--local-rank", "--local_rank", 1) if arg.startswith("--local-rank") else arg for arg in argv]
+    given = any(arg.startswith("--local_rank") for arg in argv)
+    if not given and environment.get("LOCAL_RANK"):
+        argv.append(f"--local_rank={environment['LOCAL_RANK']}")
+    return argv
+
+
+@_patch("distributed start-up divides by the number of GPUs; DDP asks for a CUDA device")
+def distribute_without_cuda() -> None:
+    import torch
+    from basicsr.models.base_model import BaseModel
+    from basicsr.utils import dist_util
+
+    start_on_gpus = dist_util._init_dist_pytorch
+
+    def init_dist_pytorch(backend: str, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            start_on_gpus(backend, **kwargs)
+        else:
+            torch.distributed.init_process_group(backend="gloo", **kwargs)
+
+    to_gpu = BaseModel.model_to_device
+
+    def model_to_device(self: Any, net: torch.nn.Module) -> torch.nn.Module:
+        if not self.opt["dist"] or self.device.type == "cuda":
+            return to_gpu(self, net)
+        unused = self.opt.get("find_unused_parameters", False)
+        return torch.nn.parallel.DistributedDataParallel(net.to(self.device), find_unused_parameters=unused)
+
+    dist_util._init_dist_pytorch = init_dist_pytorch
+    BaseModel.model_to_device = model_to_device
+
+
+@_patch("a checkpoint that cannot be saved is a warning ('Just ignore it.'), and a killed save leaves half a file")
+def save_or_fail() -> None:
+    import basicsr.models.base_model as module
+
+    # The two methods of BaseModel that save call torch.save through this module's global name.
+    module.torch = _TorchWithSafeSave(module.torch)
+
+
+class _TorchWithSafeSave:
+    """The torch module, with a `save` that is all or nothing and stops the program when it fails."""
+
+    def __init__(self, torch_module: Any) -> None:
+        self._torch = torch_module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._torch, name)
+
+    def save(self, thing: Any, path: str) -> None:
+        save_atomically(thing, path)
+
+
+class SaveFailed(BaseException):
+    """A checkpoint could not be written. Not an Exception: BasicSR catches those and trains on."""
+
+
+def save_atomically(thing: Any, path: str | os.PathLike[str], *, tries: int = 3, wait_s: float = 1.0) -> None:
+    """`torch.save` to a temporary name beside `path`, then rename; raises SaveFailed after the last try."""
+    import torch
+
+    path = os.fspath(path)
+    partial = f"{path}.partial-{os.getpid()}"
+    for left in reversed(range(tries)):
+        try:
+            torch.save(thing, partial)
+            os.replace(partial, path)
+            return
+        except (OSError, RuntimeError) as error:
+            with contextlib.suppress(OSError):
+                os.unlink(partial)
+            if not left:
+                raise SaveFailed(
+                    f"cannot save {os.path.abspath(path)}: {error}; free space or fix permissions, then go on "
+                    "from the last checkpoint with --auto_resume"
+                ) from error
+            time.sleep(wait_s)
+
+
+@_patch("an unreadable image surfaces as AttributeError without the name of the file")
+def name_unreadable_images() -> None:
+    from basicsr.data.paired_image_dataset import PairedImageDataset
+    from basicsr.data.single_image_dataset import SingleImageDataset
+
+    for dataset in (PairedImageDataset, SingleImageDataset):
+        _name_failures(dataset)
+
+
+def _name_failures(dataset: Any) -> None:
+    read = dataset.__getitem__
+
+    @wraps(read)
+    def getitem(self: Any, index: int) -> Any:
+        try:
+            return read(self, index)
+        except (AttributeError, TypeError, OSError) as error:
+            raise InputError(f"cannot read {self.paths[index]}: missing or damaged image file ({error})") from error
+
+    dataset.__getitem__ = getitem
+
+
+@contextlib.contextmanager
+def vgg_features_from(build: Callable[[str], Any]) -> Iterator[None]:
+    """While open, BasicSR's VGGFeatureExtractor takes its network from `build(vgg_type)`.
+
+    BasicSR loads one fixed file, a VGG19's, for every vgg_type, insists on the classifier's weights, and calls
+    torchvision with an argument that is going away.
+    """
+    import basicsr.archs.vgg_arch as module
+
+    class Networks:
+        def __getattr__(self, name: str) -> Callable[..., Any]:
+            return lambda **_: build(name)
+
+    kept = module.vgg, module.VGG_PRETRAIN_PATH
+    module.vgg, module.VGG_PRETRAIN_PATH = Networks(), ""
+    try:
+        yield
+    finally:
+        module.vgg, module.VGG_PRETRAIN_PATH = kept

@@ -1,0 +1,88 @@
+"""Diffusion of a prior: the forward jump to the last step and the deterministic walk back.
+
+x_T = sqrt(abar) x_0 + sqrt(1 - abar) noise; then for t = T-1 .. 0: guess x_0, x_{t-1} = c1 x_0 + c2 x_t.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from diffir_sr.diffusion.schedule import scaled_linear_betas, schedule_constants
+from diffir_sr.errors import InputError, OptionError
+
+
+def start_noise(batch: int, *, width: int, seed: int = 0) -> Tensor:
+    """The same standard normal row (batch, width) for each image, drawn on the CPU from `seed`.
+
+    Equal rows make a result independent of batch size, order and device.
+    """
+    row = torch.randn(1, width, generator=torch.Generator().manual_seed(seed))
+    return row.expand(batch, width).clone()
+
+
+class PriorDiffusion(nn.Module):
+    """The walk from noise to a prior under a condition network; its buffers are the published schedule.
+
+    `model(noisy, step, condition)` guesses the clean prior (`prediction="x0"`, as published: the author found it
+    slightly better) or the noise (`"eps"`, as the paper's text says). `condition(lq)` runs once per call.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        condition: nn.Module,
+        timesteps: int,
+        linear_start: float,
+        linear_end: float,
+        prediction: str = "x0",
+    ) -> None:
+        super().__init__()
+        if prediction not in ("x0", "eps"):
+            raise OptionError(f"prediction: expected 'x0' or 'eps', got {prediction!r}")
+        if timesteps < 1:
+            raise OptionError(f"timesteps: expected 1 or more, got {timesteps}")
+        self.model = model
+        self.condition = condition
+        self.steps = timesteps
+        self.prediction = prediction
+        betas = scaled_linear_betas(timesteps, start=linear_start, end=linear_end)
+        for name, values in schedule_constants(betas).items():
+            self.register_buffer(name, values.float())
+
+    def forward(self, lq: Tensor, prior: Tensor | None = None, *, noise: Tensor | None) -> Tensor | list[Tensor]:
+        """Training: the priors (B, D) after each reverse step from the noised `prior`. Evaluation: the last one.
+
+        `noise` (B, D) is standard normal. In training the walk starts at q(x_T | prior), in evaluation at `noise`.
+        """
+        if noise is None:
+            raise InputError("the diffusion needs noise=: standard normal values of shape (batch, 256)")
+        if not self.training:
+            return self.reverse(noise, self.condition(lq))[-1]
+        if prior is None:
+            raise InputError("training the diffusion needs the stage-1 prior; call .eval() to restore without it")
+        return self.reverse(self.noised(prior, noise), self.condition(lq))
+
+    def noised(self, prior: Tensor, noise: Tensor) -> Tensor:
+        """A draw of q(x_T | prior), (B, D): Ho et al. 2020, eq. 4."""
+        return self._at("sqrt_alphas_cumprod", -1) * prior + self._at("sqrt_one_minus_alphas_cumprod", -1) * noise
+
+    def reverse(self, noisy: Tensor, condition: Tensor) -> list[Tensor]:
+        """Priors (B, D) after each step back from `noisy`; deterministic, no variance noise, as published."""
+        walked = []
+        for t in reversed(range(self.steps)):
+            clean = self._clean(noisy, t, self.model(noisy, noisy.new_full((len(noisy),), t), condition))
+            noisy = self._at("posterior_mean_coef1", t) * clean + self._at("posterior_mean_coef2", t) * noisy
+            walked.append(noisy)
+        return walked
+
+    def _clean(self, noisy: Tensor, t: int, guess: Tensor) -> Tensor:
+        if self.prediction == "x0":
+            return guess
+        return self._at("sqrt_recip_alphas_cumprod", t) * noisy - self._at("sqrt_recipm1_alphas_cumprod", t) * guess
+
+    def _at(self, name: str, t: int) -> Tensor:
+        return cast(Tensor, getattr(self, name))[t]

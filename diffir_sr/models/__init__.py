@@ -1,0 +1,1 @@
+"""BasicSR models: the three stages of DiffIR training, and what they share."""

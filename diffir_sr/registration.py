@@ -1,0 +1,26 @@
+"""The table of contents: everything this package adds to BasicSR's registries."""
+
+from basicsr.archs.discriminator_arch import UNetDiscriminatorSN
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
+
+from diffir_sr.archs.diffir_arch import DiffIRS1, DiffIRS2
+from diffir_sr.data.paired_dataset import PairedDataset
+from diffir_sr.data.single_dataset import SingleDataset
+from diffir_sr.losses.prior_loss import KDLoss
+from diffir_sr.models.diffir_gan_s2_model import DiffIRGANS2Model
+from diffir_sr.models.diffir_s1_model import DiffIRS1Model
+from diffir_sr.models.diffir_s2_model import DiffIRS2Model
+
+
+def register() -> None:
+    """Add our names to BasicSR's registries; a name that is taken is an error."""
+    contents = {
+        # BasicSR has this discriminator under a suffixed name; published files use the bare one.
+        ARCH_REGISTRY: (DiffIRS1, DiffIRS2, UNetDiscriminatorSN),
+        DATASET_REGISTRY: (PairedDataset, SingleDataset),
+        LOSS_REGISTRY: (KDLoss,),
+        MODEL_REGISTRY: (DiffIRS1Model, DiffIRS2Model, DiffIRGANS2Model),
+    }
+    for registry, things in contents.items():
+        for thing in things:
+            registry.register(thing)
