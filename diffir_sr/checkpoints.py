@@ -1,0 +1,248 @@
+"""Weights files: read safely, told apart by their keys, fitted into networks with the reason where they do not."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffir_sr.archs.frames import FRAMES, GT_UNSHUFFLE
+from diffir_sr.errors import CheckpointError
+
+Tensors = Mapping[str, Tensor]
+LEVELS = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
+_KEYS = ("params_ema", "params")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of one network out of a file, and where they were."""
+
+    path: Path
+    key: str | None  # 'params_ema', 'params', or None where the file is the state dict itself
+    tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a DiffIR checkpoint is, read off its keys and shapes alone."""
+
+    stage: int
+    task: str
+    scale: int
+    arguments: dict[str, Any]  # constructor arguments of DiffIRS1 or DiffIRS2
+
+    def __str__(self) -> str:
+        scale = f" x{self.scale}" if self.task == "sr" else ""
+        blocks = ",".join(str(count) for count in self.arguments["num_blocks"])
+        return f"DiffIR stage {self.stage}, {self.task}{scale}, dim {self.arguments['dim']}, blocks {blocks}"
+
+
+def read_weights(path: str | Path, *, key: str | None = "params_ema") -> Weights:
+    """The network stored in a `.pth` file under `key`, or under the other of params_ema and params, or bare.
+
+    Tensors arrive on the CPU; nothing in the file is executed. Raises CheckpointError for a missing, damaged or
+    foreign file.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise CheckpointError(
+            f"no such weights file: {path.resolve()}; train the stage that writes it, or correct the path"
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path.resolve()}: not a readable PyTorch weights file ({reason}); copy or download it again"
+        ) from error
+    found, tensors = _unwrap(content, key)
+    if tensors is None:
+        raise CheckpointError(
+            f"{path.resolve()}: holds no network; expected {' or '.join(_KEYS)}, found {_summary(content)}"
+        )
+    return Weights(path, found, {_bare(name): tensor for name, tensor in tensors.items()})
+
+
+def _unwrap(content: Any, key: str | None) -> tuple[str | None, dict[str, Tensor] | None]:
+    if not isinstance(content, Mapping):
+        return None, None
+    for candidate in (key, *_KEYS):
+        if candidate in content and _is_network(content[candidate]):
+            return candidate, content[candidate]
+    return None, dict(content) if _is_network(content) else None
+
+
+def _is_network(content: Any) -> bool:
+    tensors = isinstance(content, Mapping) and all(isinstance(value, Tensor) for value in content.values())
+    return tensors and len(content) > 0
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("module.")  # left by DataParallel
+
+
+def _summary(content: Any) -> str:
+    if isinstance(content, Mapping):
+        return "the entries " + ", ".join(str(name) for name in list(content)[:5])
+    return type(content).__name__
+
+
+def identify(tensors: Tensors) -> Identity | None:
+    """Stage, task, scale and constructor arguments of the DiffIR network that has these tensors, or None.
+
+    Not told by the weights: whether the denoiser predicts x0 or noise (`prediction`).
+    """
+    if "G.patch_embed.proj.weight" not in tensors or "G.latent.0.ffn.project_out.weight" not in tensors:
+        return None
+    stage = 1 if "E.E.0.weight" in tensors else 2
+    encoder = "E" if stage == 1 else "condition"
+    if f"{encoder}.E.0.weight" not in tensors:
+        return None
+    frame = _frame_of(tensors, stage, tensors[f"{encoder}.E.0.weight"].shape[1])
+    if frame is None:
+        return None
+    task, scale = frame
+    dim = tensors["G.patch_embed.proj.weight"].shape[0]
+    arguments: dict[str, Any] = {
+        "n_encoder_res": _count(tensors, f"{encoder}.E", inside=".body.0.weight"),
+        "dim": dim,
+        "num_blocks": [_count(tensors, f"G.{level}") for level in LEVELS],
+        "num_refinement_blocks": _count(tensors, "G.refinement"),
+        "heads": [len(tensors[f"G.{level}.0.attn.temperature"]) for level in LEVELS],
+        "ffn_expansion_factor": _expansion(tensors["G.latent.0.ffn.project_out.weight"].shape[1], 8 * dim),
+        "bias": "G.latent.0.attn.qkv.bias" in tensors,
+        "LayerNorm_type": "WithBias" if "G.latent.0.norm1.body.bias" in tensors else "BiasFree",
+        "task": task,
+    }
+    if task == "sr":
+        arguments["scale"] = scale
+    if stage == 2:
+        betas = tensors["diffusion.betas"]
+        arguments |= {
+            "n_denoise_res": _count(tensors, "denoise.resmlp", inside=".resmlp.0.weight"),
+            "linear_start": round(betas[0].item(), 6),
+            "linear_end": round(betas[-1].item(), 6) if len(betas) > 1 else 0.99,
+            "timesteps": len(betas),
+        }
+    return Identity(stage, task, scale, arguments)
+
+
+def _frame_of(tensors: Tensors, stage: int, prior_channels: int) -> tuple[str, int] | None:
+    body_channels = tensors["G.patch_embed.proj.weight"].shape[1]
+    if stage == 1:
+        prior_channels -= 3 * GT_UNSHUFFLE**2
+    for (task, scale), frame in FRAMES.items():
+        same_tail = ("G.tail.1.weight" in tensors) == (frame.upsample > 1)
+        same_body = frame.channels * frame.body_unshuffle**2 == body_channels
+        if same_tail and same_body and frame.prior_channels == prior_channels:
+            return task, scale
+    return None
+
+
+def _count(tensors: Tensors, prefix: str, *, inside: str = "") -> int:
+    """How many numbered children of `prefix` (with a tensor that ends in `inside`) there are."""
+    start = len(prefix) + 1
+    names = (name for name in tensors if name.startswith(prefix + ".") and name.endswith(inside))
+    return len({name[start:].split(".")[0] for name in names})
+
+
+def _expansion(hidden: int, channels: int) -> float:
+    """The shortest factor whose product with `channels` truncates to `hidden` (hence at every level)."""
+    middle = (hidden + 0.5) / channels
+    rounded = (round(middle, digits) for digits in range(1, 6))
+    return next((factor for factor in rounded if int(channels * factor) == hidden), middle)
+
+
+def fit(net: nn.Module, weights: Weights, *, where: str, strict: bool, from_stage_1: bool = False) -> str:
+    """Load `weights` into `net` and say in one line what was loaded; refuse a file that does not belong there.
+
+    `where` is the option that named the file. A DiffIR network must have its own stage, task, scale and sizes;
+    with `from_stage_1` a stage-2 network takes the body G of a stage-1 file and keeps the rest. `strict=False`
+    forgives differences outside G, never in it.
+    """
+    wanted = identify(net.state_dict())
+    found = identify(weights.tensors)
+    place = f"{where}: {weights.path.resolve()}"
+    if wanted is not None:
+        _check_identity(wanted, found, weights, place=place, from_stage_1=from_stage_1)
+    tensors = dict(weights.tensors)
+    starting = wanted is not None and found is not None and (wanted.stage, found.stage) == (2, 1)
+    if starting:
+        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("G.")}
+    own = net.state_dict()
+    missing, unexpected, reshaped = _differences(own, tensors)
+    fatal = [*missing, *unexpected, *reshaped]
+    if starting or not strict:
+        fatal = [name for name in fatal if name.startswith("G.")] if wanted is not None else reshaped
+    if fatal:
+        raise CheckpointError(_mismatch(place, fatal, missing, unexpected, reshaped, own, tensors))
+    if wanted is None and not strict and not set(own) & set(tensors):
+        raise CheckpointError(f"{place}: not one of its {len(tensors)} tensors belongs to {type(net).__name__}")
+    fitting = {name: tensor for name, tensor in tensors.items() if name in own and name not in reshaped}
+    net.load_state_dict(fitting, strict=False)
+    kept = f"; {len(own) - len(fitting)} keep their start values" if len(fitting) < len(own) else ""
+    return f"{where}: {len(fitting)} of {len(own)} tensors from {weights.path} [{weights.key or 'bare'}]{kept}"
+
+
+def _check_identity(
+    wanted: Identity, found: Identity | None, weights: Weights, *, place: str, from_stage_1: bool
+) -> None:
+    if found is None:
+        names = ", ".join(list(weights.tensors)[:3])
+        raise CheckpointError(f"{place} is not a DiffIR checkpoint (its tensors: {names}, ...); expected {wanted}")
+    if found.stage != wanted.stage and not (found.stage == 1 and from_stage_1):
+        home = (
+            "a stage-1 file belongs to path.pretrain_network_S1 (or, to start training stage 2, to "
+            "path.pretrain_network_g of DiffIRS2Model)"
+            if found.stage == 1
+            else "a stage-2 file belongs to path.pretrain_network_g of a stage-2 model"
+        )
+        raise CheckpointError(f"{place} is {found}; needed here is {wanted}; {home}")
+    if (found.task, found.scale) != (wanted.task, wanted.scale):
+        raise CheckpointError(
+            f"{place} is {found}; the options describe {wanted}; set task and scale of the network to the "
+            "file's, or choose another file"
+        )
+    shared = set(wanted.arguments) & set(found.arguments)
+    body_only = found.stage != wanted.stage
+    differing = [
+        f"{name}: {found.arguments[name]} in the file, {wanted.arguments[name]} in the options"
+        for name in sorted(shared)
+        if found.arguments[name] != wanted.arguments[name] and not (body_only and name == "n_encoder_res")
+    ]
+    if differing:
+        raise CheckpointError(f"{place} is another network than the options describe: {'; '.join(differing)}")
+
+
+def _differences(own: Tensors, tensors: Tensors) -> tuple[list[str], list[str], list[str]]:
+    missing = [name for name in own if name not in tensors]
+    unexpected = [name for name in tensors if name not in own]
+    reshaped = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
+    return missing, unexpected, reshaped
+
+
+def _mismatch(
+    place: str,
+    fatal: list[str],
+    missing: list[str],
+    unexpected: list[str],
+    reshaped: list[str],
+    own: Tensors,
+    tensors: Tensors,
+) -> str:
+    def shapes(name: str) -> str:
+        return f"{name} ({tuple(tensors[name].shape)} in the file, {tuple(own[name].shape)} in the network)"
+
+    parts = [
+        ("missing in the file", [name for name in missing if name in fatal]),
+        ("unknown to the network", [name for name in unexpected if name in fatal]),
+        ("of another shape", [shapes(name) for name in reshaped if name in fatal]),
+    ]
+    said = [f"{len(names)} {what}, such as {', '.join(names[:3])}" for what, names in parts if names]
+    return f"{place} does not fit: {'; '.join(said)}"

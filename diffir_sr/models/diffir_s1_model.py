@@ -1,0 +1,24 @@
+"""Stage 1: restore with a prior that has seen the ground truth."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from diffir_sr.errors import InputError
+from diffir_sr.models.restoration_model import Losses, RestorationModel
+
+
+class DiffIRS1Model(RestorationModel):
+    """Trains DiffIRS1 (body and CPEN_S1) on image losses; `test` needs the ground truth, as the network does."""
+
+    def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:
+        restored, _ = self.net_g(self.lq, self.gt)
+        return self.image_losses(restored), {}
+
+    def restored(self, net: nn.Module) -> Tensor:
+        if self.gt is None:
+            raise InputError(
+                "stage 1 restores with the ground truth, and this dataset has none: give dataroot_gt, or test a "
+                "stage-2 network (model_type: DiffIRS2Model), which needs the degraded images alone"
+            )
+        return net(self.lq, self.gt)

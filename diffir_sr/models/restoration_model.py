@@ -1,0 +1,280 @@
+"""What every stage of training shares: lq, gt -> losses -> step -> moving average -> log; loading; validation."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.archs import build_network
+from basicsr.losses import build_loss
+from basicsr.models.sr_model import SRModel
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from diffir_sr.archs.layers import PRIOR_WIDTH
+from diffir_sr.checkpoints import fit, read_weights
+from diffir_sr.compat import vgg_features_from
+from diffir_sr.diffusion.prior_diffusion import start_noise
+from diffir_sr.errors import InputError, OptionError
+from diffir_sr.losses.vgg_weights import load_vgg
+from diffir_sr.models import validation as measuring
+from diffir_sr.models.schedulers import build_scheduler
+
+logger = logging.getLogger("basicsr")
+Losses = dict[str, Tensor]
+
+
+class RestorationModel(SRModel, ABC):
+    """A BasicSR model that trains one DiffIR stage; a stage says only which losses it has.
+
+    The network trained is `net_g`, its exponential moving average `net_g_ema` (None without `ema_decay`).
+    """
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        self.net_g_ema: nn.Module | None = None
+        self.gt: Tensor | None = None
+        self.log_dict: dict[str, float] = {}
+        self.best_metric_results: dict[str, Any] = {}
+        self._log_now = True
+        super().__init__(opt)
+
+    # Set-up
+
+    def print_network(self, net: nn.Module) -> None:
+        bare = self.get_bare_model(net)
+        count = sum(weight.numel() for weight in bare.parameters())
+        logger.info(f"Network: {type(bare).__name__}, {count:,d} parameters")
+
+    def load_network(
+        self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"
+    ) -> None:
+        """Load `path.pretrain_network_g`; a file of another stage, task, scale or size is refused with its name."""
+        weights = read_weights(load_path, key=param_key)
+        where = "path.pretrain_network_g"
+        accepts = self.starts_from_stage_1 and not self.resumes
+        said = fit(self.get_bare_model(net), weights, where=where, strict=strict, from_stage_1=accepts)
+        logger.info(f"Loaded {said}")
+
+    @property
+    def starts_from_stage_1(self) -> bool:
+        """Whether `net_g` may be a stage-2 network that takes its body from a stage-1 file."""
+        return False
+
+    @property
+    def resumes(self) -> bool:
+        return bool(self.opt["path"].get("resume_state"))
+
+    def init_training_settings(self) -> None:
+        train = self.opt["train"]
+        self.net_g.train()
+        self.ema_decay = train.get("ema_decay", 0)
+        if self.ema_decay > 0:
+            self.net_g_ema = self._start_average()
+        self.cri_pix = build_loss(train["pixel_opt"]).to(self.device) if train.get("pixel_opt") else None
+        self.cri_perceptual = self._perceptual_loss(train.get("perceptual_opt"))
+        if self.cri_pix is None and self.cri_perceptual is None:
+            raise OptionError("train: a stage needs pixel_opt or perceptual_opt, found neither")
+        self.setup_optimizers()
+        self.schedulers = [build_scheduler(optimizer, train["scheduler"]) for optimizer in self.optimizers]
+
+    def _start_average(self) -> nn.Module:
+        """The moving average starts as a copy of the network as loaded; when resuming, as it was saved."""
+        average = copy.deepcopy(self.get_bare_model(self.net_g)).eval().requires_grad_(False)
+        if self.resumes:
+            weights = read_weights(self.opt["path"]["pretrain_network_g"], key="params_ema")
+            fit(average, weights, where="moving average", strict=True)
+        return average
+
+    def _perceptual_loss(self, opt: dict[str, Any] | None) -> nn.Module | None:
+        if not opt:
+            return None
+        arguments = {name: value for name, value in opt.items() if name != "vgg_path"}
+        with vgg_features_from(lambda vgg_type: load_vgg(vgg_type, vgg_path=opt.get("vgg_path"))):
+            return build_loss(arguments).to(self.device)
+
+    def setup_optimizers(self) -> None:
+        self.optimizer_g = self.optimizer_of(self.net_g.parameters(), "optim_g")
+        self.optimizers.append(self.optimizer_g)
+
+    def optimizer_of(self, weights: Iterable[nn.Parameter], section: str) -> Optimizer:
+        """The torch optimizer that `train.<section>` describes, over `weights`."""
+        opt = dict(self.opt["train"][section])
+        kind = getattr(torch.optim, opt.pop("type"), None)
+        if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
+            raise OptionError(f"train.{section}.type: torch.optim has no optimizer of this name")
+        return kind(list(weights), **opt)
+
+    def build_net(self, section: str) -> nn.Module:
+        """The bare network that an option section describes, on the device."""
+        return build_network(self.opt[section]).to(self.device)
+
+    # Training
+
+    def feed_data(self, data: dict[str, Any]) -> None:
+        self.lq = data["lq"].to(self.device, non_blocking=True)
+        self.gt = data["gt"].to(self.device, non_blocking=True) if "gt" in data else None
+
+    @abstractmethod
+    def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:
+        """Losses of the current batch that are optimised, and values that are only watched."""
+
+    def optimizer_at(self, current_iter: int) -> Optimizer:
+        """The optimizer that makes the step of this iteration."""
+        return self.optimizer_g
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        losses, watched = self.compute_losses(current_iter)
+        self.take_step(self.optimizer_at(current_iter), losses)
+        self.update_average()
+        self.note(current_iter, losses | watched)
+
+    def take_step(self, optimizer: Optimizer, losses: Losses) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack([loss.reshape(()) for loss in losses.values()]).sum().backward()
+        limit = self.opt["train"].get("clip_grad_norm")
+        if limit:
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+            torch.nn.utils.clip_grad_norm_(weights, limit)
+        optimizer.step()
+
+    def update_average(self) -> None:
+        if self.net_g_ema is not None:
+            now = [weight.detach() for weight in self.get_bare_model(self.net_g).parameters()]
+            average = list(self.net_g_ema.parameters())
+            get_ema_multi_avg_fn(self.ema_decay)(average, now, 0)  # pyright: ignore[reportArgumentType]
+
+    def note(self, current_iter: int, values: Losses) -> None:
+        """Keep values for the log, on the iterations that print: reading a number waits for the device."""
+        every = int(self.opt["logger"]["print_freq"])
+        if current_iter % every == 0 or current_iter == 1:
+            self.log_dict = self.reduce_loss_dict(
+                {name: value.detach().reshape(()).float() for name, value in values.items()}
+            )
+            broken = [name for name, value in self.log_dict.items() if value != value or abs(value) == float("inf")]
+            if broken:
+                raise InputError(
+                    f"iteration {current_iter}: {', '.join(broken)} is not finite, the training has diverged; go back "
+                    "to an earlier state with path.resume_state, with a lower learning rate or train.clip_grad_norm"
+                )
+
+    def image_losses(self, restored: Tensor) -> Losses:
+        """Pixel and perceptual losses of restored images against the ground truth."""
+        losses: Losses = {}
+        if self.cri_pix is not None:
+            losses["l_pix"] = self.cri_pix(restored, self.gt)
+        if self.cri_perceptual is not None:
+            perceptual, style = self.cri_perceptual(restored, self.gt)
+            named = {"l_percep": perceptual, "l_style": style}
+            losses |= {name: loss for name, loss in named.items() if loss is not None}
+        return losses
+
+    def noise_at(self, current_iter: int) -> Tensor:
+        """Standard normal values (B, 256): a function of seed, iteration and rank, so that resuming changes nothing."""
+        key = (int(self.opt["manual_seed"]) * 1_000_003 + current_iter) * 4_099 + int(self.opt["rank"])
+        generator = torch.Generator().manual_seed(key % 2**63)
+        return torch.randn(len(self.lq), PRIOR_WIDTH, generator=generator).to(self.device)
+
+    # Evaluation
+
+    @property
+    def evaluated_net(self) -> nn.Module:
+        """The network that validation and test use: the moving average where there is one."""
+        return self.net_g_ema if self.net_g_ema is not None else self.get_bare_model(self.net_g)
+
+    def restored(self, net: nn.Module) -> Tensor:
+        """The current batch restored; start noise depends on `val.seed` alone, not on order or batch size."""
+        seed = int((self.opt.get("val") or {}).get("seed") or 0)
+        return net(self.lq, noise=start_noise(len(self.lq), width=PRIOR_WIDTH, seed=seed).to(self.device))
+
+    def test(self) -> None:
+        net = self.evaluated_net
+        was_training = net.training
+        net.eval()
+        try:
+            with torch.inference_mode():
+                self.output = self.restored(net)
+        finally:
+            net.train(was_training)
+
+    def dist_validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool) -> None:
+        self.nondist_validation(dataloader, current_iter, tb_logger, save_img)
+
+    def nondist_validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool) -> None:
+        """Restore and measure every image of a dataset; ranks share the images, rank 0 reports."""
+        dataset, opt = dataloader.dataset, self.opt.get("val") or {}
+        rank, world_size = self.opt["rank"], self.opt["world_size"]
+        metrics = opt.get("metrics") or {}
+        watch, scores = measuring.Stopwatch(), {}
+        names = self._result_names(dataset)
+        shown = measuring.samples(dataset, rank=rank, world_size=world_size, progress=opt.get("pbar", True))
+        for index, batch in shown:
+            self.feed_data(batch)
+            self.test()
+            if save_img:
+                measuring.write_image(self.output, self._picture_path(dataset, names[index], current_iter))
+            values = measuring.measure(self.output, self.gt, metrics) if self._comparable(metrics) else {}
+            scores[index] = (names[index], values)
+        result = measuring.gathered(scores, world_size=world_size)
+        result.seconds = watch.seconds()
+        self._report(dataset.opt["name"], result, metrics, current_iter, tb_logger)
+
+    def _comparable(self, metrics: dict[str, Any]) -> bool:
+        # Metrics that look at the restored image alone (niqe) need no ground truth.
+        alone = {"calculate_niqe"}
+        return self.gt is not None or (bool(metrics) and all(m["type"] in alone for m in metrics.values()))
+
+    def _result_names(self, dataset: Any) -> list[str]:
+        paths = getattr(dataset, "paths", None)
+        if paths is None or len(paths) != len(dataset):
+            return [f"{index:06d}" for index in range(len(dataset))]
+        return measuring.image_names([p["lq_path"] if isinstance(p, dict) else str(p) for p in paths])
+
+    def _picture_path(self, dataset: Any, name: str, current_iter: Any) -> Path:
+        folder = Path(self.opt["path"]["visualization"])
+        if self.is_train:
+            return folder / name / f"{name}_{current_iter}.png"
+        suffix = (self.opt.get("val") or {}).get("suffix") or self.opt["name"]
+        return folder / dataset.opt["name"] / f"{name}_{suffix}.png"
+
+    def _report(
+        self, dataset_name: str, scores: measuring.Scores, metrics: dict[str, Any], current_iter: Any, tb_logger: Any
+    ) -> None:
+        if self.opt["rank"] != 0:
+            return
+        lines = [f"Validation {dataset_name}: {len(scores.names)} images, "
+                 f"{scores.seconds / len(scores.names):.2f} s/image"]
+        if metrics and scores.values[0]:
+            self._initialize_best_metric_results(dataset_name)
+            for name, opt in metrics.items():
+                value = scores.mean(name)
+                self._update_best_metric_result(dataset_name, name, value, current_iter)
+                best = self.best_metric_results[dataset_name][name]
+                lines.append(f"\t # {name} ({measuring.protocol(opt)}): {value:.4f}"
+                             + (f"\tBest: {best['val']:.4f} @ {best['iter']} iter" if self.is_train else ""))
+                if tb_logger:
+                    tb_logger.add_scalar(f"metrics/{dataset_name}/{name}", value, current_iter)
+            if not self.is_train:
+                scores.write_csv(Path(self.opt["path"]["results_root"]) / f"{dataset_name}.csv")
+        elif metrics:
+            lines.append("\t (no ground truth: metrics that compare with it are left out)")
+        logger.info("\n".join(lines))
+
+    # Saving
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        if self.net_g_ema is not None:
+            nets = [self.net_g, self.net_g_ema]
+            self.save_network(nets, "net_g", current_iter, param_key=["params", "params_ema"])  # pyright: ignore
+        else:
+            self.save_network(self.net_g, "net_g", current_iter)
+        self.save_others(current_iter)
+        self.save_training_state(epoch, current_iter)
+
+    def save_others(self, current_iter: int) -> None:
+        """Save what a stage trains beside `net_g`, before the training state is written."""

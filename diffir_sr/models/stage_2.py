@@ -1,0 +1,71 @@
+"""What both phases of stage 2 share: the frozen teacher, the prior loss and the joint forward."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC
+from typing import Any
+
+import torch
+from basicsr.losses import build_loss
+from torch import Tensor, nn
+
+from diffir_sr.checkpoints import fit, read_weights
+from diffir_sr.errors import OptionError
+from diffir_sr.models.restoration_model import Losses, RestorationModel
+
+logger = logging.getLogger("basicsr")
+
+
+class Stage2Model(RestorationModel, ABC):
+    """Trains DiffIRS2 to reach the prior of a frozen stage-1 teacher from the degraded image alone."""
+
+    def init_training_settings(self) -> None:
+        train = self.opt["train"]
+        self.encoder_iter = int(train.get("encoder_iter") or 0)
+        self.teacher = self._load_teacher()
+        self.cri_kd = build_loss(train.get("kd_opt") or {"type": "KDLoss"}).to(self.device)
+        super().init_training_settings()
+
+    def _load_teacher(self) -> nn.Module:
+        """The prior encoder of `network_S1`, frozen; the body of stage 1 is not kept."""
+        path = self.opt["path"].get("pretrain_network_S1")
+        if not path or "network_S1" not in self.opt:
+            raise OptionError(
+                "stage 2 learns from a stage-1 network: give network_S1 and path.pretrain_network_S1 (the net_g file "
+                "that a DiffIRS1Model training wrote)"
+            )
+        stage_1 = self.build_net("network_S1")
+        # The EMA weights, whatever param_key_g says: BasicSR turns that one to 'params' when it resumes.
+        key = self.opt["path"].get("param_key_S1") or "params_ema"
+        said = fit(stage_1, read_weights(path, key=key), where="path.pretrain_network_S1", strict=True)
+        logger.info(f"Loaded {said}")
+        return stage_1.get_submodule("E").eval().requires_grad_(False)
+
+    def teacher_prior(self) -> Tensor:
+        """Stage 1's prior (B, 256) of the current batch."""
+        with torch.no_grad():
+            return self.teacher(self.lq, self.gt)
+
+    def prior_losses(self, teacher_prior: Tensor, walked: list[Tensor]) -> tuple[Losses, Losses]:
+        """The L1 term of the last step's prior, optimised, and the KL term, watched (published log names)."""
+        kl, l1 = self.cri_kd(teacher_prior, walked[-1])
+        last = len(walked) - 1
+        return {f"l_abs_{last}": l1}, {f"l_kd_{last}": kl}
+
+    def joint_losses(self, current_iter: int) -> tuple[Tensor, Losses, Losses]:
+        """Restored images, the losses of image and prior, and what is watched."""
+        prior = self.teacher_prior()
+        restored, walked = self.net_g(self.lq, prior, noise=self.noise_at(current_iter))
+        distances, watched = self.prior_losses(prior, walked)
+        return restored, {**self.image_losses(restored), **distances}, watched
+
+    def law(self, name: str) -> dict[str, Any]:
+        """lr, gamma and interval of the published manual rate `lr_<name>`; all three are needed."""
+        train = self.opt["train"]
+        keys = {"base": f"lr_{name}", "gamma": f"gamma_{name}", "every": f"lr_decay_{name}"}
+        absent = [key for key in keys.values() if train.get(key) is None]
+        if absent:
+            raise OptionError(f"train: encoder_iter > 0 needs {', '.join(absent)}")
+        values = {argument: train[key] for argument, key in keys.items()}
+        return {**values, "every": int(values["every"])}

@@ -1,0 +1,108 @@
+"""Measuring a model on a dataset: images restored one by one, metrics, pictures, progress, over all ranks."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from basicsr.metrics import calculate_metric
+from basicsr.utils import imwrite, tensor2img
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+from tqdm import tqdm
+
+from diffir_sr.errors import InputError
+
+logger = logging.getLogger("basicsr")
+
+
+@dataclass
+class Scores:
+    """Metric values per image of one dataset, in the dataset's order."""
+
+    names: list[str] = field(default_factory=list)
+    values: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def mean(self, metric: str) -> float:
+        return float(np.mean([row[metric] for row in self.values]))
+
+    def write_csv(self, path: Path) -> None:
+        """One row per image and a last row 'mean'."""
+        metrics = list(self.values[0])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["image", *metrics])
+            for name, row in zip(self.names, self.values, strict=True):
+                table.writerow([name, *(f"{row[metric]:.6f}" for metric in metrics)])
+            table.writerow(["mean", *(f"{self.mean(metric):.6f}" for metric in metrics)])
+
+
+def samples(dataset: Dataset[Any], *, rank: int, world_size: int, progress: bool) -> Iterator[tuple[int, Any]]:
+    """(index, batch of one) of every image that is this rank's share; a bar with ETA on rank 0 if asked."""
+    count = len(dataset)  # pyright: ignore[reportArgumentType] - every dataset here has a length
+    if not count:
+        raise InputError("the validation dataset holds no images")
+    indices = range(rank, count, world_size)
+    shown = tqdm(indices, unit="image", disable=not progress or rank > 0, leave=False)
+    for index in shown:
+        yield index, default_collate([dataset[index]])
+
+
+def image_names(paths: list[str]) -> list[str]:
+    """File names for results: the stem of each path, with its folders in front where stems repeat."""
+    stems = [Path(path).stem if Path(path).suffix else Path(path).name for path in paths]
+    repeated = {stem for stem in stems if stems.count(stem) > 1}
+    if not repeated:
+        return stems
+    whole = [str(Path(path).with_suffix("")).strip("/").replace("/", "_") for path in paths]
+    return [long if stem in repeated else stem for stem, long in zip(stems, whole, strict=True)]
+
+
+def measure(restored: Tensor, gt: Tensor | None, metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Metric values of one image (1, 3, H, W); metrics that compare need `gt`."""
+    data: dict[str, np.ndarray] = {"img": tensor2img([restored])}
+    if gt is not None:
+        data["img2"] = tensor2img([gt])
+    return {name: float(calculate_metric(data, dict(opt))) for name, opt in metrics.items()}
+
+
+def write_image(restored: Tensor, path: Path) -> None:
+    """Save (1, 3, H, W) in [0, 1] as an 8-bit image; values are clipped and rounded."""
+    imwrite(tensor2img([restored]), str(path))
+
+
+def gathered(scores: dict[int, tuple[str, dict[str, float]]], *, world_size: int) -> Scores:
+    """Scores of all ranks in the dataset's order, equal on every rank."""
+    parts: list[Any] = [scores]
+    if world_size > 1:
+        parts = [None] * world_size
+        torch.distributed.all_gather_object(parts, scores)
+    merged = dict(sorted(item for part in parts for item in part.items()))
+    return Scores([name for name, _ in merged.values()], [row for _, row in merged.values()])
+
+
+def protocol(opt: Mapping[str, Any]) -> str:
+    """How a metric was measured, to stand beside its value: channel and border."""
+    parts = ["Y" if opt.get("test_y_channel") else "RGB"]
+    if "crop_border" in opt:
+        parts.append(f"border {opt['crop_border']}")
+    return ", ".join(parts)
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start

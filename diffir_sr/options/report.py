@@ -1,0 +1,117 @@
+"""What is wrong with an option file: problems and warnings by key, each told with the place where the key stands."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffir_sr.errors import OptionError
+
+Keys = tuple[str | int, ...]  # the way from the top of a file to a value
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a key stands: a file and a line, or a command line argument (line 0)."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}" if self.line else self.file
+
+
+@dataclass
+class Report:
+    """Collects problems and warnings; `elsewhere` (section: names) serves hints about keys in the wrong section."""
+
+    elsewhere: Mapping[str, Iterable[str]] = field(default_factory=dict)
+    problems: list[tuple[Keys, str]] = field(default_factory=list)
+    warnings: list[tuple[Keys, str]] = field(default_factory=list)
+
+    def problem(self, keys: Keys, text: str) -> None:
+        self.problems.append((keys, text))
+
+    def warn(self, keys: Keys, text: str) -> None:
+        self.warnings.append((keys, text))
+
+    def unknown(self, keys: Keys, known: Iterable[str]) -> None:
+        """An option that nobody reads; the message proposes what may have been meant."""
+        self.problem(keys, f"unknown option; {_hint(keys, sorted(known), self.elsewhere)}")
+
+    def touches(self, keys: Keys) -> bool:
+        """Whether a problem was found at this value, around it or inside it."""
+        return any(at[: len(keys)] == keys[: len(at)] for at, _ in self.problems)
+
+
+def fail_on_problems(report: Report, places: Mapping[Keys, Place], *, file: str) -> None:
+    """Raise one OptionError that names every problem in the order of the lines, or do nothing if there is none."""
+    if not report.problems:
+        return
+    lines = told(report.problems, places)
+    count = f"{file}: {len(lines)} problems\n" if len(lines) > 1 else ""
+    raise OptionError(count + "\n".join(lines))
+
+
+def told(notes: Iterable[tuple[Keys, str]], places: Mapping[Keys, Place]) -> list[str]:
+    """`file:line: section.key: text` of each note, sorted by file (main file first) and line."""
+    order = {file: rank for rank, file in enumerate(dict.fromkeys(place.file for place in places.values()))}
+    found = [(place_of(keys, places), keys, text) for keys, text in notes]
+    found.sort(key=lambda note: (note[0].line == 0, order.get(note[0].file, 0), note[0].line))
+    return list(dict.fromkeys(f"{place}: {dotted(keys)}: {text}" for place, keys, text in found))
+
+
+def place_of(keys: Keys, places: Mapping[Keys, Place]) -> Place:
+    """Where the key stands, or the nearest section around it if it stands nowhere."""
+    while keys not in places:
+        keys = keys[:-1]
+    return places[keys]
+
+
+def dotted(keys: Keys) -> str:
+    """('train', 'periods', 0) as 'train.periods[0]'."""
+    text = ""
+    for key in keys:
+        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else key
+    return text or "the file"
+
+
+def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The known name most like `name` whatever its case, or None."""
+    by_lower = {other.lower(): other for other in known}
+    found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
+    return by_lower[found[0]] if found else None
+
+
+def found(value: Any) -> str:
+    """A value as it is named in messages."""
+    if value is None:
+        return "nothing (~)"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "a section with keys " + (", ".join(map(str, list(value)[:5])) or "(none)")
+    if isinstance(value, str):
+        return f"{value!r} (text)"
+    text = repr(value) if isinstance(value, (int, float, list)) else str(value)
+    text = text if len(text) <= 60 else text[:57] + "..."
+    return f"the list {text}" if isinstance(value, list) else text
+
+
+def _hint(keys: Keys, known: list[str], elsewhere: Mapping[str, Iterable[str]]) -> str:
+    name, here = str(keys[-1]), dotted(keys[:-1]) if len(keys) > 1 else ""
+    here = "datasets.*" if here.startswith("datasets.") else here
+    others = {section: list(names) for section, names in elsewhere.items() if section != here}
+    if very_near := nearest(name, known, cutoff=0.8):
+        return f"did you mean {very_near!r}?"
+    for section, names in others.items():
+        if name in names:
+            return f"it belongs {f'under {section!r}' if section else 'at the top level'}"
+    if near := nearest(name, known):
+        return f"did you mean {near!r}?"
+    for section, names in others.items():
+        if near := nearest(name, names, cutoff=0.8):
+            return f"did you mean {near!r} {f'under {section!r}' if section else 'at the top level'}?"
+    return f"known options here: {', '.join(known) or 'none'}"

@@ -1,0 +1,214 @@
+"""`basicsr train`: one loop for every BasicSR model, by iterations, that can be stopped and resumed at any point."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from basicsr.models import build_model
+from basicsr.train import init_tb_loggers
+from basicsr.utils import AvgTimer, MessageLogger, mkdir_and_rename
+from basicsr.utils.options import dict2str
+from torch.utils.data import DataLoader
+
+from diffir_sr.compat import load_resume_state
+from diffir_sr.options import LoadedOptions
+from diffir_sr.training.run import (
+    RunArguments,
+    check_data,
+    complete_options,
+    evaluation_loaders,
+    start_log,
+    training_loader,
+)
+from diffir_sr.training.sampler import DrawSampler
+
+logger = logging.getLogger("basicsr")
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM arrived; the state was saved."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+
+
+def train(loaded: LoadedOptions, arguments: RunArguments) -> None:
+    """Train what an option file describes; raises Interrupted after saving when asked to stop."""
+    opt = complete_options(loaded.values, arguments, is_train=True)
+    check_data(opt)
+    torch.backends.cudnn.benchmark = True
+    state = load_resume_state(opt)
+    start_log(opt, verb="train", option_file=Path(loaded.path), new=state is None)
+    for warning in loaded.warnings:
+        logger.warning(warning)
+    logger.info(dict2str(opt))
+    writer = _tensorboard(opt, new=state is None)
+    loader, sampler = training_loader(opt)
+    evaluations = evaluation_loaders(opt, ("val",))
+    _describe(opt, loader)
+    model = build_model(opt)
+    done = 0
+    if state is not None:
+        model.resume_training(state)
+        done = state["iter"]
+        logger.info(f"Resuming after iteration {done:,d}")
+    last = _iterate(model, opt, loader, sampler, evaluations, writer, done=done)
+    logger.info("Saving the final networks as 'latest'")
+    model.save(epoch=-1, current_iter=-1)
+    if opt.get("val") and last % opt["val"]["val_freq"]:
+        for evaluation in evaluations:
+            model.validation(evaluation, last, writer, opt["val"].get("save_img", False))
+    if writer:
+        writer.close()
+
+
+def _tensorboard(opt: dict[str, Any], *, new: bool) -> Any:
+    opt["logger"].setdefault("use_tb_logger", False)
+    if opt["rank"] != 0:
+        return None
+    if new and opt["logger"]["use_tb_logger"] and "debug" not in opt["name"]:
+        mkdir_and_rename(os.path.join(opt["root_path"], "tb_logger", opt["name"]))
+    return init_tb_loggers(opt)
+
+
+def _describe(opt: dict[str, Any], loader: DataLoader[Any]) -> None:
+    total, batch = opt["train"]["total_iter"], (loader.batch_size or 1) * opt["world_size"]
+    logger.info(
+        f"{total:,d} iterations with batch {batch}, {len(loader):,d} iterations per epoch, "
+        f"{total * batch:,d} patches in all"
+    )
+
+
+def _iterate(
+    model: Any,
+    opt: dict[str, Any],
+    loader: DataLoader[Any],
+    sampler: DrawSampler,
+    evaluations: list[DataLoader[Any]],
+    writer: Any,
+    *,
+    done: int,
+) -> int:
+    total, every, save_every = (
+        int(opt["train"]["total_iter"]),
+        int(opt["logger"]["print_freq"]),
+        int(opt["logger"]["save_checkpoint_freq"]),
+    )
+    report = MessageLogger(opt, done, writer)
+    data_timer, step_timer = AvgTimer(), AvgTimer()
+    started = time.perf_counter()
+    with _Stop() as stop:
+        for iteration, (epoch, batch) in enumerate(_batches(loader, sampler, opt, done=done), start=done + 1):
+            if iteration > total:
+                break
+            data_timer.record()
+            model.update_learning_rate(iteration, warmup_iter=opt["train"].get("warmup_iter", -1))
+            model.feed_data(batch)
+            model.optimize_parameters(iteration)
+            step_timer.record()
+            if iteration == done + 1:
+                logger.info(f"First iteration done after {time.perf_counter() - started:.1f} s")
+                report.reset_start_time()
+            if iteration % every == 0:
+                _log(model, report, epoch, iteration, step_timer, data_timer)
+            stopping = stop.agreed(opt)
+            if iteration % save_every == 0 or stopping:
+                logger.info("Saving networks and training state")
+                model.save(epoch, iteration)
+            if stopping:
+                logger.warning(f"Stopped after iteration {iteration:,d}; go on with --auto_resume")
+                raise Interrupted(stopping)
+            if opt.get("val") and iteration % opt["val"]["val_freq"] == 0:
+                for evaluation in evaluations:
+                    model.validation(evaluation, iteration, writer, opt["val"].get("save_img", False))
+            data_timer.start()
+            step_timer.start()
+    return total
+
+
+def _batches(
+    loader: DataLoader[Any], sampler: DrawSampler, opt: dict[str, Any], *, done: int
+) -> Iterator[tuple[int, Any]]:
+    """(epoch, batch) without end, from the batch after the `done`-th."""
+    per_epoch = sampler.per_rank // (loader.batch_size or 1)
+    epoch, offset = divmod(done, per_epoch)
+    on_gpu = opt["num_gpu"] > 0
+    while True:
+        sampler.start_at(epoch, skip=offset * (loader.batch_size or 1))
+        yield from ((epoch, batch) for batch in (_ahead(loader) if on_gpu else loader))
+        epoch, offset = epoch + 1, 0
+
+
+def _ahead(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Batches with their copy to the device begun one batch early."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    stream = torch.cuda.Stream()
+    waiting: Any = None
+    for batch in loader:
+        with torch.cuda.stream(stream):
+            moved = {
+                key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value
+                for key, value in batch.items()
+            }
+        if waiting is not None:
+            yield waiting
+        torch.cuda.current_stream().wait_stream(stream)
+        waiting = moved
+    if waiting is not None:
+        yield waiting
+
+
+def _log(
+    model: Any, report: MessageLogger, epoch: int, iteration: int, step_timer: AvgTimer, data_timer: AvgTimer
+) -> None:
+    report(
+        {
+            "epoch": epoch,
+            "iter": iteration,
+            "lrs": model.get_current_learning_rate(),
+            "time": step_timer.get_avg_time(),
+            "data_time": data_timer.get_avg_time(),
+            **model.get_current_log(),
+        }
+    )
+
+
+class _Stop:
+    """Notes SIGINT and SIGTERM instead of dying in the middle of a step; a second one dies at once."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._kept: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stop:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._kept[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._kept.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.number:
+            sys.exit(128 + number)
+        self.number = number
+
+    def agreed(self, opt: dict[str, Any]) -> int:
+        """The signal that any rank got, so that all stop after the same iteration; 0 if none."""
+        if not opt["dist"]:
+            return self.number
+        device = "cuda" if opt["num_gpu"] else "cpu"
+        noted = torch.tensor(self.number, device=device)
+        torch.distributed.all_reduce(noted, op=torch.distributed.ReduceOp.MAX)
+        return int(noted.item())

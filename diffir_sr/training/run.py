@@ -1,0 +1,175 @@
+"""From checked options to a run: distributed start, seeds, folders, log, loaders."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import basicsr
+import torch
+import yaml
+from basicsr.data import build_dataloader, build_dataset
+from basicsr.utils import get_root_logger, get_time_str, make_exp_dirs, set_random_seed
+from basicsr.utils.dist_util import get_dist_info, init_dist
+from torch.utils.data import DataLoader
+
+from diffir_sr.data.pairs import check_paired_options
+from diffir_sr.errors import InputError, OptionError
+from diffir_sr.training.sampler import DrawSampler
+from diffir_sr.version import __version__
+
+logger = logging.getLogger("basicsr")
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """What the command line adds to an option file."""
+
+    launcher: str = "none"
+    auto_resume: bool = False
+    debug: bool = False
+    root: Path = Path()
+
+
+def complete_options(opt: dict[str, Any], arguments: RunArguments, *, is_train: bool) -> dict[str, Any]:
+    """`opt` with everything BasicSR's classes expect beside it: ranks, seed, phases, absolute run folders.
+
+    Starts torch.distributed when a launcher is named.
+    """
+    opt["dist"] = arguments.launcher != "none"
+    if opt["dist"]:
+        _start_distributed(arguments.launcher, opt.get("dist_params") or {})
+    opt["rank"], opt["world_size"] = get_dist_info()
+    if opt.get("manual_seed") is None:
+        if opt["dist"]:
+            raise OptionError("manual_seed: several processes need one given seed, found none")
+        opt["manual_seed"] = random.randint(1, 10000)
+    set_random_seed(opt["manual_seed"] + opt["rank"])
+    opt["auto_resume"], opt["is_train"] = arguments.auto_resume, is_train
+    if opt.get("num_gpu", "auto") == "auto":
+        opt["num_gpu"] = torch.cuda.device_count()
+    elif opt["num_gpu"] > torch.cuda.device_count():
+        raise OptionError(
+            f"num_gpu: {opt['num_gpu']} asked for, {torch.cuda.device_count()} CUDA devices found; use auto or 0"
+        )
+    if arguments.debug and not opt["name"].startswith("debug"):
+        opt["name"] = f"debug_{opt['name']}"
+    for phase, dataset in opt["datasets"].items():
+        dataset["phase"] = phase.split("_")[0]
+        dataset.setdefault("name", phase)
+        if "scale" in opt:
+            dataset["scale"] = opt["scale"]
+        dataset.setdefault("seed", opt["manual_seed"])
+        for key in ("dataroot_gt", "dataroot_lq"):
+            if dataset.get(key):
+                dataset[key] = os.path.expanduser(dataset[key])
+    _name_folders(opt, arguments.root.resolve(), is_train=is_train)
+    if is_train and arguments.debug:
+        opt["logger"] |= {"print_freq": 1, "save_checkpoint_freq": 8}
+        if opt.get("val"):
+            opt["val"]["val_freq"] = 8
+    return opt
+
+
+def _start_distributed(launcher: str, parameters: dict[str, Any]) -> None:
+    if launcher == "pytorch" and "RANK" not in os.environ:
+        raise OptionError(
+            "--launcher pytorch: this process was not started by torchrun (no RANK in the environment); run: "
+            "torchrun --nproc_per_node=N -m diffir_sr basicsr train -opt FILE --launcher pytorch"
+        )
+    if launcher == "slurm":
+        init_dist(launcher, **parameters)
+    else:
+        init_dist(launcher)
+
+
+def _name_folders(opt: dict[str, Any], root: Path, *, is_train: bool) -> None:
+    opt["root_path"] = str(root)
+    path = opt.setdefault("path", {})
+    home = root / ("experiments" if is_train else "results") / opt["name"]
+    path["experiments_root" if is_train else "results_root"] = str(home)
+    path["log"] = str(home)
+    path["visualization"] = str(home / "visualization")
+    if is_train:
+        path["models"] = str(home / "models")
+        path["training_states"] = str(home / "training_states")
+
+
+def check_data(opt: dict[str, Any]) -> None:
+    """Raise InputError for data that cannot be trained or tested on, before anything is written or built."""
+    for phase, dataset in opt["datasets"].items():
+        try:
+            check_paired_options(dataset)
+        except InputError as error:
+            raise InputError(f"datasets.{phase}: {error}") from error
+
+
+def start_log(opt: dict[str, Any], *, verb: str, option_file: Path, new: bool) -> None:
+    """Make the run's folders (an older run of the same name is renamed, never deleted), log file and option copy."""
+    if new:
+        make_exp_dirs(opt)
+    if opt["dist"]:
+        torch.distributed.barrier()
+    log_file = Path(opt["path"]["log"]) / f"{verb}_{opt['name']}_{get_time_str()}.log"
+    get_root_logger(log_level=logging.INFO, log_file=str(log_file))
+    if opt["rank"] == 0:
+        _copy_options(opt, option_file, Path(opt["path"]["log"]))
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    logger.info(
+        f"diffir_sr {__version__}, basicsr {basicsr.__version__} ({Path(basicsr.__file__).parent}), "
+        f"torch {torch.__version__}, Python {platform.python_version()}, "
+        f"devices: {', '.join(devices) or f'CPU, {torch.get_num_threads()} threads'}, ranks: {opt['world_size']}"
+    )
+
+
+def _copy_options(opt: dict[str, Any], option_file: Path, folder: Path) -> None:
+    """Keep the file as it was written, and beside it what it meant in the end."""
+    (folder / option_file.name).write_text(option_file.read_text())
+    plain = yaml.safe_dump(_plain(opt), sort_keys=False, allow_unicode=True)
+    (folder / "options_used.yml").write_text(plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def training_loader(opt: dict[str, Any]) -> tuple[DataLoader[Any], DrawSampler]:
+    """The loader of `datasets.train` and the sampler inside it."""
+    section = opt["datasets"]["train"]
+    dataset = build_dataset(section)
+    sampler = DrawSampler(
+        dataset,
+        ratio=section.get("dataset_enlarge_ratio", 1),
+        rank=opt["rank"],
+        world_size=opt["world_size"],
+        seed=opt["manual_seed"],
+    )
+    loader = build_dataloader(
+        dataset, section, num_gpu=opt["num_gpu"], dist=opt["dist"], sampler=sampler, seed=opt["manual_seed"]
+    )
+    if len(loader) == 0:
+        raise InputError(
+            f"datasets.train: {len(dataset)} images x dataset_enlarge_ratio {section.get('dataset_enlarge_ratio', 1)} "
+            f"are fewer than one batch of {loader.batch_size}; raise dataset_enlarge_ratio or lower batch_size_per_gpu"
+        )
+    return loader, sampler
+
+
+def evaluation_loaders(opt: dict[str, Any], phases: tuple[str, ...]) -> list[DataLoader[Any]]:
+    """One loader per dataset whose section name starts with one of `phases`, in the file's order."""
+    loaders = []
+    for section in opt["datasets"].values():
+        if section["phase"] in phases:
+            dataset = build_dataset(section)
+            logger.info(f"{section['name']}: {len(dataset)} images")
+            loaders.append(build_dataloader(dataset, section, num_gpu=opt["num_gpu"], dist=opt["dist"]))
+    return loaders

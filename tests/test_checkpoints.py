@@ -1,0 +1,130 @@
+"""Weights files: told apart, loaded exactly, refused in plain words."""
+
+import pytest
+import torch
+from golden_cases import PAPER, TINY, build_stages, load_case
+
+from diffir_sr.archs.diffir_arch import DiffIRS1, DiffIRS2
+from diffir_sr.checkpoints import fit, identify, read_weights
+from diffir_sr.errors import CheckpointError
+
+SMALL = dict(dim=8, num_blocks=[1, 2, 1, 1], num_refinement_blocks=1, n_encoder_res=2, LayerNorm_type="BiasFree")
+
+
+def saved(net, name="net.pth", **entries):
+    torch.save({"params": net.state_dict(), **entries}, name)
+    return name
+
+
+def load(net, name, **how):
+    return fit(net, read_weights(name), where="path.pretrain_network_g", **({"strict": True} | how))
+
+
+@pytest.mark.parametrize("name", TINY + PAPER)
+def test_every_argument_is_read_back_from_the_weights(name):
+    facts, _ = load_case(name)
+    with torch.device("meta"):
+        stages = build_stages(name, facts)
+    for stage, kind, net in zip((1, 2), (DiffIRS1, DiffIRS2), stages, strict=True):
+        tensors = {key: torch.empty_like(value, device="cpu") for key, value in net.state_dict().items()}
+        if stage == 2:
+            tensors["diffusion.betas"] = torch.tensor(facts["diffusion_buffers"]["betas"])
+        found = identify(tensors)
+        assert found.stage == stage
+        with torch.device("meta"):
+            again = kind(**found.arguments)
+        shapes = {key: value.shape for key, value in again.state_dict().items()}
+        assert shapes == {key: value.shape for key, value in tensors.items()}
+
+
+def test_a_published_stage_2_file_with_tied_tensors_loads_strictly_and_saves_back():
+    source, target = DiffIRS2(**SMALL), DiffIRS2(**SMALL)
+    torch.save({"params_ema": source.state_dict()}, "published.pth")
+    content = torch.load("published.pth", weights_only=True)["params_ema"]
+    assert "diffusion.model.resmlp.0.weight" in content
+    assert "denoise.resmlp.0.weight" in content
+    target.load_state_dict(content, strict=True)
+    again = target.state_dict()
+    assert again.keys() == content.keys()
+    assert all(torch.equal(again[key], content[key]) for key in content)
+    assert "params_ema" in load(target, "published.pth")
+
+
+def test_stage_2_takes_all_of_the_body_and_nothing_else_from_stage_1():
+    s1, s2 = DiffIRS1(**SMALL), DiffIRS2(**SMALL)
+    before = {name: value.clone() for name, value in s2.state_dict().items()}
+    load(s2, saved(s1), from_stage_1=True)
+    for name, value in s2.state_dict().items():
+        source = s1.state_dict()[name] if name.startswith("G.") else before[name]
+        assert torch.equal(value, source), name
+
+
+def test_an_incomplete_body_is_an_error_that_names_what_did_not_match():
+    s1, s2 = DiffIRS1(**SMALL), DiffIRS2(**SMALL)
+    tensors = s1.state_dict()
+    del tensors["G.tail.1.bias"]
+    torch.save({"params": tensors}, "broken.pth")
+    for strict in (True, False):
+        with pytest.raises(CheckpointError, match=r"1 missing in the file, such as G\.tail\.1\.bias"):
+            load(s2, "broken.pth", strict=strict, from_stage_1=True)
+
+
+def test_a_stage_2_file_in_the_stage_1_slot_is_refused_with_its_identity():
+    name = saved(DiffIRS2(**SMALL), "mine.pth")
+    with pytest.raises(CheckpointError) as refused:
+        fit(DiffIRS1(**SMALL), read_weights(name), where="path.pretrain_network_S1", strict=True)
+    for part in ("path.pretrain_network_S1", "mine.pth", "is DiffIR stage 2, sr x4, dim 8", "needed here is DiffIR stage 1"):
+        assert part in str(refused.value)
+
+
+def test_a_stage_1_file_is_no_network_to_test_with():
+    with pytest.raises(CheckpointError, match="is DiffIR stage 1"):
+        load(DiffIRS2(**SMALL), saved(DiffIRS1(**SMALL)), strict=False)
+
+
+def test_another_scale_or_size_is_refused_with_both():
+    name = saved(DiffIRS2(scale=4, **SMALL))
+    with pytest.raises(CheckpointError, match="sr x4.*options describe DiffIR stage 2, sr x2"):
+        load(DiffIRS2(scale=2, **SMALL), name)
+    with pytest.raises(CheckpointError, match=r"dim: 8 in the file, 16 in the options"):
+        load(DiffIRS2(**(SMALL | dict(dim=16))), name)
+
+
+def test_a_foreign_file_is_refused_even_when_loading_is_not_strict():
+    torch.save({"params": {"conv_first.weight": torch.zeros(1)}}, "esrgan.pth")
+    with pytest.raises(CheckpointError, match="not a DiffIR checkpoint.*conv_first.weight"):
+        load(DiffIRS2(**SMALL), "esrgan.pth", strict=False)
+
+
+def test_missing_damaged_and_hostile_files_are_named():
+    with pytest.raises(CheckpointError, match="no such weights file.*absent.pth"):
+        read_weights("absent.pth")
+    whole = saved(DiffIRS1(**SMALL), "whole.pth")
+    data = open(whole, "rb").read()
+    with open("cut.pth", "wb") as file:
+        file.write(data[: len(data) // 2])
+    with pytest.raises(CheckpointError, match="cut.pth: not a readable"):
+        read_weights("cut.pth")
+    torch.save({"params": print}, "code.pth")
+    with pytest.raises(CheckpointError, match="code.pth"):
+        read_weights("code.pth")
+    torch.save({"iter": 3}, "state.pth")
+    with pytest.raises(CheckpointError, match="expected params_ema or params, found the entries iter"):
+        read_weights("state.pth")
+
+
+def test_bare_and_wrapped_state_dicts_are_read_too():
+    net = DiffIRS1(**SMALL)
+    torch.save({f"module.{name}": value for name, value in net.state_dict().items()}, "bare.pth")
+    weights = read_weights("bare.pth")
+    assert weights.key is None
+    assert weights.tensors.keys() == net.state_dict().keys()
+
+
+def test_the_average_is_preferred_and_the_raw_weights_are_the_fallback():
+    first, second = DiffIRS1(**SMALL), DiffIRS1(**SMALL)
+    name = saved(first, params_ema=second.state_dict())
+    key = "G.patch_embed.proj.weight"
+    assert torch.equal(read_weights(name).tensors[key], second.state_dict()[key])
+    assert torch.equal(read_weights(name, key="params").tensors[key], first.state_dict()[key])
+    assert read_weights(saved(first)).key == "params"
