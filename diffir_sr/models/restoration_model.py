@@ -25,6 +25,7 @@ from diffir_sr.errors import InputError, OptionError
 from diffir_sr.losses.vgg_weights import load_vgg
 from diffir_sr.models import validation as measuring
 from diffir_sr.models.schedulers import build_scheduler
+from diffir_sr.training.record import append_record
 
 logger = logging.getLogger("basicsr")
 Losses = dict[str, Tensor]
@@ -41,7 +42,6 @@ class RestorationModel(SRModel, ABC):
         self.gt: Tensor | None = None
         self.log_dict: dict[str, float] = {}
         self.best_metric_results: dict[str, Any] = {}
-        self._log_now = True
         super().__init__(opt)
 
     # Set-up
@@ -259,7 +259,11 @@ class RestorationModel(SRModel, ABC):
                              + (f"\tBest: {best['val']:.4f} @ {best['iter']} iter" if self.is_train else ""))
                 if tb_logger:
                     tb_logger.add_scalar(f"metrics/{dataset_name}/{name}", value, current_iter)
-            if not self.is_train:
+            if self.is_train:
+                row = {name: scores.mean(name) for name in metrics}
+                record = {"iter": current_iter, "dataset": dataset_name, **row}
+                append_record(Path(self.opt["path"]["log"]) / "validation.jsonl", record)
+            else:
                 scores.write_csv(Path(self.opt["path"]["results_root"]) / f"{dataset_name}.csv")
         elif metrics:
             lines.append("\t (no ground truth: metrics that compare with it are left out)")
@@ -268,6 +272,7 @@ class RestorationModel(SRModel, ABC):
     # Saving
 
     def save(self, epoch: int, current_iter: int) -> None:
+        self._refuse_broken_weights(current_iter)
         if self.net_g_ema is not None:
             nets = [self.net_g, self.net_g_ema]
             self.save_network(nets, "net_g", current_iter, param_key=["params", "params_ema"])  # pyright: ignore
@@ -278,3 +283,12 @@ class RestorationModel(SRModel, ABC):
 
     def save_others(self, current_iter: int) -> None:
         """Save what a stage trains beside `net_g`, before the training state is written."""
+
+    def _refuse_broken_weights(self, current_iter: int) -> None:
+        """A network that has diverged must not take the place of the last good checkpoint."""
+        for name, weight in self.get_bare_model(self.net_g).named_parameters():
+            if not torch.isfinite(weight).all():
+                raise InputError(
+                    f"iteration {current_iter}: {name} holds values that are not finite, nothing was saved; go back to "
+                    "an earlier state with path.resume_state, with a lower learning rate or train.clip_grad_norm"
+                )

@@ -1,4 +1,4 @@
-"""Checking the arguments of what BasicSR builds from options, against the signature of what will be called."""
+"""Checking the arguments of what is built from options, against the signature of what will be called."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserErro
 from diffir_sr.options.report import Keys, Report, found, nearest
 from diffir_sr.options.sections import check_value
 
-_SUFFIX = "_basicsr"  # BasicSR registers some of its classes under names with this ending and finds them without
+_SUFFIX = (
+    "_basicsr"  # BasicSR registers some of its classes under names with this ending and finds them without
+)
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -24,8 +26,10 @@ def find(registry: Registry, name: Any) -> Any | None:
     return known.get(name, known.get(f"{name}{_SUFFIX}")) if isinstance(name, str) else None
 
 
-def check_type(registry: Registry, given: Mapping[str, Any], keys: Keys, report: Report, *, kind: str) -> Any | None:
-    """What `given["type"]` names, or None with a problem: there is no type, or nothing of that name is registered."""
+def check_type(
+    registry: Registry, given: Mapping[str, Any], keys: Keys, report: Report, *, kind: str
+) -> Any | None:
+    """What `given["type"]` names; None, with a problem, if there is no type or nothing of that name."""
     if "type" not in given:
         report.problem((*keys, "type"), f"missing: the name of {_a(kind)}")
         return None
@@ -45,7 +49,8 @@ def named(registry: Registry, name: Any, keys: Keys, report: Report, *, kind: st
     hint = f"did you mean {near!r}? " if near else ""
     listed = ", ".join(f"{known} ({origin})" for known, origin in sorted(origins.items())) or "none"
     report.problem(
-        keys, f"no {kind} is called {name!r}; {hint}Known: {listed}. Names of your own need their module in 'plugins'"
+        keys,
+        f"no {kind} is called {name!r}; {hint}Known: {listed}. Names of your own come from 'plugins'",
     )
     return None
 
@@ -62,8 +67,8 @@ def check_arguments(
 ) -> dict[str, Any]:
     """`given` with values as the annotations of `target` want them; `type` stays as it is.
 
-    `leave_out` names parameters that are not for option files, `also` names options that `target` does not take
-    but somebody reads. `any_keyword` says whether a `**kwargs` of `target` makes every name right.
+    `leave_out` names parameters that are not for option files, `also` options that `target` does not take but
+    somebody reads. `any_keyword` says whether a `**kwargs` of `target` makes every name right.
     """
     parameters = _parameters(target, frozenset(leave_out))
     also = also or {}
@@ -85,7 +90,11 @@ def check_arguments(
 
 
 def _check_argument(
-    adapter: TypeAdapter[Any] | None, parameter: inspect.Parameter | None, value: Any, keys: Keys, report: Report
+    adapter: TypeAdapter[Any] | None,
+    parameter: inspect.Parameter | None,
+    value: Any,
+    keys: Keys,
+    report: Report,
 ) -> Any:
     if adapter is None:
         return value

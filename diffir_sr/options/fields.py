@@ -23,7 +23,9 @@ def expected(what: str) -> PydanticCustomError:
 def _as_number(value: Any) -> Any:
     # Quoted numbers ("5e3") are numbers too; true and false are none, although Python counts them as such.
     try:
-        number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else None
+        number = (
+            float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else None
+        )
     except (ValueError, OverflowError):
         number = None
     if number is None or not math.isfinite(number):
@@ -90,7 +92,9 @@ Shares = Annotated[list[Probability], AfterValidator(_shares)]
 ResizeShares = Annotated[Shares, AfterValidator(_three)]
 Names = Annotated[list[str], BeforeValidator(_as_list)]
 Gpus = Annotated[
-    Any, BeforeValidator(_as_gpus), WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 0}]})
+    Any,
+    BeforeValidator(_as_gpus),
+    WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 0}]}),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Options given on the command line, as BasicSR's `--force_yml section:key=value`, without its eval and exec."""
+"""Options of the command line, BasicSR's `--force_yml section:key=value`, without its eval and exec."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffir_sr.options.source import Source, read_value
 
 
 def apply_overrides(source: Source, entries: Iterable[str]) -> None:
-    """Write each entry into the source; whether a new key exists is for the schema to say. Raises OptionError."""
+    """Write each entry into the source; whether a new key may be is for the schema. Raises OptionError."""
     for entry in entries:
         _apply(source, entry)
 
@@ -40,5 +40,7 @@ def _section_for(source: Source, keys: Keys, told: str) -> dict[str, Any]:
         section = section[name]
         if not isinstance(section, dict):
             way = ":".join(map(str, keys[:depth]))
-            raise OptionError(f"{told}: {way} is no section, it is {found(section)} ({source.places[keys[:depth]]})")
+            raise OptionError(
+                f"{told}: {way} is no section, it is {found(section)} ({source.places[keys[:depth]]})"
+            )
     return section

@@ -1,4 +1,4 @@
-"""What is wrong with an option file: problems and warnings by key, each told with the place where the key stands."""
+"""What is wrong with an option file: problems and warnings, each with the place where the key stands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Place:
 
 @dataclass
 class Report:
-    """Collects problems and warnings; `elsewhere` (section: names) serves hints about keys in the wrong section."""
+    """Collects problems and warnings; `elsewhere` (section: names) serves hints about misplaced keys."""
 
     elsewhere: Mapping[str, Iterable[str]] = field(default_factory=dict)
     problems: list[tuple[Keys, str]] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Report:
 
 
 def fail_on_problems(report: Report, places: Mapping[Keys, Place], *, file: str) -> None:
-    """Raise one OptionError that names every problem in the order of the lines, or do nothing if there is none."""
+    """Raise one OptionError that names every problem in the order of the lines, if there is any."""
     if not report.problems:
         return
     lines = told(report.problems, places)

@@ -25,10 +25,10 @@ def check_section(
     also: Mapping[str, str] | None = None,
     skip: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """`given` with every value as its schema wants it (5e3 as 5000 where a count belongs); problems go to `report`.
+    """`given` with every value as its schema wants it (5000.0 as 5000 where a count belongs).
 
-    `also` names further options and the field whose rules they follow. `skip` names options that somebody else
-    checks. Values with problems stay as they are.
+    `also` names further options and the field whose rules they follow. `skip` names options that others
+    check. Problems go to the report; values with problems stay as they are.
     """
     fields, also = schema.model_fields, also or {}
     values = dict(given)
@@ -44,7 +44,9 @@ def check_section(
     return values
 
 
-def check_model(schema: type[BaseModel], given: Mapping[str, Any], keys: Keys, report: Report) -> dict[str, Any]:
+def check_model(
+    schema: type[BaseModel], given: Mapping[str, Any], keys: Keys, report: Report
+) -> dict[str, Any]:
     """`given` as a plugin's pydantic model wants it; the model's own rules across options hold too."""
     try:
         checked = schema.model_validate(dict(given))
@@ -81,7 +83,9 @@ def check_value(adapter: TypeAdapter[Any], value: Any, keys: Keys, report: Repor
         return adapter.validate_python(value)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
-            report.problem((*keys, *(step for step in detail["loc"] if isinstance(step, int))), _explain(detail))
+            report.problem(
+                (*keys, *(step for step in detail["loc"] if isinstance(step, int))), _explain(detail)
+            )
         return value
 
 
@@ -105,7 +109,7 @@ def _is_built(field: FieldInfo) -> bool:
 @cache
 def _adapter(schema: type[Section], name: str) -> TypeAdapter[Any]:
     field = schema.model_fields[name]
-    kind = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation  # type: ignore
+    kind: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
     return TypeAdapter(kind, config=ConfigDict(strict=True))
 
 

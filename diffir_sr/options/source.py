@@ -1,4 +1,4 @@
-"""Reading option files: YAML without Python objects, without duplicate keys, and with the line of every key."""
+"""Reading option files: YAML without Python objects or duplicate keys, and with the line of every key."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def read_value(text: str, *, file: str) -> Source:
 
 def _read_chain(path: Path, above: tuple[Path, ...]) -> Source:
     if path.resolve() in (opened.resolve() for opened in above):
-        raise OptionError(f"{above[-1]}: base: files are based on each other: {' -> '.join(map(str, (*above, path)))}")
+        raise OptionError(
+            f"{above[-1]}: base: files are based on each other: {' -> '.join(map(str, (*above, path)))}"
+        )
     values, places = _parse(_text_of(path), file=str(path))
     if not isinstance(values, dict):
         raise OptionError(f"{path}: expected options, 'key: value' on each line, found {found(values)}")
@@ -90,7 +92,7 @@ def _at(values: Any, keys: Keys) -> Any:
     return values
 
 
-class NoSuchFile(OptionError, FileNotFoundError):
+class NoSuchFileError(OptionError, FileNotFoundError):
     """An option file does not exist."""
 
     __str__ = Exception.__str__
@@ -103,8 +105,10 @@ def _text_of(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         similar = _similar_files(path)
-        hint = f"similar files: {', '.join(similar)}" if similar else "`diffir options list` names the recipes"
-        raise NoSuchFile(f"no such option file: {path} (current folder: {Path.cwd()}); {hint}") from None
+        hint = (
+            f"similar files: {', '.join(similar)}" if similar else "`diffir options list` names the recipes"
+        )
+        raise NoSuchFileError(f"no such option file: {path} (current folder: {Path.cwd()}); {hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"{path}: cannot be read as text: {error}") from error
 
@@ -191,14 +195,18 @@ class _Reader:
             line = key_node.start_mark.line + 1
             if name in first:
                 where = ".".join(map(str, (*keys, name)))
-                raise OptionError(f"{self._place(key_node)}: {where}: given twice, first in line {first[name]}")
+                raise OptionError(
+                    f"{self._place(key_node)}: {where}: given twice, first in line {first[name]}"
+                )
             first[name] = line
 
     def _name(self, node: yaml.Node) -> str:
         name = self._loader.construct_object(node, deep=True)
         if isinstance(name, str):
             return name
-        raise OptionError(f"{self._place(node)}: expected the name of an option, found {found(name)}; quote it")
+        raise OptionError(
+            f"{self._place(node)}: expected the name of an option, found {found(name)}; quote it"
+        )
 
     def _place(self, node: yaml.Node) -> Place:
         return Place(self._file, node.start_mark.line + 1)

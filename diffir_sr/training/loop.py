@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from diffir_sr.compat import load_resume_state
 from diffir_sr.options import LoadedOptions
+from diffir_sr.training.record import append_record, forget_after
 from diffir_sr.training.run import (
     RunArguments,
     check_data,
@@ -62,6 +63,9 @@ def train(loaded: LoadedOptions, arguments: RunArguments) -> None:
         model.resume_training(state)
         done = state["iter"]
         logger.info(f"Resuming after iteration {done:,d}")
+        if opt["rank"] == 0:
+            for name in ("training.jsonl", "validation.jsonl"):
+                forget_after(Path(opt["path"]["log"]) / name, done)
     last = _iterate(model, opt, loader, sampler, evaluations, writer, done=done)
     logger.info("Saving the final networks as 'latest'")
     model.save(epoch=-1, current_iter=-1)
@@ -120,7 +124,7 @@ def _iterate(
                 logger.info(f"First iteration done after {time.perf_counter() - started:.1f} s")
                 report.reset_start_time()
             if iteration % every == 0:
-                _log(model, report, epoch, iteration, step_timer, data_timer)
+                _log(model, opt, report, epoch, iteration, step_timer, data_timer)
             stopping = stop.agreed(opt)
             if iteration % save_every == 0 or stopping:
                 logger.info("Saving networks and training state")
@@ -169,18 +173,25 @@ def _ahead(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 def _log(
-    model: Any, report: MessageLogger, epoch: int, iteration: int, step_timer: AvgTimer, data_timer: AvgTimer
+    model: Any,
+    opt: dict[str, Any],
+    report: MessageLogger,
+    epoch: int,
+    iteration: int,
+    step_timer: AvgTimer,
+    data_timer: AvgTimer,
 ) -> None:
-    report(
-        {
-            "epoch": epoch,
-            "iter": iteration,
-            "lrs": model.get_current_learning_rate(),
-            "time": step_timer.get_avg_time(),
-            "data_time": data_timer.get_avg_time(),
-            **model.get_current_log(),
-        }
-    )
+    values = {
+        "epoch": epoch,
+        "iter": iteration,
+        "lrs": model.get_current_learning_rate(),
+        "time": step_timer.get_avg_time(),
+        "data_time": data_timer.get_avg_time(),
+        **model.get_current_log(),
+    }
+    if opt["rank"] == 0:
+        append_record(Path(opt["path"]["log"]) / "training.jsonl", values)
+    report(values)
 
 
 class _Stop:

@@ -1,0 +1,30 @@
+"""Degraded images without ground truth, to test on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from diffir_sr.data.paired_dataset import to_tensor
+from diffir_sr.data.sources import open_source
+
+
+class SingleDataset(Dataset[dict[str, Any]]):
+    """Samples {lq, lq_path}: float32 RGB (3, H, W) in [0, 1], from the folder or LMDB `dataroot_lq`."""
+
+    def __init__(self, opt: Mapping[str, Any]) -> None:
+        self.opt = opt
+        self.lq = open_source(opt["dataroot_lq"])
+
+    @property
+    def paths(self) -> list[str]:
+        return [self.lq.location(name) for name in self.lq.names]
+
+    def __len__(self) -> int:
+        return len(self.lq.names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        name = self.lq.names[index]
+        return {"lq": to_tensor(self.lq.read(name)), "lq_path": self.lq.location(name)}

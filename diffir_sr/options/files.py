@@ -1,0 +1,103 @@
+"""Rules about files and folders that must be there: weights, data, lists."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+from diffir_sr.options.report import Report
+from diffir_sr.options.rules import TAUGHT, Found, apply_rules
+from diffir_sr.options.rules_data import ROOTS, is_lmdb
+from diffir_sr.options.view import View
+
+_MAKER = {
+    "DiffIRS1Model": "train_DiffIRS1",
+    "DiffIRS2Model": "train_DiffIRS2",
+    "DiffIRGANS2Model": "train_DiffIRS2_GAN",
+}
+_STAGE = {"DiffIRS1Model": "stage 1", "DiffIRS2Model": "stage 2", "DiffIRGANS2Model": "the GAN stage"}
+# What the weights of network_g that a training starts from were trained as.
+_BEFORE = {"DiffIRS2Model": "DiffIRS1Model", "DiffIRGANS2Model": "DiffIRS2Model"}
+
+
+def apply_file_rules(view: View, report: Report) -> None:
+    """Add to the report every file and folder that is named and missing."""
+    names = [name for name, _ in view.datasets()]
+    weights = [key for key in view.values.get("path") or {} if str(key).startswith("pretrain_network_")]
+    apply_rules(
+        [
+            state_exists,
+            vgg_exists,
+            *(partial(weights_exist, key=key) for key in weights),
+            *(partial(data_exists, name=name, root=root) for name in names for root in ROOTS),
+            *(
+                partial(list_exists, name=name, key=key)
+                for name in names
+                for key in ("meta_info_file", "meta_info")
+            ),
+        ],
+        view,
+        report,
+    )
+
+
+def weights_exist(view: View, key: str) -> Found:
+    network = key.removeprefix("pretrain_")
+    is_teacher = network == "network_S1"
+    if is_teacher and not view.is_train:  # tests need no teacher
+        return
+    if view.has("path", "resume_state") and not is_teacher:  # the run that is resumed has its own
+        return
+    path = view.get("path", key)
+    if path and not os.path.isfile(os.path.expanduser(path)):
+        yield ("path", key), f"{_absent('file', path)}; {_origin(view, network)}"
+
+
+def state_exists(view: View) -> Found:
+    path = view.get("path", "resume_state")
+    if path and not os.path.isfile(os.path.expanduser(path)):
+        yield ("path", "resume_state"), f"{_absent('file', path)}; training writes states to training_states/"
+
+
+def vgg_exists(view: View) -> Found:
+    path = view.get("train", "perceptual_opt", "vgg_path")
+    if path and not os.path.isfile(os.path.expanduser(path)):
+        yield (
+            ("train", "perceptual_opt", "vgg_path"),
+            f"{_absent('file', path)}; it should hold torchvision's VGG weights",
+        )
+
+
+def data_exists(view: View, name: str, root: str) -> Found:
+    path = view.get("datasets", name, root)
+    if isinstance(path, str) and not os.path.isdir(os.path.expanduser(path)):
+        what = "LMDB" if is_lmdb(path) else "folder"
+        yield ("datasets", name, root), f"{_absent(what, path)}; datasets/README.md says how to prepare data"
+
+
+def list_exists(view: View, name: str, key: str) -> Found:
+    path = view.get("datasets", name, key)
+    if path and isinstance(path, str) and not os.path.isfile(os.path.expanduser(path)):
+        hint = "without the option, all images are used" if key == "meta_info_file" else "correct the path"
+        yield ("datasets", name, key), f"{_absent('file', path)}; {hint}"
+
+
+def _absent(what: str, path: str) -> str:
+    seen_from = "" if os.path.isabs(os.path.expanduser(path)) else f" (current folder: {os.getcwd()})"
+    return f"no such {what}: {path}{seen_from}"
+
+
+def _origin(view: View, network: str) -> str:
+    model = view.get("model_type")
+    if network == "network_S1":
+        maker = "DiffIRS1Model" if model in TAUGHT else None
+    elif network == "network_g":
+        maker = _BEFORE.get(model) if view.is_train else model
+    else:
+        maker = model if network == "network_d" and model == "DiffIRGANS2Model" else None
+    if maker not in _MAKER:
+        return "correct the path, or remove the option to start without"
+    recipe = ""
+    if view.task() == "sr":
+        recipe = f": basicsr train -opt options/{_MAKER[maker]}_x{view.scale()}.yml"
+    return f"{_STAGE[maker]} makes it{recipe or f' (model_type {maker})'}"

@@ -1,0 +1,187 @@
+"""Each repair of BasicSR does what it is for, and its reason still stands."""
+
+import logging
+import os
+import sys
+
+import pytest
+import torch
+from basicsr.models.base_model import BaseModel
+from basicsr.utils.registry import Registry
+
+from diffir_sr import compat
+from diffir_sr.errors import CheckpointError, InputError
+
+
+def test_every_repair_states_its_reason():
+    assert len(compat.PATCHES) >= 6
+    assert all(len(patch.reason) > 30 for patch in compat.PATCHES)
+
+
+def test_the_module_that_basicsr_imports_from_torchvision_is_there():
+    from torchvision.transforms.functional_tensor import rgb_to_grayscale
+
+    grey = rgb_to_grayscale(torch.ones(1, 3, 2, 2))
+    assert grey.shape == (1, 1, 2, 2)
+
+
+def state_file(folder, iteration, **entries):
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{iteration}.state"
+    torch.save({"iter": iteration, "epoch": 0, "optimizers": [], "schedulers": [], **entries}, path)
+    return path
+
+
+def options(folder, **path):
+    base = dict(models=str(folder), training_states=str(folder), resume_state=None, param_key_g="params_ema")
+    return dict(name="run", auto_resume=False, path=base | path, network_g={}, network_S1={})
+
+
+def test_training_resumes_without_cuda(tmp_path):
+    import basicsr.train
+
+    opt = options(tmp_path, resume_state=str(state_file(tmp_path, 12)))
+    assert basicsr.train.load_resume_state(opt)["iter"] == 12
+    assert opt["path"]["pretrain_network_g"].endswith("net_g_12.pth")
+
+
+def test_resuming_takes_the_newest_state_and_keeps_the_teachers_weights(tmp_path):
+    for iteration in (8, 100, 20):
+        state_file(tmp_path, iteration)
+    teacher = dict(param_key_S1="params_ema", pretrain_network_S1="s1.pth", ignore_resume_networks=["network_S1"])
+    opt = options(tmp_path, **teacher) | dict(auto_resume=True)
+    assert compat.load_resume_state(opt)["iter"] == 100
+    assert opt["path"]["param_key_g"] == "params"  # BasicSR's own rule for the trained network
+    assert opt["path"]["param_key_S1"] == "params_ema"
+    assert opt["path"]["pretrain_network_S1"] == "s1.pth"
+
+
+def test_without_a_state_there_is_nothing_to_resume(tmp_path):
+    assert compat.load_resume_state(options(tmp_path) | dict(auto_resume=True)) is None
+    assert compat.load_resume_state(options(tmp_path)) is None
+
+
+def test_a_missing_or_damaged_state_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no such file: .*absent\.state"):
+        compat.load_resume_state(options(tmp_path, resume_state=str(tmp_path / "absent.state")))
+    path = tmp_path / "9.state"
+    path.write_bytes(b"not a state")
+    with pytest.raises(CheckpointError, match=r"9\.state: not a training state"):
+        compat.load_resume_state(options(tmp_path, resume_state=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("argv", "environment", "expected"),
+    [
+        (["x", "--local-rank=3"], {}, ["x", "--local_rank=3"]),
+        (["x", "--local-rank", "3"], {}, ["x", "--local_rank", "3"]),
+        (["x", "--local_rank=1"], {"LOCAL_RANK": "2"}, ["x", "--local_rank=1"]),
+        (["x"], {"LOCAL_RANK": "2"}, ["x", "--local_rank=2"]),
+        (["x"], {}, ["x"]),
+    ],
+)
+def test_every_spelling_of_the_local_rank_is_understood(argv, environment, expected):
+    assert compat.normalise_local_rank(argv, environment=environment) == expected
+
+
+def test_basicsr_parses_the_new_spelling(tmp_path, monkeypatch):
+    import basicsr.train
+
+    (tmp_path / "opt.yml").write_text("name: x\nnum_gpu: 0\nmanual_seed: 0\ndatasets: {}\npath: {}\n")
+    monkeypatch.setattr(sys, "argv", ["train.py", "-opt", "opt.yml", "--local-rank=1"])
+    opt, args = basicsr.train.parse_options(str(tmp_path), is_train=True)
+    assert args.local_rank == 1
+    assert opt["name"] == "x"
+
+
+class Saver(BaseModel):
+    def __init__(self, folder):
+        super().__init__(
+            dict(num_gpu=0, is_train=True, dist=False, path=dict(models=str(folder), training_states=str(folder)))
+        )
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(compat.time, "sleep", lambda _: None)
+
+
+def test_a_checkpoint_that_cannot_be_saved_is_an_error_and_leaves_nothing(tmp_path, monkeypatch, impatient):
+    def full(thing, path):
+        with open(path, "wb") as file:
+            file.write(b"half")
+        raise OSError("No space left on device")
+
+    net = torch.nn.Linear(1, 1)
+    Saver(tmp_path).save_network(net, "net_g", 1)
+    before = (tmp_path / "net_g_1.pth").read_bytes()
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(compat.SaveFailed, match=r"net_g_1\.pth: No space left"):
+        Saver(tmp_path).save_network(net, "net_g", 1)
+    with pytest.raises(compat.SaveFailed, match=r"1\.state"):
+        Saver(tmp_path).save_training_state(0, 1)
+    assert os.listdir(tmp_path) == ["net_g_1.pth"]
+    assert (tmp_path / "net_g_1.pth").read_bytes() == before
+
+
+def test_a_save_that_works_at_the_second_try_is_no_failure(tmp_path, monkeypatch, impatient, caplog):
+    real, calls = torch.save, []
+
+    def flaky(thing, path):
+        calls.append(path)
+        if len(calls) == 1:
+            raise OSError("busy")
+        real(thing, path)
+
+    monkeypatch.setattr(torch, "save", flaky)
+    with caplog.at_level(logging.WARNING):
+        Saver(tmp_path).save_training_state(0, 3)
+    assert torch.load(tmp_path / "3.state", weights_only=True)["iter"] == 3
+    assert len(calls) == 2
+
+
+def test_the_registry_names_choices_origins_and_clashes(capsys):
+    registry = Registry("arch")
+    registry._do_register("EDSR", dict)
+    registry._do_register("SRVGG", list, "basicsr")
+    with pytest.raises(KeyError) as missing:
+        registry.get("EDSQ")
+    for part in ("no arch is called 'EDSQ'", "did you mean 'EDSR'", "SRVGG_basicsr (builtins)", "plugin"):
+        assert part in str(missing.value)
+    assert registry.get("SRVGG") is list
+    assert capsys.readouterr().out == ""
+    with pytest.raises(compat.NameClashError, match="two archs are called 'EDSR': one of builtins, one of collections"):
+        registry._do_register("EDSR", __import__("collections").OrderedDict)
+
+
+def test_basicsrs_dataset_names_a_damaged_file(tmp_path):
+    from basicsr.data import build_dataset
+
+    for folder in ("lq", "gt"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").write_bytes(b"not a picture")
+    opt = dict(type="PairedImageDataset", name="x", phase="val", scale=4, io_backend=dict(type="disk"))
+    dataset = build_dataset(opt | dict(dataroot_gt=str(tmp_path / "gt"), dataroot_lq=str(tmp_path / "lq")))
+    with pytest.raises(InputError, match=r"a\.png.*damaged"):
+        dataset[0]
+
+
+def test_the_vgg_of_the_perceptual_loss_can_be_exchanged():
+    from basicsr.archs import vgg_arch
+    from torchvision.models import vgg11
+
+    class Small:
+        features = vgg11(weights=None, init_weights=False).features
+
+    asked = []
+
+    def build(kind):
+        asked.append(kind)
+        return Small
+
+    before = vgg_arch.vgg, vgg_arch.VGG_PRETRAIN_PATH
+    with compat.vgg_features_from(build):
+        extractor = vgg_arch.VGGFeatureExtractor(["conv1_1"], vgg_type="vgg11")
+    assert asked == ["vgg11"]
+    assert (vgg_arch.vgg, vgg_arch.VGG_PRETRAIN_PATH) == before
+    assert extractor(torch.rand(1, 3, 8, 8))["conv1_1"].shape == (1, 64, 8, 8)
