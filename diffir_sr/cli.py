@@ -24,9 +24,14 @@ from diffir_sr.weights_commands import add_describe_parser, add_weights_parser
 
 def basicsr_main(argv: Sequence[str] | None = None) -> int:
     """`basicsr train|test -opt FILE`, with the arguments of BasicSR's own scripts."""
-    parser = argparse.ArgumentParser(prog="basicsr", description="Train and test BasicSR models (by diffir_sr).")
+    parser = argparse.ArgumentParser(
+        prog="basicsr", description="Train and test BasicSR models (by diffir_sr)."
+    )
     commands = parser.add_subparsers(required=True, metavar="train | test")
-    for name, what in (("train", "train what an option file describes"), ("test", "restore and measure datasets")):
+    for name, what in (
+        ("train", "train what an option file describes"),
+        ("test", "restore and measure datasets"),
+    ):
         command = commands.add_parser(name, help=what, description=what)
         _add_run_arguments(command)
         command.set_defaults(run=_train if name == "train" else _test)
@@ -38,7 +43,9 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--launcher", choices=["none", "pytorch", "slurm"], default="none", help="who started the processes"
     )
-    parser.add_argument("--auto_resume", action="store_true", help="go on from the newest state of this experiment")
+    parser.add_argument(
+        "--auto_resume", action="store_true", help="go on from the newest state of this experiment"
+    )
     parser.add_argument("--debug", action="store_true", help="log every iteration, validate and save every 8")
     # torchrun tells each process its rank by the environment; older launchers pass one of these.
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
@@ -48,7 +55,9 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _arguments(args: argparse.Namespace) -> RunArguments:
-    return RunArguments(launcher=args.launcher, auto_resume=args.auto_resume, debug=args.debug, root=Path.cwd())
+    return RunArguments(
+        launcher=args.launcher, auto_resume=args.auto_resume, debug=args.debug, root=Path.cwd()
+    )
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ basicsr 1.4.2 exists as a source archive only, and installing that the plain way
 - It asks for torch at build time, which makes pip fetch and unpack a second torch that nothing uses.
 
 So this calls pip with the caller's own settings (indexes, proxies, certificates), without build isolation, and lets
-the build process, and no other, start with an `exec` that treats that one file as Python 3.12 did.
+the build process, and no other, start with an `exec` that leaves its names with the caller as Python 3.12 did.
 The packages that basicsr needs at run time are left to the installation of diffir_sr.
 """
 
@@ -22,25 +22,23 @@ from pathlib import Path
 WANTED = "basicsr==1.4.2"
 
 # Python imports a module of this name at start-up from any folder on PYTHONPATH.
-SITECUSTOMIZE = '''\
+SITECUSTOMIZE = """\
 import builtins
 import sys
 
 plain_exec = builtins.exec
 
 
-def exec_version_file(code, *scopes, **keywords):
-    if not scopes and not keywords and getattr(code, "co_filename", "") == "basicsr/version.py":
+def exec_where_called(code, globals=None, locals=None, **keywords):
+    if globals is None:
         caller = sys._getframe(1)
-        scopes = (caller.f_globals, caller.f_locals)  # f_locals writes through to the frame since Python 3.13
-    elif not scopes:
-        caller = sys._getframe(1)
-        scopes = (keywords.pop("globals", caller.f_globals), keywords.pop("locals", caller.f_locals))
-    return plain_exec(code, *scopes, **keywords)
+        globals = caller.f_globals
+        locals = caller.f_locals if locals is None else locals  # writes through to the caller, unlike locals()
+    return plain_exec(code, globals, locals, **keywords)
 
 
-builtins.exec = exec_version_file
-'''
+builtins.exec = exec_where_called
+"""
 
 
 def main() -> int:
@@ -69,7 +67,9 @@ def pip(*arguments: str, start_up: str = "") -> int:
     """Run `pip install` for this Python, with `start_up` first on PYTHONPATH; return its exit status."""
     environment = dict(os.environ)
     if start_up:
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [start_up, environment.get("PYTHONPATH", "")]))
+        environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [start_up, environment.get("PYTHONPATH", "")])
+        )
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
     return subprocess.run(command, env=environment).returncode
 

@@ -8,7 +8,9 @@ from diffir_sr.archs.diffir_arch import DiffIRS1, DiffIRS2
 from diffir_sr.checkpoints import fit, identify, read_weights
 from diffir_sr.errors import CheckpointError
 
-SMALL = dict(dim=8, num_blocks=[1, 2, 1, 1], num_refinement_blocks=1, n_encoder_res=2, LayerNorm_type="BiasFree")
+SMALL = dict(
+    dim=8, num_blocks=[1, 2, 1, 1], num_refinement_blocks=1, n_encoder_res=2, LayerNorm_type="BiasFree"
+)
 
 
 def saved(net, name="net.pth", **entries):
@@ -73,7 +75,12 @@ def test_a_stage_2_file_in_the_stage_1_slot_is_refused_with_its_identity():
     name = saved(DiffIRS2(**SMALL), "mine.pth")
     with pytest.raises(CheckpointError) as refused:
         fit(DiffIRS1(**SMALL), read_weights(name), where="path.pretrain_network_S1", strict=True)
-    for part in ("path.pretrain_network_S1", "mine.pth", "is DiffIR stage 2, sr x4, dim 8", "needed here is DiffIR stage 1"):
+    for part in (
+        "path.pretrain_network_S1",
+        "mine.pth",
+        "is DiffIR stage 2, sr x4, dim 8",
+        "needed here is DiffIR stage 1",
+    ):
         assert part in str(refused.value)
 
 

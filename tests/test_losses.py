@@ -52,7 +52,12 @@ def features_of(seed, kind="vgg16"):
 def test_weights_are_looked_for_in_the_documented_order(tmp_path, no_network):
     tensors = features_of(0)
     order = [place.path for place in vgg_weights.places("vgg16", vgg_path=str(tmp_path / "given.pth"))]
-    assert [path.name for path in order] == ["given.pth", "vgg16-397923af.pth", "vgg16-features.pth", "vgg16-397923af.pth"]
+    assert [path.name for path in order] == [
+        "given.pth",
+        "vgg16-397923af.pth",
+        "vgg16-features.pth",
+        "vgg16-397923af.pth",
+    ]
     for number, path in reversed(list(enumerate(order))):
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save({**tensors, "features.0.bias": torch.full((64,), float(number))}, path)
@@ -65,7 +70,13 @@ def test_absent_weights_list_every_place_and_the_way_without_a_network(no_networ
     with pytest.raises(CheckpointError) as absent:
         vgg_weights.load_vgg(kind)
     said = str(absent.value)
-    for part in ("experiments/pretrained_models", "hub/checkpoints", "download.pytorch.org", "vgg_path", "diffir weights vgg16"):
+    for part in (
+        "experiments/pretrained_models",
+        "hub/checkpoints",
+        "download.pytorch.org",
+        "vgg_path",
+        "diffir weights vgg16",
+    ):
         assert part in said
 
 
@@ -98,8 +109,12 @@ def test_the_packaged_vgg16_is_converted_to_features_that_see(monkeypatch):
     assert sum(tensor.numel() for tensor in tensors.values()) == 14_714_688
     torch.save(tensors, "vgg16.pth")
     with vgg_features_from(lambda kind: vgg_weights.load_vgg(kind, vgg_path="vgg16.pth")):
-        loss = build_loss(dict(type="PerceptualLoss", vgg_type="vgg16", layer_weights={"conv3_3": 1.0, "conv5_3": 1.0}))
-    photo = torch.from_numpy(skimage.data.astronaut()[:96, 150:246].copy()).permute(2, 0, 1)[None].float() / 255
+        loss = build_loss(
+            dict(type="PerceptualLoss", vgg_type="vgg16", layer_weights={"conv3_3": 1.0, "conv5_3": 1.0})
+        )
+    photo = (
+        torch.from_numpy(skimage.data.astronaut()[:96, 150:246].copy()).permute(2, 0, 1)[None].float() / 255
+    )
     slightly, strongly = (F.interpolate(F.avg_pool2d(photo, k), scale_factor=k) for k in (2, 4))
     weak, strong = loss(slightly, photo)[0].item(), loss(strongly, photo)[0].item()
     assert 0 < weak < strong

@@ -191,7 +191,12 @@ class DiffIRS2(_DiffIR):
         )
 
     def forward(
-        self, lq: Tensor, prior: Tensor | None = None, *, noise: Tensor | None = None, prior_only: bool = False
+        self,
+        lq: Tensor,
+        prior: Tensor | None = None,
+        *,
+        noise: Tensor | None = None,
+        prior_only: bool = False,
     ) -> Any:
         """See the class. `prior_only` stops before the body: training then gives the priors alone (warm-up)."""
         check_image(lq, channels=self.frame.channels, name="lq")

@@ -14,7 +14,9 @@ import numpy as np
 from diffir_sr.data.images import SUFFIXES, decode, is_image_name, size_in_header
 from diffir_sr.errors import InputError
 
-_SAFE = "/-_~+=@:!"  # besides letters and digits; '.', '%', ',', brackets and blanks would break BasicSR's parser
+_SAFE = (
+    "/-_~+=@:!"  # besides letters and digits; '.', '%', ',', brackets and blanks would break BasicSR's parser
+)
 
 
 def key_of(relative: str) -> str:
@@ -71,7 +73,9 @@ class FolderSource(Source):
                     )
                 self._files[name] = file
         if not self._files:
-            raise InputError(f"0 images under {path.resolve()}; looked for {' '.join(SUFFIXES)}; check the path")
+            raise InputError(
+                f"0 images under {path.resolve()}; looked for {' '.join(SUFFIXES)}; check the path"
+            )
         self.names = sorted(self._files)
 
     def file(self, name: str) -> Path:
@@ -108,7 +112,9 @@ class LmdbSource(Source):
                 self._keys[name_of(key)] = key
                 self._sizes[name_of(key)] = size
         if not self._keys:
-            raise InputError(f"{meta.resolve()}: lists 0 images; build the LMDB again from a folder with images")
+            raise InputError(
+                f"{meta.resolve()}: lists 0 images; build the LMDB again from a folder with images"
+            )
         self.names = sorted(self._keys)
 
     def read(self, name: str) -> np.ndarray:
@@ -136,7 +142,9 @@ class LmdbSource(Source):
                     str(self.path), readonly=True, lock=False, readahead=False, meminit=False
                 )
             except lmdb.Error as error:
-                raise InputError(f"{self.path.resolve()}: not a readable LMDB ({error}); build it again") from error
+                raise InputError(
+                    f"{self.path.resolve()}: not a readable LMDB ({error}); build it again"
+                ) from error
             self._open_in = os.getpid()
         return self._environment
 
@@ -150,7 +158,9 @@ def _parse_meta_line(line: str, *, where: str) -> tuple[str, tuple[int, int]]:
         shape = line[line.index("(") + 1 : line.index(")")]
         height, width = (int(number) for number in shape.split(",")[:2])
     except ValueError as error:
-        raise InputError(f"{where}: expected 'key.png (height,width,channels) level', found {line!r}") from error
+        raise InputError(
+            f"{where}: expected 'key.png (height,width,channels) level', found {line!r}"
+        ) from error
     return line[: line.index("(")].strip().split(".")[0], (height, width)
 
 

@@ -156,7 +156,9 @@ class RestorationModel(SRModel, ABC):
             self.log_dict = self.reduce_loss_dict(
                 {name: value.detach().reshape(()).float() for name, value in values.items()}
             )
-            broken = [name for name, value in self.log_dict.items() if value != value or abs(value) == float("inf")]
+            broken = [
+                name for name, value in self.log_dict.items() if value != value or abs(value) == float("inf")
+            ]
             if broken:
                 raise InputError(
                     f"iteration {current_iter}: {', '.join(broken)} is not finite, the training has diverged; go back "
@@ -243,20 +245,29 @@ class RestorationModel(SRModel, ABC):
         return folder / dataset.opt["name"] / f"{name}_{suffix}.png"
 
     def _report(
-        self, dataset_name: str, scores: measuring.Scores, metrics: dict[str, Any], current_iter: Any, tb_logger: Any
+        self,
+        dataset_name: str,
+        scores: measuring.Scores,
+        metrics: dict[str, Any],
+        current_iter: Any,
+        tb_logger: Any,
     ) -> None:
         if self.opt["rank"] != 0:
             return
-        lines = [f"Validation {dataset_name}: {len(scores.names)} images, "
-                 f"{scores.seconds / len(scores.names):.2f} s/image"]
+        lines = [
+            f"Validation {dataset_name}: {len(scores.names)} images, "
+            f"{scores.seconds / len(scores.names):.2f} s/image"
+        ]
         if metrics and scores.values[0]:
             self._initialize_best_metric_results(dataset_name)
             for name, opt in metrics.items():
                 value = scores.mean(name)
                 self._update_best_metric_result(dataset_name, name, value, current_iter)
                 best = self.best_metric_results[dataset_name][name]
-                lines.append(f"\t # {name} ({measuring.protocol(opt)}): {value:.4f}"
-                             + (f"\tBest: {best['val']:.4f} @ {best['iter']} iter" if self.is_train else ""))
+                lines.append(
+                    f"\t # {name} ({measuring.protocol(opt)}): {value:.4f}"
+                    + (f"\tBest: {best['val']:.4f} @ {best['iter']} iter" if self.is_train else "")
+                )
                 if tb_logger:
                     tb_logger.add_scalar(f"metrics/{dataset_name}/{name}", value, current_iter)
             if self.is_train:

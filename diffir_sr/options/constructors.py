@@ -22,7 +22,7 @@ _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 def find(registry: Registry, name: Any) -> Any | None:
     """What BasicSR would build for this name, or None."""
-    known = dict(registry)
+    known = dict(iter(registry))  # its keys() without [] confuses dict()
     return known.get(name, known.get(f"{name}{_SUFFIX}")) if isinstance(name, str) else None
 
 

@@ -81,7 +81,10 @@ def _already_there(command: str) -> bool:
     words = shlex.split(command)
     if words[:3] == ["diffir", "prepare", "lmdb"]:
         return Path(words[words.index("-o") + 1]).exists()
-    return words == ["diffir", "weights", "vgg16"] and Path("experiments/pretrained_models/vgg16-features.pth").exists()
+    return (
+        words == ["diffir", "weights", "vgg16"]
+        and Path("experiments/pretrained_models/vgg16-features.pth").exists()
+    )
 
 
 def _run(command: str) -> None:

@@ -37,7 +37,11 @@ class DrawSampler(Sampler[int]):
         order = torch.randperm(total, generator=generator)[self.rank :: self.world_size][self.skip :]
         for position in order.tolist():
             # A whole number of datasets lies between two epochs, so that the image is position % size in each.
-            yield self.epoch * math.ceil(total / self.size) * self.size + position if self.unique else position % self.size
+            yield (
+                self.epoch * math.ceil(total / self.size) * self.size + position
+                if self.unique
+                else position % self.size
+            )
 
     def __len__(self) -> int:
         return self.per_rank - self.skip
