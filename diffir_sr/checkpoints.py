@@ -182,15 +182,11 @@ def fit(net: nn.Module, weights: Weights, *, where: str, strict: bool, from_stag
     if fatal:
         raise CheckpointError(_mismatch(place, fatal, missing, unexpected, reshaped, own, tensors))
     if wanted is None and not strict and not set(own) & set(tensors):
-        raise CheckpointError(
-            f"{place}: not one of its {len(tensors)} tensors belongs to {type(net).__name__}"
-        )
+        raise CheckpointError(f"{place}: not one of its {len(tensors)} tensors belongs to {type(net).__name__}")
     fitting = {name: tensor for name, tensor in tensors.items() if name in own and name not in reshaped}
     net.load_state_dict(fitting, strict=False)
     kept = f"; {len(own) - len(fitting)} keep their start values" if len(fitting) < len(own) else ""
-    return (
-        f"{where}: {len(fitting)} of {len(own)} tensors from {weights.path} [{weights.key or 'bare'}]{kept}"
-    )
+    return f"{where}: {len(fitting)} of {len(own)} tensors from {weights.path} [{weights.key or 'bare'}]{kept}"
 
 
 def _check_identity(
@@ -198,9 +194,7 @@ def _check_identity(
 ) -> None:
     if found is None:
         names = ", ".join(list(weights.tensors)[:3])
-        raise CheckpointError(
-            f"{place} is not a DiffIR checkpoint (its tensors: {names}, ...); expected {wanted}"
-        )
+        raise CheckpointError(f"{place} is not a DiffIR checkpoint (its tensors: {names}, ...); expected {wanted}")
     if found.stage != wanted.stage and not (found.stage == 1 and from_stage_1):
         home = (
             "a stage-1 file belongs to path.pretrain_network_S1 (or, to start training stage 2, to "

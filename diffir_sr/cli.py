@@ -16,7 +16,7 @@ from diffir_sr.plugins import load_plugins
 from diffir_sr.prepare.commands import add_prepare_parser
 from diffir_sr.quickstart.commands import add_quickstart_parser
 from diffir_sr.training.loop import Interrupted, train
-from diffir_sr.training.run import RunArguments
+from diffir_sr.training.run import RunArguments, forget_log
 from diffir_sr.training.testing import test
 from diffir_sr.version import __version__
 from diffir_sr.weights_commands import add_describe_parser, add_weights_parser
@@ -24,9 +24,7 @@ from diffir_sr.weights_commands import add_describe_parser, add_weights_parser
 
 def basicsr_main(argv: Sequence[str] | None = None) -> int:
     """`basicsr train|test -opt FILE`, with the arguments of BasicSR's own scripts."""
-    parser = argparse.ArgumentParser(
-        prog="basicsr", description="Train and test BasicSR models (by diffir_sr)."
-    )
+    parser = argparse.ArgumentParser(prog="basicsr", description="Train and test BasicSR models (by diffir_sr).")
     commands = parser.add_subparsers(required=True, metavar="train | test")
     for name, what in (
         ("train", "train what an option file describes"),
@@ -43,9 +41,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--launcher", choices=["none", "pytorch", "slurm"], default="none", help="who started the processes"
     )
-    parser.add_argument(
-        "--auto_resume", action="store_true", help="go on from the newest state of this experiment"
-    )
+    parser.add_argument("--auto_resume", action="store_true", help="go on from the newest state of this experiment")
     parser.add_argument("--debug", action="store_true", help="log every iteration, validate and save every 8")
     # torchrun tells each process its rank by the environment; older launchers pass one of these.
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
@@ -55,9 +51,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _arguments(args: argparse.Namespace) -> RunArguments:
-    return RunArguments(
-        launcher=args.launcher, auto_resume=args.auto_resume, debug=args.debug, root=Path.cwd()
-    )
+    return RunArguments(launcher=args.launcher, auto_resume=args.auto_resume, debug=args.debug, root=Path.cwd())
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -96,12 +90,14 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     try:
         return int(args.run(args))
     except (DiffIRError, SaveFailed) as error:
-        # The log file of a run should say why it ended, too.
-        if logging.getLogger("basicsr").handlers:
-            logging.getLogger("basicsr").error(f"{error}")
+        log = logging.getLogger("basicsr")
+        if any(isinstance(handler, logging.FileHandler) for handler in log.handlers):
+            log.error(f"{error}")  # the log file of a run should say why it ended, too
         else:
             sys.stderr.write(f"error: {error}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
+    finally:
+        forget_log()

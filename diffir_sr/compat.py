@@ -106,9 +106,7 @@ def _origin(thing: Any) -> str:
     return getattr(thing, "__module__", "unknown module")
 
 
-@_patch(
-    "resuming asks for the current CUDA device, also where there is none, and swaps the teacher's weights"
-)
+@_patch("resuming asks for the current CUDA device, also where there is none, and swaps the teacher's weights")
 def resume_without_cuda() -> None:
     import basicsr.train
 
@@ -169,10 +167,7 @@ def accept_local_rank() -> None:
 
 def normalise_local_rank(argv: list[str], *, environment: Any) -> list[str]:
     """`argv` with --local-rank spelt --local_rank, or added from LOCAL_RANK where neither is given."""
-    argv = [
-        arg.replace("--local-rank", "--local_rank", 1) if arg.startswith("--local-rank") else arg
-        for arg in argv
-    ]
+    argv = [arg.replace("--local-rank", "--local_rank", 1) if arg.startswith("--local-rank") else arg for arg in argv]
     given = any(arg.startswith("--local_rank") for arg in argv)
     if not given and environment.get("LOCAL_RANK"):
         argv.append(f"--local_rank={environment['LOCAL_RANK']}")
@@ -205,9 +200,7 @@ def distribute_without_cuda() -> None:
     BaseModel.model_to_device = model_to_device
 
 
-@_patch(
-    "a checkpoint that cannot be saved is a warning ('Just ignore it.'), and a killed save leaves half a file"
-)
+@_patch("a checkpoint that cannot be saved is a warning ('Just ignore it.'), and a killed save leaves half a file")
 def save_or_fail() -> None:
     import basicsr.models.base_model as module
 
@@ -271,11 +264,24 @@ def _name_failures(dataset: Any) -> None:
         try:
             return read(self, index)
         except (AttributeError, TypeError, OSError) as error:
-            raise InputError(
-                f"cannot read {self.paths[index]}: missing or damaged image file ({error})"
-            ) from error
+            raise InputError(f"cannot read {self.paths[index]}: missing or damaged image file ({error})") from error
 
     dataset.__getitem__ = getitem
+
+
+@_patch("each dataset opens its LMDBs itself: a second one, or a worker after a fork, is refused by py-lmdb >= 1.7")
+def share_lmdbs() -> None:
+    from basicsr.utils.file_client import LmdbBackend
+
+    from diffir_sr.lmdb_reading import SharedLmdb
+
+    def init(self: Any, db_paths: Any, client_keys: Any = "default", **_: Any) -> None:
+        paths = db_paths if isinstance(db_paths, list) else [db_paths]
+        keys = [client_keys] if isinstance(client_keys, str) else client_keys
+        self.db_paths = [str(path) for path in paths]
+        self._client = {key: SharedLmdb(path) for key, path in zip(keys, self.db_paths, strict=True)}
+
+    LmdbBackend.__init__ = init
 
 
 @contextlib.contextmanager

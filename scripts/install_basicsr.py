@@ -67,10 +67,8 @@ def pip(*arguments: str, start_up: str = "") -> int:
     """Run `pip install` for this Python, with `start_up` first on PYTHONPATH; return its exit status."""
     environment = dict(os.environ)
     if start_up:
-        environment["PYTHONPATH"] = os.pathsep.join(
-            filter(None, [start_up, environment.get("PYTHONPATH", "")])
-        )
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [start_up, environment.get("PYTHONPATH", "")]))
+    command = [sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check", *arguments]
     return subprocess.run(command, env=environment).returncode
 
 

@@ -26,11 +26,7 @@ def fill(net, stage):
     total = 0.0
     for key, weight in net.named_parameters():
         shape = tuple(weight.shape)
-        values = (
-            np.random.default_rng(zlib.crc32((stage + key).encode()))
-            .standard_normal(shape)
-            .astype(np.float32)
-        )
+        values = np.random.default_rng(zlib.crc32((stage + key).encode())).standard_normal(shape).astype(np.float32)
         if key.endswith("temperature"):
             values = 1 + 0.1 * values
         elif len(shape) == 1:

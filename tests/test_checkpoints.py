@@ -1,5 +1,7 @@
 """Weights files: told apart, loaded exactly, refused in plain words."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from golden_cases import PAPER, TINY, build_stages, load_case
@@ -8,9 +10,7 @@ from diffir_sr.archs.diffir_arch import DiffIRS1, DiffIRS2
 from diffir_sr.checkpoints import fit, identify, read_weights
 from diffir_sr.errors import CheckpointError
 
-SMALL = dict(
-    dim=8, num_blocks=[1, 2, 1, 1], num_refinement_blocks=1, n_encoder_res=2, LayerNorm_type="BiasFree"
-)
+SMALL = dict(dim=8, num_blocks=[1, 2, 1, 1], num_refinement_blocks=1, n_encoder_res=2, LayerNorm_type="BiasFree")
 
 
 def saved(net, name="net.pth", **entries):
@@ -107,9 +107,8 @@ def test_missing_damaged_and_hostile_files_are_named():
     with pytest.raises(CheckpointError, match="no such weights file.*absent.pth"):
         read_weights("absent.pth")
     whole = saved(DiffIRS1(**SMALL), "whole.pth")
-    data = open(whole, "rb").read()
-    with open("cut.pth", "wb") as file:
-        file.write(data[: len(data) // 2])
+    data = Path(whole).read_bytes()
+    Path("cut.pth").write_bytes(data[: len(data) // 2])
     with pytest.raises(CheckpointError, match="cut.pth: not a readable"):
         read_weights("cut.pth")
     torch.save({"params": print}, "code.pth")

@@ -48,9 +48,7 @@ def test_training_resumes_without_cuda(tmp_path):
 def test_resuming_takes_the_newest_state_and_keeps_the_teachers_weights(tmp_path):
     for iteration in (8, 100, 20):
         state_file(tmp_path, iteration)
-    teacher = dict(
-        param_key_S1="params_ema", pretrain_network_S1="s1.pth", ignore_resume_networks=["network_S1"]
-    )
+    teacher = dict(param_key_S1="params_ema", pretrain_network_S1="s1.pth", ignore_resume_networks=["network_S1"])
     opt = options(tmp_path, **teacher) | dict(auto_resume=True)
     assert compat.load_resume_state(opt)["iter"] == 100
     assert opt["path"]["param_key_g"] == "params"  # BasicSR's own rule for the trained network
@@ -157,9 +155,7 @@ def test_the_registry_names_choices_origins_and_clashes(capsys):
         assert part in str(missing.value)
     assert registry.get("SRVGG") is list
     assert capsys.readouterr().out == ""
-    with pytest.raises(
-        compat.NameClashError, match="two archs are called 'EDSR': one of builtins, one of collections"
-    ):
+    with pytest.raises(compat.NameClashError, match="two archs are called 'EDSR': one of builtins, one of collections"):
         registry._do_register("EDSR", __import__("collections").OrderedDict)
 
 

@@ -109,12 +109,8 @@ def test_the_packaged_vgg16_is_converted_to_features_that_see(monkeypatch):
     assert sum(tensor.numel() for tensor in tensors.values()) == 14_714_688
     torch.save(tensors, "vgg16.pth")
     with vgg_features_from(lambda kind: vgg_weights.load_vgg(kind, vgg_path="vgg16.pth")):
-        loss = build_loss(
-            dict(type="PerceptualLoss", vgg_type="vgg16", layer_weights={"conv3_3": 1.0, "conv5_3": 1.0})
-        )
-    photo = (
-        torch.from_numpy(skimage.data.astronaut()[:96, 150:246].copy()).permute(2, 0, 1)[None].float() / 255
-    )
+        loss = build_loss(dict(type="PerceptualLoss", vgg_type="vgg16", layer_weights={"conv3_3": 1.0, "conv5_3": 1.0}))
+    photo = torch.from_numpy(skimage.data.astronaut()[:96, 150:246].copy()).permute(2, 0, 1)[None].float() / 255
     slightly, strongly = (F.interpolate(F.avg_pool2d(photo, k), scale_factor=k) for k in (2, 4))
     weak, strong = loss(slightly, photo)[0].item(), loss(strongly, photo)[0].item()
     assert 0 < weak < strong

@@ -14,9 +14,7 @@ SR = dict(dim=64, num_blocks=[13, 1, 1, 1], num_refinement_blocks=13, heads=[1, 
 SR |= dict(ffn_expansion_factor=2.2, bias=False, LayerNorm_type="BiasFree", n_encoder_res=9)
 DEBLUR = dict(SR, dim=48, num_blocks=[3, 5, 6, 6], num_refinement_blocks=4, ffn_expansion_factor=2)
 DEBLUR |= dict(LayerNorm_type="WithBias", n_encoder_res=5, task="deblur")
-INPAINT = dict(
-    DEBLUR, dim=52, num_blocks=[1, 1, 1, 9], ffn_expansion_factor=1.8, task="inpaint", inp_channels=4
-)
+INPAINT = dict(DEBLUR, dim=52, num_blocks=[1, 1, 1, 9], ffn_expansion_factor=1.8, task="inpaint", inp_channels=4)
 PUBLISHED = {
     "sr_x4": (dict(SR, scale=4), 24_801_478, 23_459_142, 24_971_206, 64, 45.163),
     "sr_x2": (dict(SR, scale=2), 24_811_846, 23_464_326, 24_981_574, 128, 45.205),
@@ -28,9 +26,7 @@ PUBLISHED = {
         49_313_194, 48_009_578, 49_482_922, 512, 282.154,
     ),
 }  # fmt: skip
-TINY = dict(
-    dim=8, num_blocks=[1, 1, 1, 1], num_refinement_blocks=1, n_encoder_res=1, LayerNorm_type="BiasFree"
-)
+TINY = dict(dim=8, num_blocks=[1, 1, 1, 1], num_refinement_blocks=1, n_encoder_res=1, LayerNorm_type="BiasFree")
 
 
 def count(module):

@@ -122,9 +122,7 @@ class DiffIRS1(_DiffIR):
         check_image(gt, channels=3, name="gt")
         height, width = (side * self.scale for side in lq.shape[-2:])
         if tuple(gt.shape[-2:]) != (height, width):
-            raise InputError(
-                f"gt: expected {height}x{width} (lq x {self.scale}), got {gt.shape[-2]}x{gt.shape[-1]}"
-            )
+            raise InputError(f"gt: expected {height}x{width} (lq x {self.scale}), got {gt.shape[-2]}x{gt.shape[-1]}")
         if self.training:
             check_multiple(lq, multiple_of=self.multiple_of, name="lq")
             prior = self.E(lq, gt)
@@ -216,15 +214,11 @@ class DiffIRS2(_DiffIR):
         return cast(Tensor, self.diffusion.reverse(noise, self.condition(lq))[-1])
 
 
-def _check_body(
-    dim: int, num_blocks: Sequence[int], heads: Sequence[int], norm: str, out_channels: int
-) -> None:
+def _check_body(dim: int, num_blocks: Sequence[int], heads: Sequence[int], norm: str, out_channels: int) -> None:
     if norm not in _NORMS:
         raise OptionError(f"LayerNorm_type: expected one of {', '.join(_NORMS)}, got {norm!r}")
     if len(num_blocks) != 4 or len(heads) != 4:
-        raise OptionError(
-            f"num_blocks and heads: expected four numbers each, got {list(num_blocks)} and {list(heads)}"
-        )
+        raise OptionError(f"num_blocks and heads: expected four numbers each, got {list(num_blocks)} and {list(heads)}")
     for level, count in enumerate(heads):
         if (dim * 2**level) % count:
             raise OptionError(f"heads[{level}]: {count} does not divide the {dim * 2**level} channels there")

@@ -79,9 +79,7 @@ def pad_to_multiple(image: Tensor, *, multiple_of: int) -> Tensor:
 def check_image(image: Tensor, *, channels: int, name: str) -> None:
     """Raise InputError unless `image` is a non-empty (B, channels, H, W) tensor."""
     if image.ndim != 4 or image.shape[1] != channels or 0 in image.shape:
-        raise InputError(
-            f"{name}: expected a tensor (batch, {channels}, height, width), got {tuple(image.shape)}"
-        )
+        raise InputError(f"{name}: expected a tensor (batch, {channels}, height, width), got {tuple(image.shape)}")
 
 
 def check_multiple(image: Tensor, *, multiple_of: int, name: str) -> None:

@@ -38,9 +38,7 @@ class CPEN(nn.Module):
     pixel unshuffle to the same size first (as published; the paper folds after concatenating).
     """
 
-    def __init__(
-        self, in_channels: int, *, n_encoder_res: int, unshuffle: int, gt_unshuffle: int = 4
-    ) -> None:
+    def __init__(self, in_channels: int, *, n_encoder_res: int, unshuffle: int, gt_unshuffle: int = 4) -> None:
         super().__init__()
         self.unshuffle = unshuffle
         self.gt_unshuffle = gt_unshuffle

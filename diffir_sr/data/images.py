@@ -31,15 +31,11 @@ def decode(data: bytes, *, where: str) -> np.ndarray:
         check_complete(data)
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except (cv2.error, OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
-        raise InputError(
-            f"{where}: damaged or cut short ({error}); copy the file again or remove it"
-        ) from error
+        raise InputError(f"{where}: damaged or cut short ({error}); copy the file again or remove it") from error
     if image is None:
         raise InputError(f"{where}: not an image that OpenCV can decode; convert it to PNG or remove it")
     if image.dtype not in (np.uint8, np.uint16):
-        raise InputError(
-            f"{where}: holds {image.dtype} values, expected 8 or 16 bits per channel; convert it to PNG"
-        )
+        raise InputError(f"{where}: holds {image.dtype} values, expected 8 or 16 bits per channel; convert it to PNG")
     if image.ndim == 2:
         return image[..., None]
     order = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}.get(image.shape[2])
@@ -72,9 +68,7 @@ def size_in_header(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             width, height = image.size
     except (OSError, UnidentifiedImageError, ValueError) as error:
-        raise InputError(
-            f"{path}: not a readable image ({error}); copy the file again or remove it"
-        ) from error
+        raise InputError(f"{path}: not a readable image ({error}); copy the file again or remove it") from error
     return height, width
 
 

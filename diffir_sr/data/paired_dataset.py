@@ -40,9 +40,7 @@ class PairedDataset(Dataset[dict[str, Any]]):
         )
         self.lq, self.gt, self.pairs = found.lq, found.gt, found.pairs
         if self.gt_size is not None and self.gt_size % self.scale:
-            raise InputError(
-                f"gt_size {self.gt_size} is not a multiple of scale {self.scale}; choose one that is"
-            )
+            raise InputError(f"gt_size {self.gt_size} is not a multiple of scale {self.scale}; choose one that is")
         self.seed = int(opt.get("seed") or 0)
         # A sampler whose draws never repeat sets this. Else two passes would show the same crops, so that something
         # that differs between passes and workers is mixed in.
@@ -52,10 +50,7 @@ class PairedDataset(Dataset[dict[str, Any]]):
     @property
     def paths(self) -> list[dict[str, str]]:
         """Where each pair lies, as BasicSR's datasets tell it."""
-        return [
-            {"lq_path": self.lq.location(pair.lq), "gt_path": self.gt.location(pair.gt)}
-            for pair in self.pairs
-        ]
+        return [{"lq_path": self.lq.location(pair.lq), "gt_path": self.gt.location(pair.gt)} for pair in self.pairs]
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -64,9 +64,7 @@ def _listed(meta_info: str | Path, gt: Source) -> list[str]:
     if not path.is_file():
         raise InputError(f"no such meta_info file: {path.absolute()}; leave the option out, it is not needed")
     lines = [line.split(" (")[0].strip() for line in path.read_text().splitlines() if line.strip()]
-    names = [
-        str(Path(line).with_suffix("")) if line.lower().endswith(_suffixes()) else line for line in lines
-    ]
+    names = [str(Path(line).with_suffix("")) if line.lower().endswith(_suffixes()) else line for line in lines]
     absent = [name for name in names if name not in gt]
     if absent:
         raise InputError(
@@ -93,13 +91,9 @@ def _check_partners(pairs: Sequence[Pair], lq: Source, gt: Source, *, template: 
     parts = []
     if alone:
         examples = [f"{pair.gt} (expected {pair.lq})" for pair in alone[:_SHOWN]]
-        parts.append(
-            f"{len(alone)} of {len(pairs)} ground-truth images have no partner: {_some(examples, len(alone))}"
-        )
+        parts.append(f"{len(alone)} of {len(pairs)} ground-truth images have no partner: {_some(examples, len(alone))}")
     if spare:
-        parts.append(
-            f"{len(spare)} degraded images have no ground truth: {_some(spare[:_SHOWN], len(spare))}"
-        )
+        parts.append(f"{len(spare)} degraded images have no ground truth: {_some(spare[:_SHOWN], len(spare))}")
     raise InputError(
         f"the pairs of lq {lq.path.resolve()} and gt {gt.path.resolve()} are not complete: {'; '.join(parts)}; add or "
         f"remove images, or correct filename_tmpl (now {template!r})"
@@ -114,9 +108,7 @@ def _check_sizes(
         (low, wide), (high, broad) = lq.size(pair.lq), gt.size(pair.gt)
         spare = (high - low * scale, broad - wide * scale)
         if any(extra < 0 or extra >= (scale if crop_gt else 1) for extra in spare):
-            wrong.append(
-                f"{pair.gt}: lq {low}x{wide}, gt {high}x{broad}, expected {low * scale}x{wide * scale}"
-            )
+            wrong.append(f"{pair.gt}: lq {low}x{wide}, gt {high}x{broad}, expected {low * scale}x{wide * scale}")
         if gt_size and min(high, broad) < gt_size:
             small.append(f"{pair.gt}: {high}x{broad}")
     if wrong:

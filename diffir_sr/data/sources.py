@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, unquote
 
-import lmdb
 import numpy as np
 
 from diffir_sr.data.images import SUFFIXES, decode, is_image_name, size_in_header
 from diffir_sr.errors import InputError
+from diffir_sr.lmdb_reading import SharedLmdb
 
-_SAFE = (
-    "/-_~+=@:!"  # besides letters and digits; '.', '%', ',', brackets and blanks would break BasicSR's parser
-)
+_SAFE = "/-_~+=@:!"  # besides letters and digits; '.', '%', ',', brackets and blanks would break BasicSR's parser
 
 
 def key_of(relative: str) -> str:
@@ -73,9 +70,7 @@ class FolderSource(Source):
                     )
                 self._files[name] = file
         if not self._files:
-            raise InputError(
-                f"0 images under {path.resolve()}; looked for {' '.join(SUFFIXES)}; check the path"
-            )
+            raise InputError(f"0 images under {path.resolve()}; looked for {' '.join(SUFFIXES)}; check the path")
         self.names = sorted(self._files)
 
     def file(self, name: str) -> Path:
@@ -98,8 +93,7 @@ class LmdbSource(Source):
         self.path = path
         self._sizes: dict[str, tuple[int, int]] = {}
         self._keys: dict[str, str] = {}
-        self._open_in: int | None = None
-        self._environment: Any = None
+        self._data = SharedLmdb(path)
         meta = path / "meta_info.txt"
         if not meta.is_file():
             raise InputError(
@@ -112,14 +106,12 @@ class LmdbSource(Source):
                 self._keys[name_of(key)] = key
                 self._sizes[name_of(key)] = size
         if not self._keys:
-            raise InputError(
-                f"{meta.resolve()}: lists 0 images; build the LMDB again from a folder with images"
-            )
+            raise InputError(f"{meta.resolve()}: lists 0 images; build the LMDB again from a folder with images")
         self.names = sorted(self._keys)
 
     def read(self, name: str) -> np.ndarray:
         key = self._keys[name]
-        with self._env().begin(buffers=True) as transaction:
+        with self._data.begin(buffers=True) as transaction:
             data = transaction.get(key.encode("ascii"))
             if data is None:
                 raise InputError(
@@ -134,23 +126,6 @@ class LmdbSource(Source):
     def location(self, name: str) -> str:
         return self._keys[name]
 
-    def _env(self) -> Any:
-        # Opened where it is used: an environment that crossed a fork crashes the process (py-lmdb >= 1.7).
-        if self._open_in != os.getpid():
-            try:
-                self._environment = lmdb.open(
-                    str(self.path), readonly=True, lock=False, readahead=False, meminit=False
-                )
-            except lmdb.Error as error:
-                raise InputError(
-                    f"{self.path.resolve()}: not a readable LMDB ({error}); build it again"
-                ) from error
-            self._open_in = os.getpid()
-        return self._environment
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_environment": None, "_open_in": None}
-
 
 def _parse_meta_line(line: str, *, where: str) -> tuple[str, tuple[int, int]]:
     """`key.png (h,w,c) level` to key and (h, w); the extension is what follows the first dot, as BasicSR reads it."""
@@ -158,9 +133,7 @@ def _parse_meta_line(line: str, *, where: str) -> tuple[str, tuple[int, int]]:
         shape = line[line.index("(") + 1 : line.index(")")]
         height, width = (int(number) for number in shape.split(",")[:2])
     except ValueError as error:
-        raise InputError(
-            f"{where}: expected 'key.png (height,width,channels) level', found {line!r}"
-        ) from error
+        raise InputError(f"{where}: expected 'key.png (height,width,channels) level', found {line!r}") from error
     return line[: line.index("(")].strip().split(".")[0], (height, width)
 
 

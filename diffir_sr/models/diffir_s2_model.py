@@ -36,6 +36,9 @@ class DiffIRS2Model(Stage2Model):
             self.optimizer_e = self.optimizer_of(weights, "optim_g")
             self.optimizers.append(self.optimizer_e)
 
+    def scheduled(self) -> list[Optimizer]:
+        return [] if self.encoder_iter else self.optimizers
+
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
         super().update_learning_rate(current_iter, warmup_iter=warmup_iter)
         if not self.encoder_iter:

@@ -41,6 +41,7 @@ class RestorationModel(SRModel, ABC):
         self.net_g_ema: nn.Module | None = None
         self.gt: Tensor | None = None
         self.log_dict: dict[str, float] = {}
+        self._sums: dict[str, tuple[Any, int]] = {}
         self.best_metric_results: dict[str, Any] = {}
         super().__init__(opt)
 
@@ -81,7 +82,7 @@ class RestorationModel(SRModel, ABC):
         if self.cri_pix is None and self.cri_perceptual is None:
             raise OptionError("train: a stage needs pixel_opt or perceptual_opt, found neither")
         self.setup_optimizers()
-        self.schedulers = [build_scheduler(optimizer, train["scheduler"]) for optimizer in self.optimizers]
+        self.schedulers = [build_scheduler(optimizer, train["scheduler"]) for optimizer in self.scheduled()]
 
     def _start_average(self) -> nn.Module:
         """The moving average starts as a copy of the network as loaded; when resuming, as it was saved."""
@@ -98,6 +99,10 @@ class RestorationModel(SRModel, ABC):
         with vgg_features_from(lambda vgg_type: load_vgg(vgg_type, vgg_path=opt.get("vgg_path"))):
             return build_loss(arguments).to(self.device)
 
+    def scheduled(self) -> list[Optimizer]:
+        """The optimizers whose rate `train.scheduler` sets."""
+        return self.optimizers
+
     def setup_optimizers(self) -> None:
         self.optimizer_g = self.optimizer_of(self.net_g.parameters(), "optim_g")
         self.optimizers.append(self.optimizer_g)
@@ -108,7 +113,10 @@ class RestorationModel(SRModel, ABC):
         kind = getattr(torch.optim, opt.pop("type"), None)
         if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
             raise OptionError(f"train.{section}.type: torch.optim has no optimizer of this name")
-        return kind(list(weights), **opt)
+        optimizer = kind(list(weights), **opt)
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]  # what warmup_iter rises to
+        return optimizer
 
     def build_net(self, section: str) -> nn.Module:
         """The bare network that an option section describes, on the device."""
@@ -150,15 +158,14 @@ class RestorationModel(SRModel, ABC):
             get_ema_multi_avg_fn(self.ema_decay)(average, now, 0)  # pyright: ignore[reportArgumentType]
 
     def note(self, current_iter: int, values: Losses) -> None:
-        """Keep values for the log, on the iterations that print: reading a number waits for the device."""
-        every = int(self.opt["logger"]["print_freq"])
-        if current_iter % every == 0 or current_iter == 1:
-            self.log_dict = self.reduce_loss_dict(
-                {name: value.detach().reshape(()).float() for name, value in values.items()}
-            )
-            broken = [
-                name for name, value in self.log_dict.items() if value != value or abs(value) == float("inf")
-            ]
+        """Sum values up and, when the log prints, read their means: reading a number waits for the device."""
+        for name, value in values.items():
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (total + value.detach().reshape(()).float(), count + 1)
+        if current_iter % int(self.opt["logger"]["print_freq"]) == 0:
+            self.log_dict = self.reduce_loss_dict({name: total / count for name, (total, count) in self._sums.items()})
+            self._sums = {}
+            broken = [name for name, value in self.log_dict.items() if value != value or abs(value) == float("inf")]
             if broken:
                 raise InputError(
                     f"iteration {current_iter}: {', '.join(broken)} is not finite, the training has diverged; go back "
@@ -255,8 +262,7 @@ class RestorationModel(SRModel, ABC):
         if self.opt["rank"] != 0:
             return
         lines = [
-            f"Validation {dataset_name}: {len(scores.names)} images, "
-            f"{scores.seconds / len(scores.names):.2f} s/image"
+            f"Validation {dataset_name}: {len(scores.names)} images, {scores.seconds / len(scores.names):.2f} s/image"
         ]
         if metrics and scores.values[0]:
             self._initialize_best_metric_results(dataset_name)

@@ -47,9 +47,7 @@ class CosineAnnealingRestartCyclicLR(LRScheduler):
         cycle = next(index for index, end in enumerate(self.ends) if now <= end)
         done = (now - (self.ends[cycle] - self.periods[cycle])) / self.periods[cycle]
         floor, weight = self.eta_mins[cycle], self.restart_weights[cycle]
-        return [
-            floor + (base * weight - floor) / 2 * (1 + math.cos(math.pi * done)) for base in self.base_lrs
-        ]
+        return [floor + (base * weight - floor) / 2 * (1 + math.cos(math.pi * done)) for base in self.base_lrs]
 
 
 SCHEDULERS: dict[str, Any] = {

@@ -46,9 +46,7 @@ class Scores:
             table.writerow(["mean", *(f"{self.mean(metric):.6f}" for metric in metrics)])
 
 
-def samples(
-    dataset: Dataset[Any], *, rank: int, world_size: int, progress: bool
-) -> Iterator[tuple[int, Any]]:
+def samples(dataset: Dataset[Any], *, rank: int, world_size: int, progress: bool) -> Iterator[tuple[int, Any]]:
     """(index, batch of one) of every image that is this rank's share; a bar with ETA on rank 0 if asked."""
     count = len(dataset)  # pyright: ignore[reportArgumentType] - every dataset here has a length
     if not count:
@@ -69,9 +67,7 @@ def image_names(paths: list[str]) -> list[str]:
     return [long if stem in repeated else stem for stem, long in zip(stems, whole, strict=True)]
 
 
-def measure(
-    restored: Tensor, gt: Tensor | None, metrics: Mapping[str, Mapping[str, Any]]
-) -> dict[str, float]:
+def measure(restored: Tensor, gt: Tensor | None, metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Metric values of one image (1, 3, H, W); metrics that compare need `gt`."""
     data: dict[str, np.ndarray] = {"img": tensor2img([restored])}
     if gt is not None:

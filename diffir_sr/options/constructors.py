@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -14,9 +15,7 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserErro
 from diffir_sr.options.report import Keys, Report, found, nearest
 from diffir_sr.options.sections import check_value
 
-_SUFFIX = (
-    "_basicsr"  # BasicSR registers some of its classes under names with this ending and finds them without
-)
+_SUFFIX = "_basicsr"  # BasicSR registers some of its classes under names with this ending and finds them without
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -26,9 +25,7 @@ def find(registry: Registry, name: Any) -> Any | None:
     return known.get(name, known.get(f"{name}{_SUFFIX}")) if isinstance(name, str) else None
 
 
-def check_type(
-    registry: Registry, given: Mapping[str, Any], keys: Keys, report: Report, *, kind: str
-) -> Any | None:
+def check_type(registry: Registry, given: Mapping[str, Any], keys: Keys, report: Report, *, kind: str) -> Any | None:
     """What `given["type"]` names; None, with a problem, if there is no type or nothing of that name."""
     if "type" not in given:
         report.problem((*keys, "type"), f"missing: the name of {_a(kind)}")
@@ -77,7 +74,7 @@ def check_arguments(
     named = {name: p for name, p in parameters.items() if p.kind not in _VARIABLE}
     open_ended = any_keyword and any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     values = dict(given)
-    for name in given.keys() - {"type"}:
+    for name in [name for name in given if name != "type"]:
         adapter = also[name] if name in also else _annotation(target, name)
         if name in named or name in also:
             values[name] = _check_argument(adapter, named.get(name), given[name], (*keys, name), report)
@@ -87,6 +84,13 @@ def check_arguments(
         if parameter.default is inspect.Parameter.empty and name not in given:
             report.problem((*keys, name), f"missing: {_name_of(target)} needs it")
     return values
+
+
+def argument_names(registry: Registry, name: Any) -> set[str]:
+    """What the constructor that a name stands for can be given; nothing if there is none."""
+    target = find(registry, name)
+    parameters = _parameters(target, frozenset()) if target is not None else None
+    return {name for name, parameter in (parameters or {}).items() if parameter.kind not in _VARIABLE}
 
 
 def _check_argument(
@@ -117,11 +121,13 @@ def _parameters(target: Callable[..., Any], leave_out: frozenset[str]) -> dict[s
 
 @cache
 def _annotation(target: Callable[..., Any], name: str) -> TypeAdapter[Any] | None:
-    function = target.__init__ if isinstance(target, type) else target
+    function: Any = target.__init__ if isinstance(target, type) else target
     try:
-        hint = typing.get_type_hints(function, include_extras=True).get(name)
+        # Each on its own: one name that cannot be resolved must not leave the others unchecked.
+        only = types.SimpleNamespace(__annotations__={name: function.__annotations__[name]})
+        hint = typing.get_type_hints(only, function.__globals__, include_extras=True)[name]
         return None if hint is None else TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-    except (NameError, TypeError, AttributeError, PydanticSchemaGenerationError, PydanticUserError):
+    except (KeyError, NameError, TypeError, AttributeError, PydanticSchemaGenerationError, PydanticUserError):
         return None  # an annotation that pydantic cannot read checks nothing
 
 

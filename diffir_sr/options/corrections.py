@@ -13,7 +13,7 @@ from diffir_sr.options.training import BASICSR_MODELS, OUR_MODELS
 from diffir_sr.options.view import View
 
 _WARM_UP = ("lr_encoder", "gamma_encoder", "lr_decay_encoder", "lr_sr", "gamma_sr", "lr_decay_sr")
-
+# Options of `train` that only some models read.
 _READ_BY = {
     "gan_opt": ADVERSARIAL,
     "optim_d": ADVERSARIAL,
@@ -39,7 +39,7 @@ def settle_task(values: dict[str, Any], report: Report) -> None:
         ("network_g",),
         f"{told} set to 'deblur', because a dataset is a DeblurPairedDataset and no scale is given",
     )
-    if values.get("scale", 1) != 1:
+    if values.get("scale") not in (None, 1):
         report.warn(("scale",), f"corrected from {values['scale']} to 1: deblurring does not change the size")
         values["scale"] = 1
 
@@ -74,7 +74,7 @@ def warn_of_a_cold_start(view: View, report: Report) -> None:
 
 
 def _warn_of_warm_up(view: View, report: Report) -> None:
-    given = [key for key in _WARM_UP if view.has("train", key)]
+    given = [key for key in view.get("train", default={}) if key in _WARM_UP and view.has("train", key)]
     warms_up = view.model in TAUGHT and view.get("train", "encoder_iter", default=0) > 0
     if not given or warms_up or view.model not in OUR_MODELS + BASICSR_MODELS:
         return
@@ -92,21 +92,17 @@ def _warn_of_foreign_options(view: View, report: Report) -> None:
         return
     for key, models in _READ_BY.items():
         if view.has("train", key) and view.model not in models and view.get("train", key):
-            report.warn(
-                ("train", key), f"has no effect: {view.model} does not read it (only {', '.join(models)})"
-            )
+            report.warn(("train", key), f"has no effect: {view.model} does not read it (only {', '.join(models)})")
     if view.get("train", "mixing_augs", "mixup", default=False):
         report.warn(("train", "mixing_augs", "mixup"), f"has no effect: {view.model} does not mix images")
 
 
 def _warn_of_degradation(view: View, report: Report) -> None:
-    given = [name for name in Degradation.model_fields if view.has(name)]
+    given = [name for name in view.values if name in Degradation.model_fields and view.has(name)]
     degrades = any(kind == "RealESRGANDataset" for _, kind in view.datasets())
     if given and not degrades and view.model in OUR_MODELS + BASICSR_MODELS:
         others = f" (also {', '.join(given[1:])})" if given[1:] else ""
-        report.warn(
-            (given[0],), f"has no effect{others}: only training on a RealESRGANDataset degrades images itself"
-        )
+        report.warn((given[0],), f"has no effect{others}: only training on a RealESRGANDataset degrades images itself")
 
 
 def set_defaults(values: dict[str, Any], *, scale: int | None, is_train: bool) -> None:
@@ -115,9 +111,7 @@ def set_defaults(values: dict[str, Any], *, scale: int | None, is_train: bool) -
     if values.get("scale") is None and scale is not None:
         values["scale"] = scale
     _set_path_defaults(values, is_train=is_train)
-    if (
-        "val" not in values or values["val"] is not None or not is_train
-    ):  # `val: ~` switches it off in training
+    if "val" not in values or values["val"] is not None or not is_train:  # `val: ~` switches it off in training
         val = {"val_freq": 5000, "save_img": not is_train, "suffix": None, "pbar": True, "seed": 0}
         values["val"] = _filled(values.get("val"), val)
     if is_train:

@@ -23,9 +23,7 @@ def expected(what: str) -> PydanticCustomError:
 def _as_number(value: Any) -> Any:
     # Quoted numbers ("5e3") are numbers too; true and false are none, although Python counts them as such.
     try:
-        number = (
-            float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else None
-        )
+        number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else None
     except (ValueError, OverflowError):
         number = None
     if number is None or not math.isfinite(number):

@@ -30,11 +30,7 @@ def apply_file_rules(view: View, report: Report) -> None:
             vgg_exists,
             *(partial(weights_exist, key=key) for key in weights),
             *(partial(data_exists, name=name, root=root) for name in names for root in ROOTS),
-            *(
-                partial(list_exists, name=name, key=key)
-                for name in names
-                for key in ("meta_info_file", "meta_info")
-            ),
+            *(partial(list_exists, name=name, key=key) for name in names for key in ("meta_info_file", "meta_info")),
         ],
         view,
         report,
@@ -42,6 +38,7 @@ def apply_file_rules(view: View, report: Report) -> None:
 
 
 def weights_exist(view: View, key: str) -> Found:
+    """Weights to start from are there; a missing file is told with the command that makes it."""
     network = key.removeprefix("pretrain_")
     is_teacher = network == "network_S1"
     if is_teacher and not view.is_train:  # tests need no teacher
@@ -54,12 +51,14 @@ def weights_exist(view: View, key: str) -> Found:
 
 
 def state_exists(view: View) -> Found:
+    """The training state to resume from is there."""
     path = view.get("path", "resume_state")
     if path and not os.path.isfile(os.path.expanduser(path)):
         yield ("path", "resume_state"), f"{_absent('file', path)}; training writes states to training_states/"
 
 
 def vgg_exists(view: View) -> Found:
+    """The file with VGG's weights is there."""
     path = view.get("train", "perceptual_opt", "vgg_path")
     if path and not os.path.isfile(os.path.expanduser(path)):
         yield (
@@ -69,6 +68,7 @@ def vgg_exists(view: View) -> Found:
 
 
 def data_exists(view: View, name: str, root: str) -> Found:
+    """A folder or LMDB of images is there."""
     path = view.get("datasets", name, root)
     if isinstance(path, str) and not os.path.isdir(os.path.expanduser(path)):
         what = "LMDB" if is_lmdb(path) else "folder"
@@ -76,6 +76,7 @@ def data_exists(view: View, name: str, root: str) -> Found:
 
 
 def list_exists(view: View, name: str, key: str) -> Found:
+    """A list of images is there."""
     path = view.get("datasets", name, key)
     if path and isinstance(path, str) and not os.path.isfile(os.path.expanduser(path)):
         hint = "without the option, all images are used" if key == "meta_info_file" else "correct the path"

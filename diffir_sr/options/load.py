@@ -47,7 +47,7 @@ def load_options(
     source = read_source(path)
     apply_overrides(source, overrides)
     _import_plugins(source, file=str(path))
-    report = Report(elsewhere=elsewhere())
+    report = Report(elsewhere=elsewhere(source.values))
     values = copy.deepcopy(source.values)
     settle_task(values, report)
     values = check_structure(values, report, is_train=is_train)
@@ -72,14 +72,10 @@ def _import_plugins(source: Source, *, file: str) -> None:
     report = Report()
     for index, module in enumerate(modules):
         if not isinstance(module, str):
-            report.problem(
-                ("plugins", index), f"expected the name of a module (package.module), found {found(module)}"
-            )
+            report.problem(("plugins", index), f"expected the name of a module (package.module), found {found(module)}")
             continue
         try:
             importlib.import_module(module)
         except Exception as error:
-            report.problem(
-                ("plugins", index), f"plugin {module!r} cannot be imported: {type(error).__name__}: {error}"
-            )
+            report.problem(("plugins", index), f"plugin {module!r} cannot be imported: {type(error).__name__}: {error}")
     fail_on_problems(report, source.places, file=file)

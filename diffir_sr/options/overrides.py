@@ -40,7 +40,5 @@ def _section_for(source: Source, keys: Keys, told: str) -> dict[str, Any]:
         section = section[name]
         if not isinstance(section, dict):
             way = ":".join(map(str, keys[:depth]))
-            raise OptionError(
-                f"{told}: {way} is no section, it is {found(section)} ({source.places[keys[:depth]]})"
-            )
+            raise OptionError(f"{told}: {way} is no section, it is {found(section)} ({source.places[keys[:depth]]})")
     return section

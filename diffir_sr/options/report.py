@@ -32,9 +32,11 @@ class Report:
     warnings: list[tuple[Keys, str]] = field(default_factory=list)
 
     def problem(self, keys: Keys, text: str) -> None:
+        """Something that must be mended before a run."""
         self.problems.append((keys, text))
 
     def warn(self, keys: Keys, text: str) -> None:
+        """Something worth knowing that stops no run."""
         self.warnings.append((keys, text))
 
     def unknown(self, keys: Keys, known: Iterable[str]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from diffir_sr.archs.frames import frame_of
 from diffir_sr.errors import OptionError
 from diffir_sr.options.report import Keys, Report
+from diffir_sr.options.schema_train import SCHEDULERS
 from diffir_sr.options.training import BASICSR_MODELS
 from diffir_sr.options.view import Unsettled, View
 
@@ -30,6 +31,7 @@ def apply_rules(rules: Iterable[Rule], view: View, report: Report) -> None:
 
 
 def right_network(view: View) -> Found:
+    """A model trains or tests the network of its stage."""
     wanted = _STAGE_OF_MODEL.get(view.model)
     if wanted and view.has("network_g", "type") and view.stage("network_g") != wanted:
         given = view.get("network_g", "type")
@@ -37,12 +39,14 @@ def right_network(view: View) -> Found:
 
 
 def right_teacher(view: View) -> Found:
+    """Stage 2 is taught by a stage-1 network."""
     if view.model in TAUGHT and view.has("network_S1", "type") and view.stage("network_S1") != "DiffIRS1":
         given = view.get("network_S1", "type")
         yield ("network_S1", "type"), f"the teacher of stage 2 is a DiffIRS1 network, found {given!r}"
 
 
 def teacher_is_given(view: View) -> Found:
+    """Training stage 2 needs the teacher's network and its weights."""
     if not view.is_train or view.model not in TAUGHT:
         return
     if not view.has("network_S1"):
@@ -53,12 +57,12 @@ def teacher_is_given(view: View) -> Found:
     if not view.has("path", "pretrain_network_S1"):
         yield (
             ("path", "pretrain_network_S1"),
-            f"missing: {view.model} learns from stage 1; give its weights, "
-            "experiments/<name>/models/net_g_latest.pth",
+            f"missing: {view.model} learns from stage 1; give its weights, experiments/<name>/models/net_g_latest.pth",
         )
 
 
 def adversary_has_a_start(view: View) -> Found:
+    """The GAN stage starts from a trained stage 2, or resumes."""
     resumes = view.has("path", "resume_state")
     if (
         view.is_train
@@ -73,6 +77,7 @@ def adversary_has_a_start(view: View) -> Found:
 
 
 def adversary_is_complete(view: View) -> Found:
+    """A GAN training has a discriminator, its loss and its optimizer."""
     if view.is_train and view.model in ADVERSARIAL and view.has("train"):
         for keys in (("network_d",), ("train", "optim_d"), ("train", "gan_opt")):
             if not view.has(*keys):
@@ -80,9 +85,10 @@ def adversary_is_complete(view: View) -> Found:
 
 
 def something_to_learn(view: View) -> Found:
+    """A training compares images with the ground truth in some way."""
     if view.is_train and view.model in (*_STAGE_OF_MODEL, "SRModel") and view.has("train"):
         losses = ("pixel_opt", "perceptual_opt")
-        if view.model != "DiffIRGANS2Model" and not any(view.has("train", loss) for loss in losses):
+        if not any(view.has("train", loss) for loss in losses):
             yield (
                 ("train", "pixel_opt"),
                 "missing: neither pixel_opt nor perceptual_opt is given; nothing is learnt",
@@ -90,6 +96,7 @@ def something_to_learn(view: View) -> Found:
 
 
 def warm_up_is_complete(view: View) -> Found:
+    """The warm-up has learning rates of its own, which must be given."""
     if not view.is_train or view.model not in TAUGHT or view.get("train", "encoder_iter", default=0) == 0:
         return
     for part in ("encoder", "sr") if view.model == "DiffIRS2Model" else ("sr",):
@@ -99,6 +106,7 @@ def warm_up_is_complete(view: View) -> Found:
 
 
 def teacher_has_the_same_geometry(view: View) -> Found:
+    """Teacher and student see the same task at the same scale."""
     if view.model in TAUGHT and view.has("network_S1"):
         ours, theirs = view.frame(), view.frame("network_S1")
         if ours and theirs and ours != theirs:
@@ -110,6 +118,7 @@ def teacher_has_the_same_geometry(view: View) -> Found:
 
 
 def geometry_exists(view: View) -> Found:
+    """There is a network for this task and scale."""
     for network in ("network_g", "network_S1"):
         if view.has(network, "type") and view.stage(network):
             task, scale = view.task(network), view.get(network, "scale")
@@ -120,6 +129,7 @@ def geometry_exists(view: View) -> Found:
 
 
 def scales_agree(view: View) -> Found:
+    """The file's scale is that of its network."""
     frame = view.frame()
     if frame and view.has("scale") and view.get("scale") != frame.scale:
         told = f"network_g.scale is {frame.scale}" if view.has("network_g", "scale") else (
@@ -129,6 +139,7 @@ def scales_agree(view: View) -> Found:
 
 
 def scale_is_known(view: View) -> Found:
+    """Pairs of images have a scale between them, which the file or its network tells."""
     paired = [name for name, kind in view.datasets() if kind in ("PairedDataset", "PairedImageDataset")]
     if paired and view.scale() is None:
         yield (
@@ -138,6 +149,7 @@ def scale_is_known(view: View) -> Found:
 
 
 def phases_fit(view: View) -> Found:
+    """A training trains and validates; a test does neither."""
     if view.is_train and "train" not in dict(view.datasets()):
         yield ("datasets", "train"), "missing: there is nothing to train on"
     if view.is_train:
@@ -156,6 +168,7 @@ def phases_fit(view: View) -> Found:
 
 
 def optimizers_exist_in_basicsr(view: View) -> Found:
+    """BasicSR's models build one optimizer and fewer schedulers than ours."""
     if view.is_train and view.model in BASICSR_MODELS:
         for optimizer in ("optim_g", "optim_d"):
             kind = view.get("train", optimizer, "type", default="Adam")
@@ -167,8 +180,11 @@ def optimizers_exist_in_basicsr(view: View) -> Found:
 
 
 def schedule_is_consistent(view: View) -> Found:
+    """Lists that belong together have one length."""
     keys = ("train", "scheduler")
-    kind = view.get(*keys, "type", default="")
+    kind = view.get(*keys, "type")
+    if kind not in SCHEDULERS:
+        return
     if kind.startswith("MultiStep"):
         lists = {"restarts": view.get(*keys, "restarts", default=[0])}
     else:
@@ -176,12 +192,13 @@ def schedule_is_consistent(view: View) -> Found:
     lists["restart_weights"] = view.get(*keys, "restart_weights", default=[1])
     if kind == "CosineAnnealingRestartCyclicLR":
         lists["eta_mins"] = view.get(*keys, "eta_mins", default=[0])
-    if kind and len({len(values) for values in lists.values()}) > 1:
+    if len({len(values) for values in lists.values()}) > 1:
         counts = ", ".join(f"{name} has {len(values)}" for name, values in lists.items())
         yield keys, f"these lists must be of one length: {counts}"
 
 
 def schedule_lasts(view: View) -> Found:
+    """A schedule of periods covers the whole training."""
     periods = view.get("train", "scheduler", "periods", default=[])
     iterations = view.get("train", "total_iter", default=0)
     if periods and sum(periods) < iterations:
@@ -189,6 +206,12 @@ def schedule_lasts(view: View) -> Found:
             ("train", "scheduler", "periods"),
             f"they end at iteration {sum(periods)}, but total_iter is {iterations}; make them last as long",
         )
+
+
+def wandb_has_its_source(view: View) -> Found:
+    """Weights & Biases copies TensorBoard's log."""
+    if view.is_train and view.has("logger", "wandb", "project") and not view.get("logger", "use_tb_logger"):
+        yield ("logger", "wandb", "project"), "needs logger.use_tb_logger: true, whose log it copies"
 
 
 RULES: tuple[Rule, ...] = (
@@ -207,4 +230,5 @@ RULES: tuple[Rule, ...] = (
     optimizers_exist_in_basicsr,
     schedule_is_consistent,
     schedule_lasts,
+    wandb_has_its_source,
 )

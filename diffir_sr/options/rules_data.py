@@ -33,6 +33,7 @@ def is_lmdb(path: str) -> bool:
 
 
 def training_loader_is_complete(view: View, name: str, kind: str) -> Found:
+    """Training data says how it is cut and loaded."""
     if name != "train" or not view.is_train:
         return
     needed = ["batch_size_per_gpu", "num_worker_per_gpu"]
@@ -72,6 +73,7 @@ def _patches(view: View, name: str, kind: str) -> Iterator[tuple[Keys, int]]:
 
 
 def readers_exist(view: View, name: str, kind: str) -> Found:
+    """Reader processes can only persist where there are any."""
     if view.get("datasets", name, "persistent_workers", default=False):
         if name != "train":
             yield (
@@ -83,12 +85,14 @@ def readers_exist(view: View, name: str, kind: str) -> Found:
 
 
 def prefetching_is_possible(view: View, name: str, kind: str) -> Found:
+    """Prefetching to the GPU needs pinned memory."""
     at = ("datasets", name)
     if view.get(*at, "prefetch_mode") == "cuda" and not view.get(*at, "pin_memory", default=False):
         yield (*at, "prefetch_mode"), "cuda needs pin_memory: true"
 
 
 def storage_is_consistent(view: View, name: str, kind: str) -> Found:
+    """Roots are what `io_backend` says they are."""
     if kind not in DATASETS:
         return
     at = ("datasets", name)
@@ -104,16 +108,14 @@ def storage_is_consistent(view: View, name: str, kind: str) -> Found:
 
 
 def images_are_listed(view: View, name: str, kind: str) -> Found:
+    """Folders of a RealESRGANDataset come with a list of their images."""
     at = ("datasets", name)
-    if (
-        kind == "RealESRGANDataset"
-        and not view.has(*at, "meta_info")
-        and not is_lmdb(view.get(*at, "dataroot_gt"))
-    ):
+    if kind == "RealESRGANDataset" and not view.has(*at, "meta_info") and not is_lmdb(view.get(*at, "dataroot_gt")):
         yield (*at, "meta_info"), "missing: the text file that lists the images of dataroot_gt"
 
 
 def kernels_have_chances(view: View, name: str, kind: str) -> Found:
+    """Every kind of kernel has a chance."""
     at = ("datasets", name)
     for ending in ("", "2") if kind == "RealESRGANDataset" else ():
         kinds = view.get(*at, f"kernel_list{ending}", default=[])
@@ -126,6 +128,7 @@ def kernels_have_chances(view: View, name: str, kind: str) -> Found:
 
 
 def pool_suits_batches(view: View, name: str, kind: str) -> Found:
+    """The pool of pairs holds a whole number of batches."""
     if kind == "RealESRGANDataset" and name == "train":
         batch = view.get("datasets", name, "batch_size_per_gpu", default=1)
         pool = view.get("queue_size", default=180)
@@ -137,6 +140,7 @@ def pool_suits_batches(view: View, name: str, kind: str) -> Found:
 
 
 def growing_patches_agree(view: View, name: str, kind: str) -> Found:
+    """Phases of growing patches are described completely."""
     at, lists = ("datasets", name), ("mini_batch_sizes", "iters", "gt_sizes")
     if kind == "DeblurPairedDataset" and any(view.has(*at, key) for key in lists):
         counts = {key: len(view.get(*at, key, default=[])) for key in lists}

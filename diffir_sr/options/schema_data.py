@@ -16,34 +16,24 @@ class Loader(Section):
 
     name: str = Field(description="Name in logs and of the folder of results.")
     type: str = Field(description="Class of the dataset.")
-    batch_size_per_gpu: Count | None = Field(
-        None, description="Images per step and GPU; needed in datasets.train."
-    )
+    batch_size_per_gpu: Count | None = Field(None, description="Images per step and GPU; needed in datasets.train.")
     num_worker_per_gpu: CountOrZero | None = Field(
         None, description="Processes per GPU that read images; needed in datasets.train."
     )
-    dataset_enlarge_ratio: Count = Field(
-        1, description="How often an epoch repeats the dataset; has effect in train."
-    )
+    dataset_enlarge_ratio: Count = Field(1, description="How often an epoch repeats the dataset; has effect in train.")
     prefetch_mode: Literal["cpu", "cuda"] | None = Field(
-        None, description="Where the next batch waits: cpu, cuda (needs pin_memory), ~ for neither."
+        None, description="cpu: batches wait in a queue; cuda (needs pin_memory) or ~: the next one is copied ahead."
     )
     num_prefetch_queue: Count = Field(1, description="Batches that wait; has effect with prefetch_mode cpu.")
     pin_memory: bool = Field(False, description="Whether batches lie in memory that GPUs read faster.")
-    persistent_workers: bool = Field(
-        False, description="Whether readers outlive an epoch; has effect in train."
-    )
-    use_shuffle: bool = Field(
-        True, description="Has no effect (published files carry it): training data is shuffled."
-    )
+    persistent_workers: bool = Field(False, description="Whether readers outlive an epoch; has effect in train.")
+    use_shuffle: bool = Field(True, description="Has no effect (published files carry it): training data is shuffled.")
 
 
 class IoBackend(Section):
     """How images are stored."""
 
-    type: Literal["disk", "lmdb", "memcached"] = Field(
-        description="disk (folders of images), lmdb or memcached."
-    )
+    type: Literal["disk", "lmdb", "memcached"] = Field(description="disk (folders of images), lmdb or memcached.")
     readonly: bool = Field(True, description="Whether an LMDB is opened for reading only.")
     lock: bool = Field(False, description="Whether an LMDB is locked against writers.")
     readahead: bool = Field(False, description="Whether the system reads ahead in an LMDB.")
@@ -65,17 +55,11 @@ class PairedDataset(Stored):
 
     dataroot_gt: str = Field(description="Folder or LMDB of the ground truth.")
     dataroot_lq: str = Field(description="Folder or LMDB of the degraded images.")
-    meta_info_file: str | None = Field(
-        None, description="Text file that lists the images to use; by default all."
-    )
-    filename_tmpl: str = Field(
-        "{}", description="Name of a degraded image, {} being the ground truth's: {}x4."
-    )
-    gt_size: Count | None = Field(
-        None, description="Side in pixels of training patches; needed in datasets.train."
-    )
-    use_hflip: bool = Field(True, description="Whether training patches are mirrored at random.")
-    use_rot: bool = Field(True, description="Whether training patches are turned at random.")
+    meta_info_file: str | None = Field(None, description="Text file that lists the images to use; by default all.")
+    filename_tmpl: str = Field("{}", description="Name of a degraded image, {} being the ground truth's: {}x4.")
+    gt_size: Count | None = Field(None, description="Side in pixels of training patches; needed in datasets.train.")
+    use_hflip: bool = Field(False, description="Whether training patches are mirrored at random.")
+    use_rot: bool = Field(False, description="Whether training patches are turned by quarters at random.")
     seed: CountOrZero | None = Field(None, description="Seed of crops and flips; by default manual_seed.")
 
 
@@ -83,10 +67,6 @@ class SingleDataset(Stored):
     """Degraded images without ground truth; for testing."""
 
     dataroot_lq: str = Field(description="Folder or LMDB of the images.")
-    meta_info_file: str | None = Field(
-        None, description="Text file that lists the images to use; by default all."
-    )
-    seed: CountOrZero | None = Field(None, description="Seed of everything random in reading.")
 
 
 class PairedImageDataset(Stored):
@@ -94,21 +74,11 @@ class PairedImageDataset(Stored):
 
     dataroot_gt: str = Field(description="Folder or LMDB of the ground truth.")
     dataroot_lq: str = Field(description="Folder or LMDB of the degraded images.")
-    meta_info_file: str | None = Field(
-        None, description="Text file that lists the images to use; by default all."
-    )
-    filename_tmpl: str = Field(
-        "{}", description="Name of a degraded image, {} being the ground truth's: {}x4."
-    )
-    gt_size: Count | None = Field(
-        None, description="Side in pixels of training patches; needed in datasets.train."
-    )
-    use_hflip: bool = Field(
-        False, description="Whether patches are mirrored at random; needed in datasets.train."
-    )
-    use_rot: bool = Field(
-        False, description="Whether patches are turned at random; needed in datasets.train."
-    )
+    meta_info_file: str | None = Field(None, description="Text file that lists the images to use; by default all.")
+    filename_tmpl: str = Field("{}", description="Name of a degraded image, {} being the ground truth's: {}x4.")
+    gt_size: Count | None = Field(None, description="Side in pixels of training patches; needed in datasets.train.")
+    use_hflip: bool = Field(False, description="Whether patches are mirrored at random; needed in datasets.train.")
+    use_rot: bool = Field(False, description="Whether patches are turned at random; needed in datasets.train.")
     mean: list[Number] | None = Field(None, description="Mean of R, G, B to subtract.")
     std: list[Positive] | None = Field(None, description="Deviation of R, G, B to divide by.")
     color: Literal["y"] | None = Field(None, description="y: luma only.")
@@ -128,9 +98,7 @@ class RealESRGANDataset(Stored):
     """Ground truth with random blur kernels; the model degrades it as the top-level options say."""
 
     dataroot_gt: str = Field(description="Folder or LMDB of the ground truth.")
-    meta_info: str | None = Field(
-        None, description="Text file that lists the images; needed unless it is an LMDB."
-    )
+    meta_info: str | None = Field(None, description="Text file that lists the images; needed unless it is an LMDB.")
     use_hflip: bool = Field(description="Whether images are mirrored at random.")
     use_rot: bool = Field(description="Whether images are turned at random.")
     gt_size: Count | None = Field(None, description="Has no effect here; see the top-level gt_size.")
@@ -157,9 +125,7 @@ class DeblurPairedDataset(Stored):
     dataroot_gt: str = Field(description="Folder or LMDB of the sharp images.")
     dataroot_lq: str = Field(description="Folder or LMDB of the blurred images.")
     filename_tmpl: str = Field("{}", description="Name of a blurred image, {} being the sharp one's.")
-    gt_size: Count | None = Field(
-        None, description="Side in pixels of the patches read; needed in datasets.train."
-    )
+    gt_size: Count | None = Field(None, description="Side in pixels of the patches read; needed in datasets.train.")
     geometric_augs: bool = Field(False, description="Whether patches are mirrored and turned at random.")
     mini_batch_sizes: list[Count] | None = Field(None, description="Images per GPU used in each phase.")
     iters: list[Count] | None = Field(None, description="Iterations of each phase.")

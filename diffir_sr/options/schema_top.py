@@ -24,15 +24,11 @@ from diffir_sr.options.schema_train import TrainOptions
 class PathOptions(Section):
     """Weights to start from. pretrain_network_<x>, param_key_<x>, strict_load_<x> exist per network_<x>."""
 
-    pretrain_network_g: str | None = Field(
-        None, description="Weights file of network_g to start from or to test."
-    )
+    pretrain_network_g: str | None = Field(None, description="Weights file of network_g to start from or to test.")
     pretrain_network_S1: str | None = Field(  # noqa: N815 - published name
         None, description="Weights file of the stage-1 teacher; needed to train stage 2 and the GAN stage."
     )
-    pretrain_network_d: str | None = Field(
-        None, description="Weights file of the discriminator to go on from."
-    )
+    pretrain_network_d: str | None = Field(None, description="Weights file of the discriminator to go on from.")
     param_key_g: str | None = Field(
         "params", description="Entry of pretrain_network_g to load: params_ema (averaged weights) or params."
     )
@@ -53,16 +49,10 @@ class ValOptions(Section):
     """How and when images are restored and measured."""
 
     val_freq: Count = Field(5000, description="Iterations between two validations; has effect in training.")
-    save_img: bool = Field(
-        False, description="Whether restored images are written; the default is true when testing."
-    )
-    suffix: str | None = Field(
-        None, description="Ending of saved file names; by default the name of the run."
-    )
+    save_img: bool = Field(False, description="Whether restored images are written; the default is true when testing.")
+    suffix: str | None = Field(None, description="Ending of saved file names; by default the name of the run.")
     pbar: bool = Field(True, description="Whether a progress bar is shown.")
-    seed: CountOrZero = Field(
-        0, description="Seed of the start noise; each image's draw depends on it alone."
-    )
+    seed: CountOrZero = Field(0, description="Seed of the start noise; each image's draw depends on it alone.")
     metrics: dict[str, Any] | None = Field(
         None,
         description="Metrics by the name to log, each with a type, its arguments and better (higher, lower).",
@@ -84,9 +74,7 @@ class LoggerOptions(Section):
 
     print_freq: Count = Field(100, description="Iterations between two log lines.")
     save_checkpoint_freq: Count = Field(5000, description="Iterations between two checkpoints.")
-    use_tb_logger: bool = Field(
-        False, description="Whether TensorBoard files are written to tb_logger/<name>."
-    )
+    use_tb_logger: bool = Field(False, description="Whether TensorBoard files are written to tb_logger/<name>.")
     wandb: WandbOptions | None = Field(None, description="Weights & Biases; needs use_tb_logger.")
 
 
@@ -108,60 +96,36 @@ class Degradation(Section):
     l1_gt_usm: bool = Field(False, description="Whether the target of the pixel loss is sharpened.")
     percep_gt_usm: bool = Field(False, description="Whether the target of the perceptual loss is sharpened.")
     gan_gt_usm: bool = Field(False, description="Whether the discriminator's real images are sharpened.")
-    high_order_degradation: bool = Field(
-        True, description="Whether images are degraded (false: used as read)."
-    )
-    resize_prob: ResizeShares | None = Field(
-        None, description="Chances to enlarge, shrink, keep; first resize."
-    )
+    high_order_degradation: bool = Field(True, description="Whether images are degraded (false: used as read).")
+    resize_prob: ResizeShares | None = Field(None, description="Chances to enlarge, shrink, keep; first resize.")
     resize_range: Range | None = Field(None, description="Smallest and largest factor of the first resize.")
-    gaussian_noise_prob: Probability | None = Field(
-        None, description="Chance of Gaussian noise, else Poisson."
-    )
+    gaussian_noise_prob: Probability | None = Field(None, description="Chance of Gaussian noise, else Poisson.")
     noise_range: Range | None = Field(None, description="Sigma of the first Gaussian noise, of 255.")
     poisson_scale_range: Range | None = Field(None, description="Strength of the first Poisson noise.")
-    gray_noise_prob: Probability | None = Field(
-        None, description="Chance that the first noise has no colour."
-    )
+    gray_noise_prob: Probability | None = Field(None, description="Chance that the first noise has no colour.")
     jpeg_range: Qualities | None = Field(None, description="Quality of the first JPEG compression.")
     second_blur_prob: Probability | None = Field(None, description="Chance of the second blur.")
-    resize_prob2: ResizeShares | None = Field(
-        None, description="Chances to enlarge, shrink, keep; second resize."
-    )
+    resize_prob2: ResizeShares | None = Field(None, description="Chances to enlarge, shrink, keep; second resize.")
     resize_range2: Range | None = Field(None, description="Smallest and largest factor of the second resize.")
-    gaussian_noise_prob2: Probability | None = Field(
-        None, description="Chance of Gaussian noise, else Poisson."
-    )
+    gaussian_noise_prob2: Probability | None = Field(None, description="Chance of Gaussian noise, else Poisson.")
     noise_range2: Range | None = Field(None, description="Sigma of the second Gaussian noise, of 255.")
     poisson_scale_range2: Range | None = Field(None, description="Strength of the second Poisson noise.")
-    gray_noise_prob2: Probability | None = Field(
-        None, description="Chance that the second noise has no colour."
-    )
+    gray_noise_prob2: Probability | None = Field(None, description="Chance that the second noise has no colour.")
     jpeg_range2: Qualities | None = Field(None, description="Quality of the second JPEG compression.")
 
 
 class Options(Degradation):
     """An option file."""
 
-    base: str | None = Field(
-        None, description="Option file to build on, relative to this one; keys here win."
-    )
-    plugins: list[str] = Field([], description="Modules to import first; they add archs, losses and so on.")
-    name: str = Field(
-        min_length=1, description="Name of the run; results go to experiments/<name> or results/<name>."
-    )
-    model_type: str = Field(
-        description="Which training it is: DiffIRS1Model, DiffIRS2Model, DiffIRGANS2Model, ..."
-    )
+    base: str | None = Field(None, description="Option file to build on, relative to this one; keys here win.")
+    plugins: list[str] | None = Field(None, description="Modules to import first; they add archs, losses and so on.")
+    name: str = Field(min_length=1, description="Name of the run; results go to experiments/<name> or results/<name>.")
+    model_type: str = Field(description="Which training it is: DiffIRS1Model, DiffIRS2Model, DiffIRGANS2Model, ...")
     scale: Count | None = Field(
         None, description="Size of the output over the size of the input; by default that of the network."
     )
-    num_gpu: Gpus = Field(
-        "auto", description="GPUs to use without a launcher: auto (all), or how many; 0 is CPU."
-    )
-    manual_seed: CountOrZero | None = Field(
-        None, description="Seed of everything random; by default a new one."
-    )
+    num_gpu: Gpus = Field("auto", description="GPUs to use without a launcher: auto (all), or how many; 0 is CPU.")
+    manual_seed: CountOrZero | None = Field(None, description="Seed of everything random; by default a new one.")
     find_unused_parameters: bool = Field(
         False, description="Whether distributed training looks for parameters that got no gradient."
     )

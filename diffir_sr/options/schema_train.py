@@ -9,10 +9,10 @@ from diffir_sr.options.fields import (
     Count,
     CountOrZero,
     NotNegative,
-    Number,
     Positive,
     Probability,
     Section,
+    Whole,
 )
 
 
@@ -20,12 +20,8 @@ class TrainLoop(Section):
     """What BasicSR's training loop and its base model read, whatever the model."""
 
     total_iter: Count = Field(description="Iterations to train for.")
-    warmup_iter: Number = Field(
-        -1, description="Iterations over which the learning rate grows from 0; -1 is none."
-    )
-    ema_decay: Probability = Field(
-        0.0, description="Decay of the averaged weights (params_ema); 0 is no average."
-    )
+    warmup_iter: Whole = Field(-1, description="Iterations over which the learning rate grows from 0; -1 is none.")
+    ema_decay: Probability = Field(0.0, description="Decay of the averaged weights (params_ema); 0 is no average.")
     optim_g: Built = Field(description="Optimizer of network_g: a class of torch.optim and its arguments.")
     scheduler: Built = Field(description="How the learning rate changes.")
     pixel_opt: Built | None = Field(None, description="Loss between the restored image and the ground truth.")
@@ -38,9 +34,7 @@ class MixingAugs(Section):
     """Mixup of the images in a batch, as in the published deblurring recipe."""
 
     mixup: bool = Field(False, description="Whether images are mixed.")
-    mixup_beta: Positive = Field(
-        1.2, description="Both parameters of the Beta distribution of the mixing weight."
-    )
+    mixup_beta: Positive = Field(1.2, description="Both parameters of the Beta distribution of the mixing weight.")
     use_identity: bool = Field(True, description="Whether half of the batches stay unmixed.")
 
 
@@ -51,26 +45,20 @@ class TrainOptions(TrainLoop):
     gan_opt: Built | None = Field(None, description="Adversarial loss; has effect in GAN training.")
     kd_opt: Built | None = Field(None, description="Loss between the priors of stage 1 and stage 2 (KDLoss).")
     net_d_iters: Count = Field(1, description="Discriminator steps for each step of network_g.")
-    net_d_init_iters: CountOrZero = Field(
-        0, description="Iterations in which the discriminator trains alone."
-    )
+    net_d_init_iters: CountOrZero = Field(0, description="Iterations in which the discriminator trains alone.")
     clip_grad_norm: Positive | None = Field(
         None, description="Largest total norm of network_g's gradient; by default there is no limit."
     )
     encoder_iter: CountOrZero = Field(
         0, description="Iterations of stage 2 in which the prior alone is learnt; 0 is none."
     )
-    lr_encoder: NotNegative | None = Field(
-        None, description="Learning rate of these; has effect if encoder_iter > 0."
-    )
+    lr_encoder: NotNegative | None = Field(None, description="Learning rate of these; has effect if encoder_iter > 0.")
     gamma_encoder: NotNegative | None = Field(
         None,
         description="Factor on lr_encoder every lr_decay_encoder iterations; has effect if encoder_iter > 0.",
     )
     lr_decay_encoder: Count | None = Field(None, description="See gamma_encoder.")
-    lr_sr: NotNegative | None = Field(
-        None, description="Learning rate after these; has effect if encoder_iter > 0."
-    )
+    lr_sr: NotNegative | None = Field(None, description="Learning rate after these; has effect if encoder_iter > 0.")
     gamma_sr: NotNegative | None = Field(
         None, description="Factor on lr_sr every lr_decay_sr iterations; has effect if encoder_iter > 0."
     )
@@ -82,13 +70,9 @@ class MultiStep(Section):
     """MultiStepLR, MultiStepRestartLR: the learning rate falls at given iterations."""
 
     type: str = Field(description="MultiStepLR or MultiStepRestartLR (the same).")
-    milestones: list[Count] = Field(
-        description="Iterations at which the learning rate is multiplied by gamma."
-    )
+    milestones: list[Count] = Field(description="Iterations at which the learning rate is multiplied by gamma.")
     gamma: Positive = Field(0.1, description="Factor at each milestone.")
-    restarts: list[CountOrZero] = Field(
-        [0], description="Iterations at which the first learning rate comes back."
-    )
+    restarts: list[CountOrZero] = Field([0], description="Iterations at which the first learning rate comes back.")
     restart_weights: list[Positive] = Field([1.0], description="Factor on it at each restart.")
 
 

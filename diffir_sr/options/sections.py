@@ -32,7 +32,7 @@ def check_section(
     """
     fields, also = schema.model_fields, also or {}
     values = dict(given)
-    for name in given.keys() - set(skip):
+    for name in [name for name in given if name not in skip]:
         field = also.get(name, name)
         if field in fields:
             values[name] = _check_field(schema, field, given[name], (*keys, name), report)
@@ -44,9 +44,7 @@ def check_section(
     return values
 
 
-def check_model(
-    schema: type[BaseModel], given: Mapping[str, Any], keys: Keys, report: Report
-) -> dict[str, Any]:
+def check_model(schema: type[BaseModel], given: Mapping[str, Any], keys: Keys, report: Report) -> dict[str, Any]:
     """`given` as a plugin's pydantic model wants it; the model's own rules across options hold too."""
     try:
         checked = schema.model_validate(dict(given))
@@ -83,9 +81,7 @@ def check_value(adapter: TypeAdapter[Any], value: Any, keys: Keys, report: Repor
         return adapter.validate_python(value)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
-            report.problem(
-                (*keys, *(step for step in detail["loc"] if isinstance(step, int))), _explain(detail)
-            )
+            report.problem((*keys, *(step for step in detail["loc"] if isinstance(step, int))), _explain(detail))
         return value
 
 

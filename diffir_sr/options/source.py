@@ -40,18 +40,24 @@ def read_source(path: str | Path) -> Source:
     return _read_chain(Path(path), ())
 
 
+def files_read(path: str | Path) -> list[Path]:
+    """The option file itself and those it is based on, nearest first. Raises OptionError."""
+    files = dict.fromkeys([path := Path(path)])
+    values, _ = _parse(_text_of(path), file=str(path))
+    base = values.get("base") if isinstance(values, dict) else None
+    return [*files, *(files_read(path.parent / base) if isinstance(base, str) else ())]
+
+
 def read_value(text: str, *, file: str) -> Source:
     """One YAML value that stands on a command line; the source's values hold it under the key 'value'."""
-    value, places = _parse(text, file=file)
+    value, places = _parse(text, file=file, numbered=False)
     places = {("value", *keys): Place(file, 0) for keys in places}
     return Source({"value": value}, places)
 
 
 def _read_chain(path: Path, above: tuple[Path, ...]) -> Source:
     if path.resolve() in (opened.resolve() for opened in above):
-        raise OptionError(
-            f"{above[-1]}: base: files are based on each other: {' -> '.join(map(str, (*above, path)))}"
-        )
+        raise OptionError(f"{above[-1]}: base: files are based on each other: {' -> '.join(map(str, (*above, path)))}")
     values, places = _parse(_text_of(path), file=str(path))
     if not isinstance(values, dict):
         raise OptionError(f"{path}: expected options, 'key: value' on each line, found {found(values)}")
@@ -105,9 +111,7 @@ def _text_of(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         similar = _similar_files(path)
-        hint = (
-            f"similar files: {', '.join(similar)}" if similar else "`diffir options list` names the recipes"
-        )
+        hint = f"similar files: {', '.join(similar)}" if similar else "`diffir options list` names the recipes"
         raise NoSuchFileError(f"no such option file: {path} (current folder: {Path.cwd()}); {hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"{path}: cannot be read as text: {error}") from error
@@ -120,7 +124,7 @@ def _similar_files(path: Path) -> list[str]:
     return [files[name] for name in near]
 
 
-def _parse(text: str, *, file: str) -> tuple[Any, dict[Keys, Place]]:
+def _parse(text: str, *, file: str, numbered: bool = True) -> tuple[Any, dict[Keys, Place]]:
     try:
         loader = _Loader(text)
         try:
@@ -130,13 +134,13 @@ def _parse(text: str, *, file: str) -> tuple[Any, dict[Keys, Place]]:
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
-        raise OptionError(_explain(error, file=file)) from None
+        raise OptionError(_explain(error, file=file, numbered=numbered)) from None
     return value, {(): Place(file, 1), **reader.places}
 
 
-def _explain(error: yaml.YAMLError, *, file: str) -> str:
+def _explain(error: yaml.YAMLError, *, file: str, numbered: bool) -> str:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    place = f"{file}:{mark.line + 1}" if mark else file
+    place = f"{file}:{mark.line + 1}" if mark and numbered else file
     problem = getattr(error, "problem", None) or str(error)
     if "could not determine a constructor" in problem:
         return f"{place}: {problem}; option files hold plain values only (text, numbers, true, false, lists)"
@@ -195,18 +199,14 @@ class _Reader:
             line = key_node.start_mark.line + 1
             if name in first:
                 where = ".".join(map(str, (*keys, name)))
-                raise OptionError(
-                    f"{self._place(key_node)}: {where}: given twice, first in line {first[name]}"
-                )
+                raise OptionError(f"{self._place(key_node)}: {where}: given twice, first in line {first[name]}")
             first[name] = line
 
     def _name(self, node: yaml.Node) -> str:
         name = self._loader.construct_object(node, deep=True)
         if isinstance(name, str):
             return name
-        raise OptionError(
-            f"{self._place(node)}: expected the name of an option, found {found(name)}; quote it"
-        )
+        raise OptionError(f"{self._place(node)}: expected the name of an option, found {found(name)}; quote it")
 
     def _place(self, node: yaml.Node) -> Place:
         return Place(self._file, node.start_mark.line + 1)

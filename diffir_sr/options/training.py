@@ -16,16 +16,16 @@ from diffir_sr.options.sections import as_mapping, check_section
 
 OUR_MODELS = ("DiffIRS1Model", "DiffIRS2Model", "DiffIRGANS2Model")
 BASICSR_MODELS = ("SRModel", "SRGANModel", "ESRGANModel")
-_VGG_PATH = {
-    "vgg_path": TypeAdapter(str)
-}  # read before BasicSR builds its PerceptualLoss, which has no such argument
+_VGG_PATH = {"vgg_path": TypeAdapter(str)}  # read before BasicSR builds its PerceptualLoss, which has no such argument
 _BETTER = {"better": TypeAdapter(Literal["higher", "lower"])}
 
 
 def kinship(model: Any) -> Literal["known", "derived", "other"]:
     """Whether a model class is ours or BasicSR's for super-resolution, derived from ours, or neither."""
     names = [kind.__name__ for kind in getattr(model, "__mro__", ())]
-    if model is None or names[0] in OUR_MODELS + BASICSR_MODELS:  # no model: its name has a problem already
+    if (
+        model is None or names[:1] and names[0] in OUR_MODELS + BASICSR_MODELS
+    ):  # no model: its name has a problem already
         return "known"
     return "derived" if set(OUR_MODELS) & set(names) else "other"
 
@@ -46,30 +46,24 @@ def check_train(given: dict[str, Any], model: Any, report: Report, *, is_train: 
         what = f"model type {model.__name__}"
         checked = given | check_declared(model, schema, plain, keys, report, what=what, skip=absent)
     for name in sorted(built):
-        options = as_mapping(
-            given[name], (*keys, name), report if name not in schema.model_fields else Report()
-        )
-        if options:
+        options = as_mapping(given[name], (*keys, name), report if name not in schema.model_fields else Report())
+        if isinstance(given[name], dict):
             check = _check_optimizer if name.startswith("optim_") else _check_loss
             checked[name] = check(options, (*keys, name), report)
     if scheduler := as_mapping(given.get("scheduler"), (), Report()):
-        checked["scheduler"] = _check_scheduler(
-            scheduler, (*keys, "scheduler"), report, strict=kind != "other"
-        )
+        checked["scheduler"] = _check_scheduler(scheduler, (*keys, "scheduler"), report, strict=kind != "other")
     return checked
 
 
 def check_metric(given: Any, keys: Keys, report: Report) -> Any:
     """One entry of `val.metrics`; what the metric does not take is a problem even where **kwargs eats it."""
     options = as_mapping(given, keys, report)
-    if not options:
+    if not isinstance(given, dict):
         return given
     metric = check_type(METRIC_REGISTRY, options, keys, report, kind="metric")
     if metric is None:
         return given
-    return check_arguments(
-        metric, options, keys, report, leave_out=("img", "img2"), also=_BETTER, any_keyword=False
-    )
+    return check_arguments(metric, options, keys, report, leave_out=("img", "img2"), also=_BETTER, any_keyword=False)
 
 
 def _check_loss(given: dict[str, Any], keys: Keys, report: Report) -> dict[str, Any]:
@@ -84,24 +78,20 @@ def _check_optimizer(given: dict[str, Any], keys: Keys, report: Report) -> dict[
     known = {
         name: kind
         for name, kind in vars(torch.optim).items()
-        if isinstance(kind, type)
-        and issubclass(kind, torch.optim.Optimizer)
-        and kind is not torch.optim.Optimizer
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
     }
     name = given.get("type")
     if not isinstance(name, str) or name not in known:
         near = nearest(name, known) if isinstance(name, str) else None
         hint = f"did you mean {near!r}? " if near else ""
-        report.problem(
-            (*keys, "type"), f"no optimizer of torch.optim is called {name!r}; {hint}Known: {_list(known)}"
-        )
+        report.problem((*keys, "type"), f"no optimizer of torch.optim is called {name!r}; {hint}Known: {_list(known)}")
         return given
     return check_arguments(known[name], given, keys, report, leave_out=("params",))
 
 
 def _check_scheduler(given: dict[str, Any], keys: Keys, report: Report, *, strict: bool) -> dict[str, Any]:
     name = given.get("type")
-    if name in SCHEDULERS:
+    if isinstance(name, str) and name in SCHEDULERS:
         return check_section(SCHEDULERS[name], given, keys, report)
     if strict or not isinstance(name, str):
         near = nearest(name, SCHEDULERS) if isinstance(name, str) else None

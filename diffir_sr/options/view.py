@@ -30,6 +30,7 @@ class View:
 
     @property
     def model(self) -> Any:
+        """The model type. Raises Unsettled if there is no such model."""
         return self.get("model_type")
 
     def get(self, *keys: str, default: Any = None) -> Any:
@@ -65,6 +66,7 @@ class View:
             raise Unsettled from None
 
     def task(self, network: str = "network_g") -> str:
+        """What a DiffIR network restores: sr, deblur or inpaint."""
         return self.get(network, "task", default="sr")
 
     def scale(self) -> int | None:

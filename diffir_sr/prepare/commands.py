@@ -38,21 +38,15 @@ def add_prepare_parser(commands: Any) -> None:
         default="bicubic",
         help="bicubic is MATLAB's, antialiased (default)",
     )
-    shrink.add_argument(
-        "--crop-gt", type=Path, help="also write the inputs, cropped to multiples of scale, here"
-    )
+    shrink.add_argument("--crop-gt", type=Path, help="also write the inputs, cropped to multiples of scale, here")
     _add_overwrite(shrink)
 
     meta = _add(jobs, "meta", _meta, "list the images of a folder: 'name (h,w,c)' per line")
     _add_overwrite(meta)
 
     build = _add(jobs, "lmdb", _lmdb, "put the images of a folder into one LMDB")
-    build.add_argument(
-        "--pair-with", type=Path, metavar="GT", help="folder or LMDB that must hold the same names"
-    )
-    build.add_argument(
-        "--scale", type=int, default=1, help="how many times larger the images of --pair-with are"
-    )
+    build.add_argument("--pair-with", type=Path, metavar="GT", help="folder or LMDB that must hold the same names")
+    build.add_argument("--scale", type=int, default=1, help="how many times larger the images of --pair-with are")
     build.add_argument("--compress-level", type=int, default=1, help="PNG compression, 0 to 9 (default 1)")
     build.add_argument("--to-8bit", action="store_true", help="round 16-bit images to 8 bits")
 
@@ -94,9 +88,7 @@ def _subimages(args: argparse.Namespace) -> int:
     )
     count = sum(len(cut.outputs) for cut in cuts)
     if args.dry_run:
-        return _say(
-            f"would cut {len(cuts)} images into {count} squares of {args.size} pixels under {args.output}"
-        )
+        return _say(f"would cut {len(cuts)} images into {count} squares of {args.size} pixels under {args.output}")
     written, kept = subimages.run(cuts, jobs=args.jobs, overwrite=args.overwrite)
     return _say(f"{args.output}: {count} squares of {len(cuts)} images ({written} written, {kept} kept)")
 
@@ -112,22 +104,16 @@ def _downscale(args: argparse.Namespace) -> int:
     )
     if args.dry_run:
         also = f", cropped ground truth under {args.crop_gt}" if args.crop_gt else ""
-        return _say(
-            f"would write {len(shrinks)} images, x1/{args.scale} {args.method}, under {args.output}{also}"
-        )
+        return _say(f"would write {len(shrinks)} images, x1/{args.scale} {args.method}, under {args.output}{also}")
     written, kept = downscale.run(shrinks, jobs=args.jobs)
-    return _say(
-        f"{args.output}: {len(shrinks)} images, x1/{args.scale} {args.method} ({written} made, {kept} kept)"
-    )
+    return _say(f"{args.output}: {len(shrinks)} images, x1/{args.scale} {args.method} ({written} made, {kept} kept)")
 
 
 def _meta(args: argparse.Namespace) -> int:
     source = open_source(args.input)
     if args.dry_run:
         return _say(f"would list {len(source.names)} images in {args.output}")
-    return _say(
-        f"{args.output}: {meta_info.write_meta(source, args.output, overwrite=args.overwrite)} images"
-    )
+    return _say(f"{args.output}: {meta_info.write_meta(source, args.output, overwrite=args.overwrite)} images")
 
 
 def _lmdb(args: argparse.Namespace) -> int:

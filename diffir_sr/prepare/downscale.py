@@ -39,9 +39,7 @@ def plan(
         raise InputError(f"--method: unknown {method!r}; known: {', '.join(METHODS)}")
     small = [str(source.file(name)) for name in source.names if min(source.size(name)) < scale]
     if small:
-        raise InputError(
-            f"{len(small)} images are smaller than {scale} pixels: {', '.join(small[:10])}; remove them"
-        )
+        raise InputError(f"{len(small)} images are smaller than {scale} pixels: {', '.join(small[:10])}; remove them")
     return [
         Shrink(
             source.file(name),

@@ -83,9 +83,7 @@ def _write(entries: list[Entry], folder: Path, *, jobs: int) -> tuple[int, int]:
     environment = lmdb.open(str(folder), map_size=64 * _PAGE)
     lines, total, dropped = [], 0, 0
     for start in range(0, len(entries), _CHUNK):
-        images = run_all(
-            _encode, entries[start : start + _CHUNK], jobs=jobs, label=f"lmdb {folder.name.split('.')[0]}"
-        )
+        images = run_all(_encode, entries[start : start + _CHUNK], jobs=jobs, label=f"lmdb {folder.name.split('.')[0]}")
         _put(environment, images)
         for image in images:
             height, width, channels = image.shape

@@ -42,9 +42,7 @@ def bicubic_resize(image: np.ndarray, *, scale: float) -> np.ndarray:
     Sides become ceil(side * scale).
     """
     if image.ndim != 3 or not np.issubdtype(image.dtype, np.unsignedinteger):
-        raise InputError(
-            f"expected an integer image (height, width, channels), got {image.dtype} {image.shape}"
-        )
+        raise InputError(f"expected an integer image (height, width, channels), got {image.dtype} {image.shape}")
     height, width, channels = image.shape
     rows, columns = resize_matrix(height, scale), resize_matrix(width, scale)
     # Heights first, as MATLAB does for equal scales.

@@ -14,11 +14,7 @@ def meta_lines(source: Source) -> list[str]:
     lines = []
     for name in source.names:
         height, width = source.size(name)
-        shown = (
-            source.file(name).relative_to(source.path).as_posix()
-            if isinstance(source, FolderSource)
-            else name
-        )
+        shown = source.file(name).relative_to(source.path).as_posix() if isinstance(source, FolderSource) else name
         lines.append(f"{shown} ({height},{width},3)")
     return lines
 

@@ -30,14 +30,10 @@ def starts(length: int, *, size: int, step: int, threshold: int) -> list[int]:
     return places
 
 
-def plan(
-    source: FolderSource, output: Path, *, size: int, step: int, threshold: int, compress_level: int
-) -> list[Cut]:
+def plan(source: FolderSource, output: Path, *, size: int, step: int, threshold: int, compress_level: int) -> list[Cut]:
     """What to cut; raises InputError that lists all images smaller than a square. Files `<name>_s001.png` on."""
     if size < 1 or step < 1 or threshold < 0:
-        raise InputError(
-            f"size and step must be 1 or more, threshold 0 or more; got {size}, {step}, {threshold}"
-        )
+        raise InputError(f"size and step must be 1 or more, threshold 0 or more; got {size}, {step}, {threshold}")
     cuts, small = [], []
     for name in source.names:
         height, width = source.size(name)
@@ -50,8 +46,7 @@ def plan(
             for left in starts(width, size=size, step=step, threshold=threshold)
         ]
         outputs = tuple(
-            (output / f"{name}_s{number:03d}.png", top, left)
-            for number, (top, left) in enumerate(corners, start=1)
+            (output / f"{name}_s{number:03d}.png", top, left) for number, (top, left) in enumerate(corners, start=1)
         )
         cuts.append(Cut(source.file(name), outputs, size, compress_level))
     if small:

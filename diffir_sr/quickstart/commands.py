@@ -81,10 +81,7 @@ def _already_there(command: str) -> bool:
     words = shlex.split(command)
     if words[:3] == ["diffir", "prepare", "lmdb"]:
         return Path(words[words.index("-o") + 1]).exists()
-    return (
-        words == ["diffir", "weights", "vgg16"]
-        and Path("experiments/pretrained_models/vgg16-features.pth").exists()
-    )
+    return words == ["diffir", "weights", "vgg16"] and Path("experiments/pretrained_models/vgg16-features.pth").exists()
 
 
 def _run(command: str) -> None:
@@ -94,10 +91,10 @@ def _run(command: str) -> None:
     program = [sys.executable, "-m", "diffir_sr"]
     done = subprocess.run(program + (words if words[0] == "basicsr" else words[1:]), check=False)
     if done.returncode:
-        raise _StepFailed(f"this step of the quick start ended with exit code {done.returncode}: {command}")
+        raise _StepError(f"this step of the quick start ended with exit code {done.returncode}: {command}")
 
 
-class _StepFailed(DiffIRError):
+class _StepError(DiffIRError):
     """A command of the quick start failed; it has said why itself."""
 
 

@@ -68,14 +68,9 @@ def _table(rows: dict[str, dict[str, tuple[float, float]]]) -> str:
         "| photograph | " + " | ".join(_LABELS.get(version, version) for version in versions) + " |",
         "| --- |" + " ---: |" * len(versions),
     ]
-    means = {
-        version: tuple(np.mean([row[version] for row in rows.values()], axis=0).tolist())
-        for version in versions
-    }
+    means = {version: tuple(np.mean([row[version] for row in rows.values()], axis=0).tolist()) for version in versions}
     for name, row in {**rows, "mean": means}.items():
-        lines.append(
-            f"| {name} | " + " | ".join(f"{row[v][0]:.2f} / {row[v][1]:.4f}" for v in versions) + " |"
-        )
+        lines.append(f"| {name} | " + " | ".join(f"{row[v][0]:.2f} / {row[v][1]:.4f}" for v in versions) + " |")
     gain = means["S2"][0] - means["bicubic"][0]
     lines += ["", f"Stage 2 against bicubic: {gain:+.2f} dB on the mean of {len(rows)} held-out photographs."]
     return "\n".join(lines)

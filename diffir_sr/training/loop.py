@@ -35,7 +35,7 @@ from diffir_sr.training.sampler import DrawSampler
 logger = logging.getLogger("basicsr")
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - a wish of the user, not an error
     """SIGINT or SIGTERM arrived; the state was saved."""
 
     def __init__(self, number: int) -> None:

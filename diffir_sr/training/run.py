@@ -16,6 +16,7 @@ import yaml
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.utils import get_root_logger, get_time_str, make_exp_dirs, set_random_seed
 from basicsr.utils.dist_util import get_dist_info, init_dist
+from basicsr.utils.logger import initialized_logger
 from torch.utils.data import DataLoader
 
 from diffir_sr.data.pairs import check_paired_options
@@ -115,6 +116,7 @@ def start_log(opt: dict[str, Any], *, verb: str, option_file: Path, new: bool) -
         make_exp_dirs(opt)
     if opt["dist"]:
         torch.distributed.barrier()
+    forget_log()
     log_file = Path(opt["path"]["log"]) / f"{verb}_{opt['name']}_{get_time_str()}.log"
     get_root_logger(log_level=logging.INFO, log_file=str(log_file))
     if opt["rank"] == 0:
@@ -125,6 +127,15 @@ def start_log(opt: dict[str, Any], *, verb: str, option_file: Path, new: bool) -
         f"torch {torch.__version__}, Python {platform.python_version()}, "
         f"devices: {', '.join(devices) or f'CPU, {torch.get_num_threads()} threads'}, ranks: {opt['world_size']}"
     )
+
+
+def forget_log() -> None:
+    """Close the log of a run. BasicSR opens one log per process; a second run of the same process must not write into the first one's."""
+    root = logging.getLogger("basicsr")
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        handler.close()
+    initialized_logger.pop("basicsr", None)
 
 
 def _copy_options(opt: dict[str, Any], option_file: Path, folder: Path) -> None:

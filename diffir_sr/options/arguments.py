@@ -1,0 +1,67 @@
+"""What the arguments of the networks, losses and metrics of the published recipes mean, for the reference."""
+
+from __future__ import annotations
+
+_BODY = {
+    "task": "What is restored: sr (super-resolution), deblur or inpaint.",
+    "scale": "Output size over input size: 1, 2 or 4 for sr (4 if absent), 1 for the other tasks.",
+    "n_encoder_res": "Residual blocks of the prior encoder.",
+    "inp_channels": "Has no effect but must suit the task if given; published files carry it.",
+    "out_channels": "Channels of the restored image; always 3.",
+    "dim": "Channels of the first level of the body.",
+    "num_blocks": "Transformer blocks on each of the four levels.",
+    "num_refinement_blocks": "Transformer blocks after the last level; no effect for inpaint.",
+    "heads": "Attention heads on each of the four levels; each divides the channels there.",
+    "ffn_expansion_factor": "Width inside the feed-forward parts over their channels.",
+    "bias": "Whether convolutions of the body have a bias.",
+    "LayerNorm_type": "BiasFree (norms scale) or WithBias (norms scale and shift).",
+}
+_PIXEL = {
+    "loss_weight": "Factor on the loss.",
+    "reduction": "How pixels are put together: mean, sum or none.",
+}
+_FIDELITY = {
+    "crop_border": "Pixels left out at each side.",
+    "input_order": "Order of the image's axes; leave it as it is.",
+    "test_y_channel": "Whether brightness (Y of BT.601) is compared instead of RGB.",
+}
+# (kind, registered name): argument: sentence
+ARGUMENTS: dict[tuple[str, str], dict[str, str]] = {
+    ("network", "DiffIRS1"): _BODY,
+    ("network", "DiffIRS2"): {
+        **_BODY,
+        "n_denoise_res": "Layers of the denoiser after the first.",
+        "linear_start": "Variance of the first diffusion step.",
+        "linear_end": "Variance of the last diffusion step.",
+        "timesteps": "Diffusion steps; a network works with the number that it was trained with.",
+        "prediction": "What the denoiser guesses: x0, the clean prior (published), or eps, the noise.",
+    },
+    ("network", "UNetDiscriminatorSN"): {
+        "num_in_ch": "Channels of the images that it sees.",
+        "num_feat": "Channels of its first layer.",
+        "skip_connection": "Whether its halves are connected as in a U-Net.",
+    },
+    ("loss", "L1Loss"): _PIXEL,
+    ("loss", "KDLoss"): {
+        "loss_weight": "Factor on the distance between the priors.",
+        "temperature": "Of the KL divergence, which is logged and not trained on.",
+    },
+    ("loss", "PerceptualLoss"): {
+        "layer_weights": "How much each VGG layer counts, by name (conv5_4: before its activation).",
+        "vgg_type": "Which VGG.",
+        "use_input_norm": "Whether images are normalised as VGG expects.",
+        "range_norm": "Whether images come in [-1, 1] instead of [0, 1].",
+        "perceptual_weight": "Factor on the loss; 0 switches it off.",
+        "style_weight": "Factor on the style loss; 0 switches it off.",
+        "criterion": "l1 or fro (Frobenius norm).",
+        "vgg_path": "File with VGG's weights; by default they are looked for, and downloaded if not found.",
+    },
+    ("loss", "GANLoss"): {
+        "gan_type": "vanilla, lsgan, wgan, wgan_softplus or hinge.",
+        "real_label_val": "Label of true images.",
+        "fake_label_val": "Label of restored images.",
+        "loss_weight": "Factor on the generator's loss; the discriminator's is always 1.",
+    },
+    ("metric", "calculate_psnr"): _FIDELITY,
+    ("metric", "calculate_ssim"): _FIDELITY,
+}

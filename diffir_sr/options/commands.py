@@ -1,0 +1,94 @@
+"""`diffir options`: check files, print the reference or the JSON schema, list and copy the recipes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from diffir_sr.errors import OptionError
+from diffir_sr.options.load import load_options
+from diffir_sr.options.recipes import copy_recipes, recipe_names, recipes_folder, summary, write_text
+from diffir_sr.options.reference import json_schema, render_reference
+from diffir_sr.options.source import read_source
+from diffir_sr.plugins import load_plugins
+
+
+def add_options_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `options` and its commands; each sets `run`: from parsed arguments to an exit code."""
+    about = "check option files, and learn what they may hold"
+    commands = subparsers.add_parser("options", help=about, description=about).add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    check = commands.add_parser("check", help="tell what is wrong in option files, without running them")
+    check.add_argument("files", nargs="+", metavar="FILE", help="option file; one with datasets.train is a training")
+    check.add_argument("--no-files", action="store_true", help="do not ask whether weights and data exist")
+    check.set_defaults(run=_check)
+    reference = commands.add_parser("reference", help="explain every option (Markdown)")
+    reference.add_argument("-o", "--output", type=Path, metavar="FILE", help="write here instead of the terminal")
+    reference.set_defaults(run=_reference)
+    schema = commands.add_parser("schema", help="print a JSON schema, for completion in editors")
+    schema.add_argument("-o", "--output", type=Path, metavar="FILE", help="write here instead of the terminal")
+    schema.set_defaults(run=_schema)
+    listing = commands.add_parser("list", help="list the recipes that come with the package")
+    listing.set_defaults(run=_list)
+    copy = commands.add_parser("copy", help="copy recipes into a folder, to change them")
+    copy.add_argument("names", nargs="+", metavar="NAME", help="name as `diffir options list` shows it")
+    copy.add_argument("-o", "--output", type=Path, default=Path("options"), metavar="DIR", help="default: options")
+    copy.set_defaults(run=_copy)
+
+
+def _check(args: argparse.Namespace) -> int:
+    load_plugins()
+    passed = [_passes(file, check_files=not args.no_files) for file in args.files]
+    return 0 if all(passed) else 1
+
+
+def _passes(file: str, *, check_files: bool) -> bool:
+    try:
+        datasets = read_source(file).values.get("datasets")
+        is_train = isinstance(datasets, dict) and "train" in datasets
+        loaded = load_options(file, is_train=is_train, check_files=check_files)
+    except OptionError as error:
+        _say(f"{error}")
+        return False
+    for warning in loaded.warnings:
+        _say(f"warning: {warning}")
+    _say(f"{file}: right, for `basicsr {'train' if is_train else 'test'}`")
+    return True
+
+
+def _reference(args: argparse.Namespace) -> int:
+    return _give(render_reference(), args.output)
+
+
+def _schema(args: argparse.Namespace) -> int:
+    return _give(json.dumps(json_schema(), indent=2) + "\n", args.output)
+
+
+def _give(text: str, output: Path | None) -> int:
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        write_text(output, text)
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    folder = recipes_folder()
+    names = recipe_names(folder)
+    width = max(map(len, names))
+    for name in names:
+        _say(f"{name:{width}}  {summary(folder / f'{name}.yml')}".rstrip())
+    return 0
+
+
+def _copy(args: argparse.Namespace) -> int:
+    for path in copy_recipes(args.names, to=args.output):
+        _say(f"{path}")
+    return 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")

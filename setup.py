@@ -1,0 +1,72 @@
+"""Describes the package diffir_sr. Building it needs setuptools alone: nothing of the package is imported."""
+
+import ast
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+
+def version() -> str:
+    """The literal assigned to __version__ in diffir_sr/version.py."""
+    for statement in ast.parse((HERE / "diffir_sr/version.py").read_text(encoding="utf-8")).body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__version__":
+            return ast.literal_eval(statement.value)
+    raise RuntimeError("diffir_sr/version.py assigns no __version__")
+
+
+setup(
+    name="diffir_sr",
+    version=version(),
+    description="Train, evaluate and use DiffIR, the efficient diffusion model for image restoration, with BasicSR",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    keywords="image restoration, super-resolution, deblurring, inpainting, diffusion, BasicSR",
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Image Processing",
+    ],
+    python_requires=">=3.10",
+    install_requires=[
+        "torch",
+        "torchvision",
+        "basicsr==1.4.2",  # its internals are repaired in diffir_sr/compat.py, release by release
+        "numpy",
+        "pillow",
+        "opencv-python",
+        "scipy",  # kernels and .mat files of data preparation
+        "pyyaml",
+        "lmdb",
+        "pydantic>=2",  # checks option files
+        "tqdm",
+        "safetensors",  # weights files that cannot run code
+        "setuptools; python_version >= '3.12'",  # brings back distutils, which basicsr imports
+    ],
+    extras_require={
+        "quickstart": ["scikit-image", "matplotlib"],  # its photographs; the pictures of the report
+        "dev": [
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "pyright[nodejs]",  # with a node of its own, so that checking types needs no other download
+            "matplotlib",
+            "build",
+            "setuptools>=70.1",  # tests build the wheel with what is installed
+        ],
+    },
+    # The option files stay at the top of the repository, where BasicSR's users look for them, and travel in the
+    # wheel as data of a package, so that `diffir options` finds them wherever it is installed.
+    packages=[*find_packages(include=["diffir_sr", "diffir_sr.*"]), "diffir_sr.recipes"],
+    package_dir={"diffir_sr.recipes": "options"},
+    package_data={"diffir_sr.recipes": ["**/*.yml"]},
+    entry_points={
+        "console_scripts": ["basicsr = diffir_sr.cli:basicsr_main", "diffir = diffir_sr.cli:main"],
+    },
+    zip_safe=False,
+)

@@ -1,0 +1,288 @@
+"""Sections against their schemas: unknown keys, wrong kinds, missing keys, and all problems in one message."""
+
+from pathlib import Path
+
+import pytest
+from options_cases import ABSENT, GAN, REAL, STAGE_1, STAGE_2, TEST, changed, line_of, load, refusal
+
+from diffir_sr.options import fields, schema_data, schema_top, schema_train
+from diffir_sr.options.fields import Section
+
+
+@pytest.mark.parametrize("options", [STAGE_1, STAGE_2, GAN, TEST])
+def test_right_files_load_without_a_word(options):
+    assert load(options).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("nam", "did you mean 'name'?"),
+        ("train.total_iters", "did you mean 'total_iter'?"),
+        ("train.Ema_Decay", "did you mean 'ema_decay'?"),
+        ("val.metric", "did you mean 'metrics'?"),
+        ("logger.save_freq", "did you mean 'save_checkpoint_freq'?"),
+        ("logger.zzz", "known options here: print_freq, save_checkpoint_freq, use_tb_logger, wandb"),
+        ("logger.wandb.projekt", "did you mean 'project'?"),
+        ("path.pretrain_network", "did you mean 'pretrain_network_g'?"),
+        ("dist_params.ports", "did you mean 'port'?"),
+        ("datasets.train.gtsize", "did you mean 'gt_size'?"),
+        ("train.scheduler.milestone", "did you mean 'milestones'?"),
+        ("train.mixing_augs.mix", "did you mean 'mixup'?"),
+        ("total_iter", "it belongs under 'train'"),
+        ("train.val_freq", "it belongs under 'val'"),
+        ("val.total_iter", "it belongs under 'train'"),
+        ("train.scale", "it belongs at the top level"),
+        ("path.dataroot_gt", "it belongs under 'datasets.*'"),
+        ("datasets.val.save_img", "it belongs under 'val'"),
+        ("use_hflips", "did you mean 'use_hflip' under 'datasets.*'?"),
+    ],
+)
+def test_unknown_keys_are_errors_with_a_hint(key, hint):
+    message = refusal(changed(STAGE_1, {key: 98765}))
+    assert message == f"run.yml:{line_of('98765')}: {key}: unknown option; {hint}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("name", 12, "expected text, found 12; put it in quotes"),
+        ("name", True, "expected text, found true; put it in quotes"),
+        ("name", "", "expected text, found '' (text)"),
+        ("name", ["a"], "expected text, found the list ['a']"),
+        ("scale", "four", "expected a whole number, found 'four' (text)"),
+        ("scale", 0, "expected 1 or more, found 0"),
+        ("num_gpu", "all", "expected 'auto' or a number of GPUs (0: use the CPU), found 'all' (text)"),
+        ("num_gpu", -1, "expected 'auto' or a number of GPUs (0: use the CPU), found -1"),
+        ("manual_seed", 1.5, "expected a whole number, found 1.5"),
+        ("train.total_iter", None, "expected a whole number, found nothing (~)"),
+        ("train.total_iter", True, "expected a whole number, found true"),
+        ("train.ema_decay", 1.1, "expected 1 or less, found 1.1"),
+        ("train.ema_decay", float("nan"), "expected a number, found nan"),
+        ("train.clip_grad_norm", 0, "expected more than 0, found 0"),
+        ("val.save_img", "yes please", "expected true or false, found 'yes please' (text)"),
+        ("val.save_img", 1, "expected true or false, found 1"),
+        ("val.metrics", [1], "expected a section (key: value), found the list [1]"),
+        ("logger", 5, "expected a section (key: value), found 5"),
+        ("train", "fast", "expected a section (key: value), found 'fast' (text)"),
+        ("network_g", "DiffIRS1", "expected a section (key: value), found 'DiffIRS1' (text)"),
+        ("datasets.val", None, "expected a section (key: value), found nothing (~)"),
+        ("datasets.train.prefetch_mode", "gpu", "expected 'cpu' or 'cuda', found 'gpu' (text)"),
+        ("datasets.train.dataroot_gt", 7, "expected text, found 7; put it in quotes"),
+        ("path.resume_state", {"a": 1}, "expected text, found a section with keys a"),
+        ("plugins", "mine", "expected a list, [a, b, ...], found 'mine' (text)"),
+    ],
+)
+def test_wrong_kinds_tell_what_was_expected_and_found(key, value, told):
+    message = refusal(changed(STAGE_1, {key: value}))
+    assert f": {key}: {told}" in message
+
+
+def test_an_element_of_a_list_has_its_own_place():
+    message = refusal(changed(STAGE_1, {"train.scheduler.milestones": [10, "late"]}))
+    assert message == (
+        f"run.yml:{line_of('- late')}: train.scheduler.milestones[1]: expected a whole number, found 'late' (text)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("model_type", 5), ("model_type", ["a"]), ("datasets.val.type", None), ("train.scheduler.type", ["a"])],
+)
+def test_a_wrong_type_is_told_once(key, value):
+    message = refusal(changed(STAGE_1, {key: value}))
+    assert "\n" not in message
+    assert f": {key}: " in message
+
+
+def test_a_dataset_without_type_is_told_once():
+    message = refusal(changed(STAGE_1, {"datasets.val.type": ABSENT, "datasets.val.name": 5}))
+    assert message.count("datasets.val.type: missing") == 1
+    assert "datasets.val.name: expected text" in message
+
+
+def test_an_empty_train_section_lacks_everything():
+    message = refusal(changed(STAGE_1, {"train": {}}))
+    for key in ("total_iter", "optim_g", "scheduler"):
+        assert f": train.{key}: missing: " in message
+
+
+@pytest.mark.parametrize(
+    "key", ["plugins", "path", "logger", "dist_params", "network_d", "logger.wandb", "val.metrics"]
+)
+def test_optional_sections_may_be_nothing(key):
+    assert load(changed(STAGE_1, {key: None})).warnings == []
+
+
+def test_a_date_is_told_to_be_quoted():
+    message = refusal("name: 2024-01-02\n")
+    assert "run.yml:1: name: expected text, found 2024-01-02; put it in quotes" in message
+
+
+@pytest.mark.parametrize("key", ["name", "model_type", "datasets", "network_g"])
+def test_missing_options_are_named(key):
+    assert f"run.yml:1: {key}: missing: " in refusal(changed(STAGE_1, {key: ABSENT}), is_train=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "section"),
+    [
+        ("train.total_iter", "train:"),
+        ("train.optim_g", "train:"),
+        ("train.scheduler", "train:"),
+        ("datasets.val.dataroot_lq", "  val:"),
+    ],
+)
+def test_options_missing_in_a_section_are_told_at_the_section(key, section):
+    message = refusal(changed(STAGE_1, {key: ABSENT}))
+    line = Path("run.yml").read_text().splitlines().index(section) + 1
+    assert message.startswith(f"run.yml:{line}: {key}: missing: ")
+
+
+def test_every_problem_is_told_at_once_in_the_order_of_the_lines():
+    wrong = changed(
+        STAGE_1,
+        {"scale": "x", "network_g.dims": 8, "train.total_iter": "many", "val.val_frq": 3, "datasets.train.gt_size": 60},
+    )
+    first, *lines = refusal(wrong).splitlines()
+    keys = [line.split(": ")[1] for line in lines]
+    assert first == "run.yml: 5 problems"
+    assert keys == ["scale", "datasets.train.gt_size", "network_g.dims", "train.total_iter", "val.val_frq"]
+    numbers = [int(line.split(":")[1]) for line in lines]
+    assert numbers == sorted(numbers)
+
+
+def test_counts_given_as_floats_become_whole_numbers():
+    values = load(changed(STAGE_1, {"val.val_freq": 5e3, "logger": {"print_freq": "1e2"}})).values
+    assert (values["val"]["val_freq"], values["logger"]["print_freq"]) == (5000, 100)
+    assert type(values["val"]["val_freq"]) is int
+
+
+def test_published_keys_keep_their_names_values_and_order():
+    values = load(STAGE_2).values
+    assert list(values)[: len(STAGE_2)] == list(STAGE_2)
+    assert values["network_g"] == STAGE_2["network_g"]
+    assert values["datasets"]["train"].items() >= STAGE_2["datasets"]["train"].items()
+    assert values["train"] == STAGE_2["train"]
+
+
+@pytest.mark.parametrize("phase", ["training", "trains", "valid", "val_", "train_2"])
+def test_phases_of_datasets_have_names(phase):
+    assert f"datasets.{phase}: not a kind of dataset" in refusal(
+        changed(STAGE_1, {f"datasets.{phase}": STAGE_1["datasets"]["val"]})
+    )
+
+
+def test_an_unknown_dataset_type_lists_the_known_ones_with_their_modules():
+    message = refusal(changed(STAGE_1, {"datasets.val.type": "PairDataset"}))
+    assert "datasets.val.type: no dataset is called 'PairDataset'; did you mean 'PairedDataset'? Known: " in message
+    assert "PairedImageDataset (basicsr.data.paired_image_dataset)" in message
+    assert "RealESRGANDataset (basicsr.data.realesrgan_dataset)" in message
+    assert message.count("\n") == 0
+
+
+@pytest.mark.parametrize("name", ["RealESRGANDataset", "RealESRGANDataset_basicsr"])
+def test_the_degradation_options_are_known(name):
+    options = changed(
+        STAGE_1,
+        {
+            "datasets.train": {**REAL, "type": name},
+            "gt_size": 256,
+            "queue_size": 180,
+            "gt_usm": False,
+            "resize_prob": [0.2, 0.7, 0.1],
+            "resize_range": [0.15, 1.5],
+            "gaussian_noise_prob": 0.5,
+            "noise_range": [1, 30],
+            "poisson_scale_range": [0.05, 3],
+            "gray_noise_prob": 0.4,
+            "jpeg_range": [30, 95],
+            "second_blur_prob": 0.8,
+            "high_order_degradation": True,
+        },
+    )
+    assert load(options).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("resize_prob", [0.5, 0.5], "expected three probabilities: enlarge, shrink, keep"),
+        ("resize_prob2", [0.5, 0.5, 0.5], "expected probabilities that add up to 1 (these make 1.5)"),
+        ("noise_range", [30, 1], "expected two numbers, the smaller first"),
+        ("noise_range2", [1], "expected two numbers, the smaller first"),
+        ("poisson_scale_range", 3, "expected a list, [a, b, ...], found 3"),
+        ("gray_noise_prob", 40, "expected 1 or less, found 40"),
+        ("jpeg_range[1]", [30, 950], "expected 100 or less, found 950"),
+        ("resize_range[0]", [-1, 1], "expected 0 or more, found -1"),
+        ("queue_size", 0, "expected 1 or more, found 0"),
+    ],
+)
+def test_degradation_values_have_limits(key, value, told):
+    message = refusal(changed(STAGE_1, {"datasets.train": REAL, "queue_size": 90, key.split("[")[0]: value}))
+    assert f": {key}: {told}" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("kernel_list", ["iso", "square"], "kernel_list[1]: expected 'iso', 'aniso', "),
+        ("kernel_prob2", [0.4, 0.4], "kernel_prob2: expected probabilities that add up to 1 (these make 0.8)"),
+        ("sinc_prob", 2, "sinc_prob: expected 1 or less, found 2"),
+        ("final_sinc_prob", ABSENT, "final_sinc_prob: missing: "),
+    ],
+)
+def test_kernel_options_have_limits(key, value, told):
+    assert told in refusal(changed(STAGE_1, {"datasets.train": REAL, f"datasets.train.{key}": value, "queue_size": 90}))
+
+
+def test_options_of_the_other_dataset_types_are_refused():
+    assert "datasets.test.dataroot_gt: unknown option" in refusal(changed(TEST, {"datasets.test.dataroot_gt": "gt"}))
+
+
+def test_basicsr_loader_options_are_known():
+    extra = {"pin_memory": True, "persistent_workers": True, "prefetch_mode": "cpu", "num_prefetch_queue": 2}
+    values = load(changed(STAGE_1, {f"datasets.train.{key}": value for key, value in extra.items()})).values
+    assert values["datasets"]["train"].items() >= extra.items()
+
+
+def test_other_networks_have_their_weights_options():
+    options = changed(
+        STAGE_1,
+        {
+            "network_e": {"type": "VGGStyleDiscriminator", "num_in_ch": 3, "num_feat": 64},
+            "path": {"pretrain_network_e": "e.pth", "param_key_e": "params", "strict_load_e": False},
+        },
+    )
+    assert load(options).values["path"]["strict_load_e"] is False
+
+
+@pytest.mark.parametrize("option", ["pretrain_network", "param_key", "strict_load"])
+def test_weights_of_a_network_that_is_not_there_are_told(option):
+    message = refusal(changed(STAGE_1, {f"path.{option}_e": "e"}))
+    assert message.endswith(f": path.{option}_e: there is no section network_e that this could be for")
+
+
+def test_a_test_needs_no_train_section_and_may_have_half_of_one():
+    assert load(changed(TEST, {"train": {"encoder_iter": 0}}), is_train=False).values["train"] == {"encoder_iter": 0}
+    assert "train.total_iters: unknown option" in refusal(changed(TEST, {"train": {"total_iters": 1}}), is_train=False)
+
+
+def _schemas():
+    for module in (schema_data, schema_top, schema_train):
+        for schema in vars(module).values():
+            if isinstance(schema, type) and issubclass(schema, Section) and schema is not Section:
+                yield schema
+
+
+def test_every_option_is_described_by_one_sentence():
+    for schema in _schemas():
+        for name, field in schema.model_fields.items():
+            assert field.description, f"{schema.__name__}.{name}"
+            assert field.description.endswith((".", "...")), f"{schema.__name__}.{name}"
+            assert field.description[0].isupper() or field.description.split()[0].strip(",:").islower()
+
+
+def test_no_section_takes_keys_that_it_does_not_name():
+    assert all(schema.model_config["extra"] == "forbid" for schema in _schemas())
+    assert fields.Section.model_config["extra"] == "forbid"

@@ -1,0 +1,101 @@
+"""A toy world for training tests: photographs cut small, networks of a few thousand numbers, option files."""
+
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+import torch
+import yaml
+
+from diffir_sr.cli import basicsr_main, main
+from diffir_sr.data.images import encode_png
+from diffir_sr.prepare.downscale import smaller
+
+NETWORK = dict(dim=8, num_blocks=[1, 1, 1, 1], num_refinement_blocks=1, heads=[1, 2, 4, 8], n_encoder_res=1)
+NETWORK |= dict(ffn_expansion_factor=2.0, LayerNorm_type="BiasFree")
+S1 = dict(type="DiffIRS1", **NETWORK)
+S2 = dict(type="DiffIRS2", timesteps=4, n_denoise_res=1, linear_start=0.1, linear_end=0.99, **NETWORK)
+ADAM = dict(type="Adam", lr=2e-4, betas=[0.9, 0.99])
+MODELS = {"s1": "DiffIRS1Model", "s2": "DiffIRS2Model", "gan": "DiffIRGANS2Model"}
+
+
+def write_pairs(folder, *, scale=4, size=64, count=4, lmdb=True):
+    """Pairs from a real photograph: folder/gt, folder/lq, and both as LMDB."""
+    folder = Path(folder)
+    photo = skimage.data.astronaut()
+    for index in range(count):
+        top, left = 100 * (index // 4) + 7 * index, 60 * (index % 4)
+        gt = np.ascontiguousarray(photo[top : top + size, left : left + size])
+        for name, image in (("gt", gt), ("lq", smaller(gt, scale=scale))):
+            path = folder / name / f"p{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode_png(image))
+    if lmdb:
+        for name in ("gt", "lq"):
+            assert main(["prepare", "lmdb", str(folder / name), "-o", str(folder / f"{name}.lmdb"), "--jobs", "1"]) == 0
+    return folder
+
+
+def train_options(stage, *, data="data", name=None, iterations=4, **train):
+    """Options of a toy training; `train` replaces entries of the train section."""
+    lmdb = Path(data, "gt.lmdb").exists()
+    suffix = ".lmdb" if lmdb else ""
+    pair = dict(type="PairedDataset", dataroot_gt=f"{data}/gt{suffix}", dataroot_lq=f"{data}/lq{suffix}")
+    patches = dict(gt_size=32, use_hflip=True, use_rot=True, batch_size_per_gpu=2, num_worker_per_gpu=0)
+    section = dict(
+        ema_decay=0.9,
+        optim_g=ADAM,
+        scheduler=dict(type="MultiStepLR", milestones=[2], gamma=0.5),
+        total_iter=iterations,
+        pixel_opt=dict(type="L1Loss", loss_weight=1.0, reduction="mean"),
+    )
+    options = dict(
+        name=name or f"toy_{stage}",
+        model_type=MODELS[stage],
+        scale=4,
+        num_gpu=0,
+        manual_seed=0,
+        datasets=dict(
+            train=dict(name="train", dataset_enlarge_ratio=3, **pair, **patches),
+            val=dict(name="val", **pair),
+        ),
+        network_g=dict(S1),
+        path={},
+        val=dict(
+            val_freq=iterations, save_img=False, metrics=dict(psnr=dict(type="calculate_psnr", crop_border=4, test_y_channel=True))
+        ),
+        logger=dict(print_freq=1, save_checkpoint_freq=2, use_tb_logger=False),
+    )  # fmt: skip
+    if stage != "s1":
+        options["network_g"], options["network_S1"] = dict(S2), dict(S1)
+        start = "experiments/toy_s1/models/net_g_latest.pth"
+        options["path"] = dict(pretrain_network_S1=start, pretrain_network_g=start, strict_load_g=False)
+        options["path"] |= dict(param_key_g="params_ema")
+        section |= dict(kd_opt=dict(type="KDLoss", loss_weight=1.0, temperature=0.15), encoder_iter=0)
+    if stage == "gan":
+        options["path"] |= dict(pretrain_network_g="experiments/toy_s2/models/net_g_latest.pth", strict_load_g=True)
+        options["network_d"] = dict(type="UNetDiscriminatorSN", num_in_ch=3, num_feat=8, skip_connection=True)
+        section |= dict(optim_d=ADAM, gan_opt=dict(type="GANLoss", gan_type="vanilla", loss_weight=0.1))
+        section |= dict(net_d_iters=1, net_d_init_iters=0)
+    options["train"] = section | train
+    return options
+
+
+def write_options(options, file="toy.yml"):
+    Path(file).write_text(yaml.safe_dump(options, sort_keys=False))
+    return file
+
+
+def run_training(options, *extra):
+    return basicsr_main(["train", "-opt", write_options(options, f"{options['name']}.yml"), *extra])
+
+
+def trained(stage, name=None):
+    """The weights that a toy training saved last."""
+    return torch.load(f"experiments/{name or f'toy_{stage}'}/models/net_g_latest.pth", weights_only=True)
+
+
+def warm_up_law(iterations):
+    """The published law of a warm-up of some iterations, with short intervals."""
+    law = dict(encoder_iter=iterations, lr_encoder=1e-3, gamma_encoder=0.1, lr_decay_encoder=2)
+    return law | dict(lr_sr=5e-4, gamma_sr=0.5, lr_decay_sr=3)
