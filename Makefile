@@ -6,9 +6,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install -qq
 
-# Test processes side by side. One thread for each: torch would start one per core in every process.
+# Test processes side by side.
 WORKERS ?= 2
-export OMP_NUM_THREADS ?= 1
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -25,7 +24,8 @@ quickstart: $(STAMP)  ## Train, test and compare small networks on photographs, 
 
 test: $(STAMP)  ## Run the tests; one file: make test ARGS=tests/test_install.py
 	@echo "Running the tests in $(WORKERS) processes"
-	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+# One thread for each process: torch would start one per core in every one.
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 lint: $(STAMP)  ## Check style and types
 	@echo "Checking style and types"

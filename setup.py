@@ -43,7 +43,7 @@ setup(
         "scipy",  # kernels and .mat files of data preparation
         "pyyaml",
         "lmdb",
-        "pydantic>=2",  # checks option files
+        "pydantic>=2.7",  # checks option files
         "tqdm",
         "safetensors",  # weights files that cannot run code
         "setuptools; python_version >= '3.12'",  # brings back distutils, which basicsr imports
@@ -57,6 +57,7 @@ setup(
             "pyright[nodejs]",  # with a node of its own, so that checking types needs no other download
             "matplotlib",
             "build",
+            "jsonschema",  # checks the schema that editors get against real option files
             "setuptools>=70.1",  # tests build the wheel with what is installed
         ],
     },

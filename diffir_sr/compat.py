@@ -281,7 +281,7 @@ def share_lmdbs() -> None:
         self.db_paths = [str(path) for path in paths]
         self._client = {key: SharedLmdb(path) for key, path in zip(keys, self.db_paths, strict=True)}
 
-    LmdbBackend.__init__ = init
+    LmdbBackend.__init__ = init  # pyright: ignore[reportAttributeAccessIssue] - takes the same and ignores the rest
 
 
 @contextlib.contextmanager

@@ -118,3 +118,20 @@ def line_of(text: str, *, file: str = FILE) -> int:
     """The line of a file, counted from 1, that holds a text."""
     lines = Path(file).read_text().splitlines()
     return next(number for number, line in enumerate(lines, start=1) if text in line)
+
+
+def problems(options: dict[str, Any] | str, **arguments: Any) -> dict[str, str]:
+    """{key: text} of every problem that such a file has."""
+    lines = [line for line in refusal(options, **arguments).splitlines() if not line.endswith(" problems")]
+    return dict(line.split(": ", 2)[1:] for line in lines)
+
+
+def warnings(options: dict[str, Any], **arguments: Any) -> dict[str, str]:
+    """{key: text} of every warning that such a file gets."""
+    return dict(warning.split(": ", 2)[1:] for warning in load(options, **arguments).warnings)
+
+
+def register(monkeypatch: pytest.MonkeyPatch, registry: Any, name: str) -> None:
+    """Let a registry know an empty class for the time of a test, unless it knows one of that name."""
+    if name not in registry:
+        monkeypatch.setattr(registry, "_obj_map", {**registry._obj_map, name: type(name, (), {})})

@@ -1,8 +1,8 @@
 """Options without effect, corrections, and what is filled in."""
 
 import pytest
-from basicsr.utils import registry
-from options_cases import ABSENT, GAN, REAL, STAGE_1, STAGE_2, TEST, changed, line_of, load
+from basicsr.utils.registry import DATASET_REGISTRY
+from options_cases import ABSENT, GAN, REAL, STAGE_1, STAGE_2, TEST, changed, line_of, load, register, warnings
 
 _WARM_UP = {
     "train.lr_encoder": 2e-4,
@@ -14,17 +14,10 @@ _WARM_UP = {
 }
 
 
-def _warnings(options, **arguments):
-    """{key: text} of every warning."""
-    return dict(warning.split(": ", 2)[1:] for warning in load(options, **arguments).warnings)
-
-
 @pytest.fixture
 def deblur_data(monkeypatch):
     """A dataset class under the published name, as one that reads blurred images registers it."""
-    if "DeblurPairedDataset" not in registry.DATASET_REGISTRY:
-        known = {**registry.DATASET_REGISTRY._obj_map, "DeblurPairedDataset": type("DeblurPairedDataset", (), {})}
-        monkeypatch.setattr(registry.DATASET_REGISTRY, "_obj_map", known)
+    register(monkeypatch, DATASET_REGISTRY, "DeblurPairedDataset")
 
 
 @pytest.mark.parametrize(("scale", "multiple"), [(4, 8), (2, 16), (1, 32)])
@@ -39,14 +32,14 @@ def test_window_size_is_told_to_be_the_network_s_affair(scale, multiple):
 
 
 def test_a_window_size_of_nothing_is_no_matter():
-    assert _warnings(changed(STAGE_1, {"val.window_size": None})) == {}
+    assert warnings(changed(STAGE_1, {"val.window_size": None})) == {}
 
 
 @pytest.mark.parametrize(("encoder_iter", "options"), [(0, STAGE_2), (ABSENT, STAGE_2), (0, GAN)])
 def test_learning_rates_of_a_warm_up_that_is_none_have_no_effect(encoder_iter, options):
     if encoder_iter is not ABSENT:
         options = changed(options, {"train.encoder_iter": encoder_iter})
-    told = _warnings(changed(options, _WARM_UP))
+    told = warnings(changed(options, _WARM_UP))
     assert told == {
         "train.lr_encoder": "has no effect (also lr_sr, gamma_encoder, gamma_sr, lr_decay_encoder, lr_decay_sr): "
         "encoder_iter is 0, so train.scheduler rules the learning rate, as in the published super-resolution recipes"
@@ -54,28 +47,28 @@ def test_learning_rates_of_a_warm_up_that_is_none_have_no_effect(encoder_iter, o
 
 
 def test_learning_rates_of_a_warm_up_rule_when_there_is_one():
-    assert _warnings(changed(STAGE_2, {**_WARM_UP, "train.encoder_iter": 10})) == {}
+    assert warnings(changed(STAGE_2, {**_WARM_UP, "train.encoder_iter": 10})) == {}
 
 
 def test_models_without_warm_up_tell_so():
-    told = _warnings(changed(STAGE_1, {"train.lr_sr": 1e-4}))
+    told = warnings(changed(STAGE_1, {"train.lr_sr": 1e-4}))
     assert told["train.lr_sr"].startswith("has no effect: DiffIRS1Model has no warm-up, so train.scheduler rules")
 
 
 def test_refinement_blocks_for_inpainting_have_no_effect():
     network = {"type": "DiffIRS1", "task": "inpaint", "num_refinement_blocks": 4}
-    told = _warnings(changed(STAGE_1, {"network_g": network, "scale": 1}))
+    told = warnings(changed(STAGE_1, {"network_g": network, "scale": 1}))
     assert told["network_g.num_refinement_blocks"].startswith("has no effect: the inpainting network has no refinement")
-    assert _warnings(changed(STAGE_1, {"network_g": {**network, "num_refinement_blocks": 0}, "scale": 1})) == {}
+    assert warnings(changed(STAGE_1, {"network_g": {**network, "num_refinement_blocks": 0}, "scale": 1})) == {}
 
 
 def test_degradation_options_without_degradation_have_no_effect():
     options = changed(STAGE_1, {"queue_size": 64, "gt_usm": False, "resize_prob": [0.2, 0.7, 0.1]})
-    assert _warnings(options) == {
+    assert warnings(options) == {
         "queue_size": "has no effect (also gt_usm, resize_prob): only training on a RealESRGANDataset degrades images "
         "itself"
     }
-    assert _warnings(changed(options, {"datasets.train": REAL, "queue_size": 90})) == {}
+    assert warnings(changed(options, {"datasets.train": REAL, "queue_size": 90})) == {}
 
 
 @pytest.mark.parametrize(
@@ -89,29 +82,29 @@ def test_degradation_options_without_degradation_have_no_effect():
     ],
 )
 def test_options_that_this_model_does_not_read_have_no_effect(options, key, value):
-    told = _warnings(changed(options, {f"train.{key}": value}))
+    told = warnings(changed(options, {f"train.{key}": value}))
     assert told[f"train.{key}"].startswith(f"has no effect: {options['model_type']} does not read it (only ")
 
 
 def test_an_option_that_is_switched_off_needs_no_warning():
-    assert _warnings(changed(STAGE_1, {"train.gan_opt": None, "train.kd_opt": None, "train.encoder_iter": 0})) == {}
+    assert warnings(changed(STAGE_1, {"train.gan_opt": None, "train.kd_opt": None, "train.encoder_iter": 0})) == {}
 
 
 def test_mixing_has_no_effect_where_nothing_mixes():
-    assert "train.mixing_augs.mixup" in _warnings(changed(STAGE_1, {"train.mixing_augs": {"mixup": True}}))
-    assert _warnings(changed(STAGE_1, {"train.mixing_augs": {"mixup": False, "mixup_beta": 1.2}})) == {}
+    assert "train.mixing_augs.mixup" in warnings(changed(STAGE_1, {"train.mixing_augs": {"mixup": True}}))
+    assert warnings(changed(STAGE_1, {"train.mixing_augs": {"mixup": False, "mixup_beta": 1.2}})) == {}
 
 
 def test_shuffling_cannot_be_switched_off():
-    assert _warnings(changed(STAGE_1, {"datasets.train.use_shuffle": True})) == {}
-    told = _warnings(changed(STAGE_1, {"datasets.train.use_shuffle": False}))
+    assert warnings(changed(STAGE_1, {"datasets.train.use_shuffle": True})) == {}
+    told = warnings(changed(STAGE_1, {"datasets.train.use_shuffle": False}))
     assert told == {"datasets.train.use_shuffle": "has no effect: training data is always shuffled"}
 
 
 def test_a_cold_start_of_stage_2_is_told():
-    told = _warnings(changed(STAGE_2, {"path.pretrain_network_g": ABSENT}))
+    told = warnings(changed(STAGE_2, {"path.pretrain_network_g": ABSENT}))
     assert told["path.pretrain_network_g"].startswith("not given: stage 2 starts from random weights")
-    assert _warnings(changed(STAGE_2, {"path.pretrain_network_g": ABSENT, "path.resume_state": "5.state"})) == {}
+    assert warnings(changed(STAGE_2, {"path.pretrain_network_g": ABSENT, "path.resume_state": "5.state"})) == {}
 
 
 def test_a_published_deblurring_file_gets_its_task(deblur_data):

@@ -54,8 +54,10 @@ class DIRformer(nn.Module):
         self.frame = frame
 
         def level(width: int, depth: int, head_count: int) -> Level:
-            make = dict(heads=head_count, expansion=expansion, bias=bias, norm_bias=norm_bias)
-            return Level([Block(dim * width, **make) for _ in range(depth)])
+            def block() -> Block:
+                return Block(dim * width, heads=head_count, expansion=expansion, bias=bias, norm_bias=norm_bias)
+
+            return Level([block() for _ in range(depth)])
 
         self.patch_embed = _PatchEmbed(frame.channels * frame.body_unshuffle**2, dim)
         self.encoder_level1 = level(1, num_blocks[0], heads[0])

@@ -8,6 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -41,7 +42,7 @@ class CosineAnnealingRestartCyclicLR(LRScheduler):
         self.ends = list(accumulate(periods))
         super().__init__(optimizer, last_epoch)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         # Beyond the last cycle its end value stays.
         now = min(self.last_epoch, self.ends[-1])
         cycle = next(index for index, end in enumerate(self.ends) if now <= end)

@@ -69,7 +69,7 @@ def image_names(paths: list[str]) -> list[str]:
 
 def measure(restored: Tensor, gt: Tensor | None, metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Metric values of one image (1, 3, H, W); metrics that compare need `gt`."""
-    data: dict[str, np.ndarray] = {"img": tensor2img([restored])}
+    data: dict[str, Any] = {"img": tensor2img([restored])}
     if gt is not None:
         data["img2"] = tensor2img([gt])
     return {name: float(calculate_metric(data, dict(opt))) for name, opt in metrics.items()}

@@ -47,7 +47,7 @@ def named(registry: Registry, name: Any, keys: Keys, report: Report, *, kind: st
     listed = ", ".join(f"{known} ({origin})" for known, origin in sorted(origins.items())) or "none"
     report.problem(
         keys,
-        f"no {kind} is called {name!r}; {hint}Known: {listed}. Names of your own come from 'plugins'",
+        f"no {kind} is called {name!r}; {hint}Known: {listed}. Plugins add names: installed, or under 'plugins'",
     )
     return None
 

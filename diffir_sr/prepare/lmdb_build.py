@@ -115,13 +115,15 @@ def _encode(entry: Entry) -> Encoded:
     image = decode(data, where=str(entry.file))
     if image.dtype == np.uint16 and not entry.to_8bit:
         raise InputError(f"{entry.file}: 16 bits per channel; give --to-8bit to round to 8, or convert it")
-    alpha = image.shape[2] in (2, 4)
+    channels = image.shape[-1]
+    alpha = channels in (2, 4)
     changed = image.dtype == np.uint16 or alpha
     if image.dtype == np.uint16:
         image = cv2.convertScaleAbs(image, alpha=1 / 257).reshape(image.shape)
+    height, width = image.shape[0], image.shape[1]
     if alpha:
-        image = image[..., : image.shape[2] - 1]
-    height, width, channels = image.shape
+        channels -= 1
+        image = image[..., :channels]
     # A PNG is stored byte for byte; anything else is decoded once, here, and not at every reading.
     if changed or entry.file.suffix.lower() != ".png":
         data = encode_png(np.ascontiguousarray(image), compress_level=entry.compress_level)

@@ -47,6 +47,6 @@ def bicubic_resize(image: np.ndarray, *, scale: float) -> np.ndarray:
     rows, columns = resize_matrix(height, scale), resize_matrix(width, scale)
     # Heights first, as MATLAB does for equal scales.
     tall = rows @ image.reshape(height, width * channels).astype(np.float64)
-    turned = tall.reshape(rows.shape[0], width, channels).transpose(1, 0, 2).reshape(width, -1)
-    wide = (columns @ turned).reshape(columns.shape[0], rows.shape[0], channels).transpose(1, 0, 2)
+    turned = tall.reshape(-1, width, channels).transpose(1, 0, 2).reshape(width, -1)
+    wide = (columns @ turned).reshape(-1, len(tall), channels).transpose(1, 0, 2)
     return (wide + 0.5).clip(0, np.iinfo(image.dtype).max).astype(image.dtype)

@@ -1,0 +1,53 @@
+"""Run the quick start for several seeds and write what it reached: python benchmarks/quickstart_seeds.py 0 1 2.
+
+Writes benchmarks/results/quickstart.md. About eight minutes a seed on two cores.
+"""
+
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+import torch
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def machine():
+    model = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    return f"{os.cpu_count()} cores, {model[1] if model else platform.processor()}"
+
+
+def run(seed):
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "diffir_sr", "quickstart", "--seed", str(seed)]
+        subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(REPO)}, check=True)
+        minutes = (time.perf_counter() - start) / 60
+        return minutes, Path(folder, "results/quickstart/summary.md").read_text()
+
+
+def main():
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=REPO, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    parts = [
+        "# The quick start on several seeds",
+        "",
+        f"`python benchmarks/quickstart_seeds.py {' '.join(sys.argv[1:])}`, {date.today()}, commit {commit}, "
+        f"{machine()}, torch {torch.__version__}, Python {platform.python_version()}.",
+    ]
+    for seed in sys.argv[1:]:
+        minutes, summary = run(int(seed))
+        parts += ["", f"## Seed {seed}, {minutes:.1f} minutes", "", summary.strip()]
+        (REPO / "benchmarks/results").mkdir(exist_ok=True)
+        (REPO / "benchmarks/results/quickstart.md").write_text("\n".join(parts) + "\n")
+
+
+if __name__ == "__main__":
+    main()
