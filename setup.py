@@ -45,7 +45,6 @@ setup(
         "lmdb",
         "pydantic>=2.7",  # checks option files
         "tqdm",
-        "safetensors",  # weights files that cannot run code
         "setuptools; python_version >= '3.12'",  # brings back distutils, which basicsr imports
     ],
     extras_require={

@@ -159,7 +159,18 @@ def _expansion(hidden: int, channels: int) -> float:
 
 
 def fit(net: nn.Module, weights: Weights, *, where: str, strict: bool, from_stage_1: bool = False) -> str:
-    """Load `weights` into `net` and say in one line what was loaded; refuse a file that does not belong there.
+    """Load `weights` into `net` and say in one line what was loaded; refuses what `fitting` refuses."""
+    tensors = fitting(net, weights, where=where, strict=strict, from_stage_1=from_stage_1)
+    net.load_state_dict(tensors, strict=False)
+    total = len(net.state_dict())
+    kept = f"; {total - len(tensors)} keep their start values" if len(tensors) < total else ""
+    return f"{where}: {len(tensors)} of {total} tensors from {weights.path} [{weights.key or 'bare'}]{kept}"
+
+
+def fitting(
+    net: nn.Module, weights: Weights, *, where: str, strict: bool, from_stage_1: bool = False
+) -> dict[str, Tensor]:
+    """The tensors that `net` takes of `weights`; CheckpointError for a file that does not belong there.
 
     `where` is the option that named the file. A DiffIR network must have its own stage, task, scale and sizes;
     with `from_stage_1` a stage-2 network takes the body G of a stage-1 file and keeps the rest. `strict=False`
@@ -183,10 +194,7 @@ def fit(net: nn.Module, weights: Weights, *, where: str, strict: bool, from_stag
         raise CheckpointError(_mismatch(place, fatal, missing, unexpected, reshaped, own, tensors))
     if wanted is None and not strict and not set(own) & set(tensors):
         raise CheckpointError(f"{place}: not one of its {len(tensors)} tensors belongs to {type(net).__name__}")
-    fitting = {name: tensor for name, tensor in tensors.items() if name in own and name not in reshaped}
-    net.load_state_dict(fitting, strict=False)
-    kept = f"; {len(own) - len(fitting)} keep their start values" if len(fitting) < len(own) else ""
-    return f"{where}: {len(fitting)} of {len(own)} tensors from {weights.path} [{weights.key or 'bare'}]{kept}"
+    return {name: tensor for name, tensor in tensors.items() if name in own and name not in reshaped}
 
 
 def _check_identity(

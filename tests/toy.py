@@ -16,6 +16,7 @@ NETWORK |= dict(ffn_expansion_factor=2.0, LayerNorm_type="BiasFree")
 S1 = dict(type="DiffIRS1", **NETWORK)
 S2 = dict(type="DiffIRS2", timesteps=4, n_denoise_res=1, linear_start=0.1, linear_end=0.99, **NETWORK)
 ADAM = dict(type="Adam", lr=2e-4, betas=[0.9, 0.99])
+PSNR = dict(type="calculate_psnr", crop_border=4, test_y_channel=True)
 MODELS = {"s1": "DiffIRS1Model", "s2": "DiffIRS2Model", "gan": "DiffIRGANS2Model"}
 
 
@@ -61,9 +62,7 @@ def train_options(stage, *, data="data", name=None, iterations=4, **train):
         ),
         network_g=dict(S1),
         path={},
-        val=dict(
-            val_freq=iterations, save_img=False, metrics=dict(psnr=dict(type="calculate_psnr", crop_border=4, test_y_channel=True))
-        ),
+        val=dict(val_freq=iterations, save_img=False, metrics=dict(psnr=PSNR)),
         logger=dict(print_freq=1, save_checkpoint_freq=2, use_tb_logger=False),
     )  # fmt: skip
     if stage != "s1":

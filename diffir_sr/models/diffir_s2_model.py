@@ -18,9 +18,7 @@ class DiffIRS2Model(Stage2Model):
     lr_sr * gamma_sr^((i - encoder_iter) // lr_decay_sr).
     """
 
-    @property
-    def starts_from_stage_1(self) -> bool:
-        return self.is_train
+    starts_from_stage_1 = True
 
     def init_training_settings(self) -> None:
         super().init_training_settings()

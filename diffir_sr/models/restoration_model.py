@@ -7,7 +7,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from basicsr.archs import build_network
@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from diffir_sr.archs.layers import PRIOR_WIDTH
-from diffir_sr.checkpoints import fit, read_weights
+from diffir_sr.checkpoints import fit, fitting, read_weights
 from diffir_sr.compat import vgg_features_from
 from diffir_sr.diffusion.prior_diffusion import start_noise
 from diffir_sr.errors import InputError, OptionError
@@ -47,6 +47,22 @@ class RestorationModel(SRModel, ABC):
 
     # Set-up
 
+    starts_from_stage_1: ClassVar[bool] = False  # whether a training may take the body of a stage-1 file
+
+    @classmethod
+    def check_weights(cls, opt: dict[str, Any]) -> None:
+        """Raise CheckpointError for weights files that do not belong where the options name them.
+
+        Called before a run makes its folders; reads what loading will read again.
+        """
+        path, is_train = opt["path"], opt["is_train"]
+        if path.get("pretrain_network_g"):
+            weights = read_weights(path["pretrain_network_g"], key=path.get("param_key_g", "params_ema"))
+            start = cls.starts_from_stage_1 and is_train and not path.get("resume_state")
+            strict = path.get("strict_load_g", True)
+            net = build_network(opt["network_g"])
+            fitting(net, weights, where="path.pretrain_network_g", strict=strict, from_stage_1=start)
+
     def print_network(self, net: nn.Module) -> None:
         bare = self.get_bare_model(net)
         count = sum(weight.numel() for weight in bare.parameters())
@@ -58,14 +74,9 @@ class RestorationModel(SRModel, ABC):
         """Load `path.pretrain_network_g`; a file of another stage, task, scale or size is refused with its name."""
         weights = read_weights(load_path, key=param_key)
         where = "path.pretrain_network_g"
-        accepts = self.starts_from_stage_1 and not self.resumes
+        accepts = self.starts_from_stage_1 and self.is_train and not self.resumes
         said = fit(self.get_bare_model(net), weights, where=where, strict=strict, from_stage_1=accepts)
         logger.info(f"Loaded {said}")
-
-    @property
-    def starts_from_stage_1(self) -> bool:
-        """Whether `net_g` may be a stage-2 network that takes its body from a stage-1 file."""
-        return False
 
     @property
     def resumes(self) -> bool:

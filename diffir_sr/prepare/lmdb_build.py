@@ -119,8 +119,8 @@ def _encode(entry: Entry) -> Encoded:
     alpha = channels in (2, 4)
     changed = image.dtype == np.uint16 or alpha
     if image.dtype == np.uint16:
-        image = cv2.convertScaleAbs(image, alpha=1 / 257).reshape(image.shape)
-    height, width = image.shape[0], image.shape[1]
+        image = _rounded_to_8bit(image)
+    height, width = image.shape[:2]
     if alpha:
         channels -= 1
         image = image[..., :channels]
@@ -128,3 +128,7 @@ def _encode(entry: Entry) -> Encoded:
     if changed or entry.file.suffix.lower() != ".png":
         data = encode_png(np.ascontiguousarray(image), compress_level=entry.compress_level)
     return Encoded(entry.key, data, (height, width, channels), alpha)
+
+
+def _rounded_to_8bit(image: np.ndarray) -> np.ndarray:
+    return cv2.convertScaleAbs(image, alpha=1 / 257).reshape(image.shape)

@@ -25,6 +25,7 @@ from diffir_sr.training.record import append_record, forget_after
 from diffir_sr.training.run import (
     RunArguments,
     check_data,
+    check_weights,
     complete_options,
     evaluation_loaders,
     start_log,
@@ -49,6 +50,7 @@ def train(loaded: LoadedOptions, arguments: RunArguments) -> None:
     check_data(opt)
     torch.backends.cudnn.benchmark = True
     state = load_resume_state(opt)
+    check_weights(opt)
     start_log(opt, verb="train", option_file=Path(loaded.path), new=state is None)
     for warning in loaded.warnings:
         logger.warning(warning)

@@ -17,6 +17,7 @@ from basicsr.data import build_dataloader, build_dataset
 from basicsr.utils import get_root_logger, get_time_str, make_exp_dirs, set_random_seed
 from basicsr.utils.dist_util import get_dist_info, init_dist
 from basicsr.utils.logger import initialized_logger
+from basicsr.utils.registry import MODEL_REGISTRY
 from torch.utils.data import DataLoader
 
 from diffir_sr.data.pairs import check_paired_options
@@ -110,6 +111,13 @@ def check_data(opt: dict[str, Any]) -> None:
             raise InputError(f"datasets.{phase}: {error}") from error
 
 
+def check_weights(opt: dict[str, Any]) -> None:
+    """Raise CheckpointError for weights that do not fit, likewise; models that cannot tell find out when loading."""
+    check = getattr(MODEL_REGISTRY.get(opt["model_type"]), "check_weights", None)
+    if check is not None:
+        check(opt)
+
+
 def start_log(opt: dict[str, Any], *, verb: str, option_file: Path, new: bool) -> None:
     """Make the run's folders (an older run of the same name is renamed, never deleted), log file and option copy."""
     if new:
@@ -130,7 +138,7 @@ def start_log(opt: dict[str, Any], *, verb: str, option_file: Path, new: bool) -
 
 
 def forget_log() -> None:
-    """Close the log of a run. BasicSR opens one log per process; a second run of the same process must not write into the first one's."""
+    """Close the log of a run: BasicSR opens one per process, and the next run must not write into it."""
     root = logging.getLogger("basicsr")
     for handler in list(root.handlers):
         root.removeHandler(handler)

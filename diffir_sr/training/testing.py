@@ -10,7 +10,14 @@ from basicsr.models import build_model
 from basicsr.utils.options import dict2str
 
 from diffir_sr.options import LoadedOptions
-from diffir_sr.training.run import RunArguments, check_data, complete_options, evaluation_loaders, start_log
+from diffir_sr.training.run import (
+    RunArguments,
+    check_data,
+    check_weights,
+    complete_options,
+    evaluation_loaders,
+    start_log,
+)
 
 logger = logging.getLogger("basicsr")
 
@@ -19,6 +26,7 @@ def test(loaded: LoadedOptions, arguments: RunArguments) -> None:
     """Write restored images and metrics under results/<name>; ground truth is needed for metrics alone."""
     opt = complete_options(loaded.values, arguments, is_train=False)
     check_data(opt)
+    check_weights(opt)
     torch.backends.cudnn.benchmark = True
     start_log(opt, verb="test", option_file=Path(loaded.path), new=True)
     for warning in loaded.warnings:
