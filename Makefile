@@ -31,7 +31,7 @@ lint: $(STAMP)  ## Check style and types
 	@echo "Checking style and types"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/pyright
+	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 check: lint test  ## Check style and types and run the tests
 

@@ -169,6 +169,9 @@ def _ahead(loader: DataLoader[Any]) -> Iterator[Any]:
         if waiting is not None:
             yield waiting
         torch.cuda.current_stream().wait_stream(stream)
+        for value in moved.values():
+            if torch.is_tensor(value):  # its memory may not be reused while the step still reads it
+                value.record_stream(torch.cuda.current_stream())
         waiting = moved
     if waiting is not None:
         yield waiting
