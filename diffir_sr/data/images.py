@@ -13,6 +13,10 @@ from PIL import Image, UnidentifiedImageError
 
 from diffir_sr.errors import InputError
 
+# Here and now, in the process that later forks workers: parallelism is across processes, and a forked child that
+# inherits OpenCV's thread pool hangs as soon as it touches the number of threads.
+cv2.setNumThreads(0)
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 

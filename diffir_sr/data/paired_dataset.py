@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -56,7 +55,6 @@ class PairedDataset(Dataset[dict[str, Any]]):
         return len(self.pairs)
 
     def __getitem__(self, draw: int) -> dict[str, Any]:
-        cv2.setNumThreads(0)  # workers are processes already
         pair = self.pairs[draw % len(self.pairs)]
         lq, gt = self.lq.read(pair.lq), self.gt.read(pair.gt)
         if self.gt_size is not None:

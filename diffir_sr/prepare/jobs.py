@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import TypeVar
 
-import cv2
 from tqdm import tqdm
 
 from diffir_sr.errors import InputError
@@ -43,7 +42,7 @@ def run_all(work: Callable[[Task], Result], tasks: Sequence[Task], *, jobs: int,
             for index, task in enumerate(tasks):
                 note(index, lambda task=task: work(task))
         else:
-            with ProcessPoolExecutor(max_workers=min(jobs, len(tasks)), initializer=_one_thread) as pool:
+            with ProcessPoolExecutor(max_workers=min(jobs, len(tasks))) as pool:
                 waiting = {pool.submit(work, task): index for index, task in enumerate(tasks)}
                 try:
                     for done in as_completed(waiting):
@@ -56,7 +55,3 @@ def run_all(work: Callable[[Task], Result], tasks: Sequence[Task], *, jobs: int,
         more = f"\n  ... {len(failures) - _SHOWN} more" if len(failures) > _SHOWN else ""
         raise InputError(f"{label}: {len(failures)} of {len(tasks)} images failed:\n  {shown}{more}")
     return [results[index] for index in range(len(tasks))]
-
-
-def _one_thread() -> None:
-    cv2.setNumThreads(1)
