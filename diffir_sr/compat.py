@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib
 import importlib.util
 import os
 import sys
@@ -65,6 +66,12 @@ def restore_functional_tensor() -> None:
 
     # BasicSR takes one function from there, rgb_to_grayscale, which the public module has.
     sys.modules[name] = torchvision.transforms.functional
+
+
+@_patch("imports distutils, which left Python in 3.12; setuptools brings it back when it is imported first")
+def bring_back_distutils() -> None:
+    if importlib.util.find_spec("distutils") is None:
+        importlib.import_module("setuptools")
 
 
 @_patch("registries print when they fall back to a suffix, and their errors name neither choices nor origins")

@@ -25,6 +25,12 @@ def test_the_module_that_basicsr_imports_from_torchvision_is_there():
     assert grey.shape == (1, 1, 2, 2)
 
 
+def test_distutils_is_there_on_every_python():
+    import distutils.version
+
+    assert distutils.version.LooseVersion("1.4.2") < distutils.version.LooseVersion("1.10")
+
+
 def state_file(folder, iteration, **entries):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{iteration}.state"
