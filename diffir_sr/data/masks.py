@@ -1,0 +1,115 @@
+"""Random masks for inpainting, (H, W) uint8 with 1 = missing, a function of the generator given.
+
+The generators follow LaMa's, which the published inpainting recipes use: polylines with thick strokes, and boxes.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from diffir_sr.errors import InputError
+
+
+@dataclass(frozen=True)
+class Strokes:
+    """Polylines: how many, how long and how wide in pixels; `max_angle` in radians, at least as wide as 0.01."""
+
+    min_times: int = 1
+    max_times: int = 5
+    max_width: int = 100
+    max_len: int = 200
+    max_angle: int = 4
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Axis-parallel boxes with sides of `min_size` to `max_size` pixels, `margin` away from the border."""
+
+    min_times: int = 1
+    max_times: int = 4
+    min_size: int = 30
+    max_size: int = 150
+    margin: int = 10
+
+
+@dataclass(frozen=True)
+class MaskMix:
+    """Strokes, or boxes with `box_prob`."""
+
+    strokes: Strokes = Strokes()
+    boxes: Boxes = Boxes()
+    box_prob: float = 0.5
+
+
+def stroke_mask(rng: np.random.Generator, strokes: Strokes, *, height: int, width: int) -> np.ndarray:
+    """Polylines of one to five segments; every second segment turns by 2 pi minus its angle."""
+    mask = np.zeros((height, width), np.uint8)
+    # One more than max_times is possible: the published class adds one to an already inclusive bound.
+    for stroke in range(int(rng.integers(strokes.min_times, strokes.max_times + 2))):
+        x, y = int(rng.integers(width)), int(rng.integers(height))
+        for _ in range(1 + int(rng.integers(5))):
+            angle = 0.01 + int(rng.integers(strokes.max_angle))
+            angle = 2 * math.pi - angle if stroke % 2 == 0 else angle
+            length = 10 + int(rng.integers(strokes.max_len))
+            thickness = 5 + int(rng.integers(strokes.max_width))
+            end_x = int(np.clip(x + length * math.sin(angle), 0, width))
+            end_y = int(np.clip(y + length * math.cos(angle), 0, height))
+            cv2.line(mask, (x, y), (end_x, end_y), 1, thickness)
+            x, y = end_x, end_y
+    return mask
+
+
+def box_mask(rng: np.random.Generator, boxes: Boxes, *, height: int, width: int) -> np.ndarray:
+    """Filled boxes; sides are cut to what the margins leave."""
+    largest = min(boxes.max_size, width - 2 * boxes.margin, height - 2 * boxes.margin)
+    if largest < boxes.min_size:
+        raise InputError(
+            f"a {height}x{width} mask has no room for boxes of {boxes.min_size} pixels with margin {boxes.margin}; "
+            "lower box min_size or margin"
+        )
+    mask = np.zeros((height, width), np.uint8)
+    for _ in range(int(rng.integers(boxes.min_times, boxes.max_times + 1))):
+        wide, tall = (int(rng.integers(boxes.min_size, largest + 1)) for _ in range(2))
+        left = int(rng.integers(boxes.margin, width - boxes.margin - wide + 1))
+        top = int(rng.integers(boxes.margin, height - boxes.margin - tall + 1))
+        mask[top : top + tall, left : left + wide] = 1
+    return mask
+
+
+def mixed_mask(rng: np.random.Generator, mix: MaskMix, *, height: int, width: int) -> np.ndarray:
+    """A stroke mask, or a box mask with `box_prob`."""
+    if rng.random() < mix.box_prob:
+        return box_mask(rng, mix.boxes, height=height, width=width)
+    return stroke_mask(rng, mix.strokes, height=height, width=width)
+
+
+# The evaluation sets of the published protocol: name -> mix. "narrow" in the paper's table is thin, "wide" is thick.
+EVALUATION: dict[str, MaskMix] = {
+    "thick_256": MaskMix(Strokes(1, 5, 100, 200), Boxes(1, 3, 30, 150, 10), 0.3),
+    "thick_512": MaskMix(Strokes(1, 5, 250, 450), Boxes(1, 4, 30, 300, 10), 0.3),
+    "medium_256": MaskMix(Strokes(4, 5, 50, 100), Boxes(1, 5, 10, 50, 0), 0.3),
+    "medium_512": MaskMix(Strokes(4, 10, 100, 200), Boxes(1, 5, 30, 150, 0), 0.3),
+    "thin_256": MaskMix(Strokes(4, 50, 10, 40), Boxes(), 0.0),
+    "thin_512": MaskMix(Strokes(4, 70, 20, 100), Boxes(), 0.0),
+}
+LARGEST_SHARE = 0.5  # evaluation masks cover at most half of the image
+
+
+def evaluation_mask(kind: str, *, size: int, seed: int, name: str) -> np.ndarray:
+    """The mask of an image in an evaluation set, (size, size): a function of (kind, size, seed, name) alone.
+
+    Masks that cover more than half are drawn again, as the published script does.
+    """
+    key = f"{kind}_{size}"
+    if key not in EVALUATION:
+        raise InputError(f"no evaluation masks {kind!r} of {size} pixels; known: {', '.join(EVALUATION)}")
+    rng = np.random.default_rng((seed, zlib.crc32(f"{key}/{name}".encode())))
+    while True:
+        mask = mixed_mask(rng, EVALUATION[key], height=size, width=size)
+        if 0 < mask.mean() <= LARGEST_SHARE:
+            return mask
