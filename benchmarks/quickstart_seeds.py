@@ -40,7 +40,8 @@ def main():
         "# The quick start on several seeds",
         "",
         f"`python benchmarks/quickstart_seeds.py {' '.join(sys.argv[1:])}`, {date.today()}, commit {commit}, "
-        f"{machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}.",
+        f"{machine()}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, Python {platform.python_version()}.",
     ]
     for seed in sys.argv[1:]:
         minutes, summary = run(int(seed))

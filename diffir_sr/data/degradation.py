@@ -82,11 +82,11 @@ class Degradation(nn.Module):
         x = _noisy(x, self.second, rng)
         # Resizing between JPEG and sinc filter would twist lines: the two stay together, in either order.
         if rng.random() < 0.5:
-            x = filter2D(F.interpolate(x, size=small, mode=_mode(rng)), sinc_kernel)
+            x = _filtered(F.interpolate(x, size=small, mode=_mode(rng)), sinc_kernel)
             x = self._jpeg(x, self.second, rng)
         else:
             x = self._jpeg(x, self.second, rng)
-            x = filter2D(F.interpolate(x, size=small, mode=_mode(rng)), sinc_kernel)
+            x = _filtered(F.interpolate(x, size=small, mode=_mode(rng)), sinc_kernel)
         return (x * 255).round().clamp(0, 255) / 255
 
     def _jpeg(self, x: Tensor, step: StepRanges, rng: np.random.Generator) -> Tensor:
@@ -96,7 +96,11 @@ class Degradation(nn.Module):
 
 
 def _blurred(x: Tensor, kernel: Tensor, probability: float, rng: np.random.Generator) -> Tensor:
-    return filter2D(x, kernel) if rng.random() < probability else x
+    return _filtered(x, kernel) if rng.random() < probability else x
+
+
+def _filtered(x: Tensor, kernel: Tensor) -> Tensor:
+    return filter2D(x.contiguous(), kernel)  # it views the batch as channels
 
 
 def _resize_factor(step: StepRanges, rng: np.random.Generator) -> float:
