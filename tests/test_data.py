@@ -292,3 +292,8 @@ def test_an_lmdb_is_read_by_several_datasets_and_by_workers_after_a_fork(kind):
     loader = torch.utils.data.DataLoader(first, batch_size=1, num_workers=2)
     assert len([batch["gt"] for batch in loader]) == 4
     assert torch.equal(first[1]["gt"], second[1]["gt"])
+
+
+def test_iterating_over_a_dataset_ends():
+    write_pairs("data")
+    assert len(list(PairedDataset(options()))) == 4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,10 @@ class PairedDataset(Dataset[dict[str, Any]]):
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Each image once; without this, Python would count draws up for ever."""
+        return (self[index] for index in range(len(self)))
 
     def __getitem__(self, draw: int) -> dict[str, Any]:
         pair = self.pairs[draw % len(self.pairs)]
