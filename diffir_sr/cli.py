@@ -24,6 +24,11 @@ from diffir_sr.weights_commands import add_describe_parser, add_weights_parser
 
 def basicsr_main(argv: Sequence[str] | None = None) -> int:
     """`basicsr train|test -opt FILE`, with the arguments of BasicSR's own scripts."""
+    return _run(basicsr_parser(), argv)
+
+
+def basicsr_parser() -> argparse.ArgumentParser:
+    """The arguments of `basicsr`."""
     parser = argparse.ArgumentParser(prog="basicsr", description="Train and test BasicSR models (by diffir_sr).")
     commands = parser.add_subparsers(required=True, metavar="train | test")
     for name, what in (
@@ -33,7 +38,7 @@ def basicsr_main(argv: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name, help=what, description=what)
         _add_run_arguments(command)
         command.set_defaults(run=_train if name == "train" else _test)
-    return _run(parser, argv)
+    return parser
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +76,11 @@ def _test(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`diffir prepare|options|weights|describe|quickstart ...`."""
+    return _run(diffir_parser(), argv)
+
+
+def diffir_parser() -> argparse.ArgumentParser:
+    """The arguments of `diffir`."""
     parser = argparse.ArgumentParser(prog="diffir", description="Data, options and weights for DiffIR.")
     parser.add_argument("--version", action="version", version=f"diffir_sr {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -82,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         add_quickstart_parser,
     ):
         add(commands)
-    return _run(parser, argv)
+    return parser
 
 
 def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
