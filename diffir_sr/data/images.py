@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from diffir_sr.data.encoded import Header, is_complete, orientation, read_header
 from diffir_sr.errors import InputError
 
 # Here and now, in the process that later forks workers: parallelism is across processes, and a forked child that
@@ -24,39 +23,48 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not Path(name).name.startswith(".")
 
 
-def decode(data: bytes, *, where: str) -> np.ndarray:
-    """An encoded image as stored: (H, W, C) with C of 1, 3 (RGB) or 4 (RGBA), uint8 or uint16.
+def without_suffix(name: str) -> str:
+    """A name or relative path without its image suffix; other dots stay."""
+    return name[: name.rindex(".")] if name.lower().endswith(SUFFIXES) else name
 
-    Raises InputError that names `where` for data that is damaged, cut short or no image.
+
+def decode(data: bytes, *, where: str) -> np.ndarray:
+    """An encoded image, upright: (H, W, C) with C of 1, 3 (RGB) or 4 (RGBA), uint8 or uint16.
+
+    It is turned as its EXIF orientation says, as BasicSR's reader does. Raises InputError that names `where` for
+    data that is damaged, cut short or no image.
     """
     if not data:
         raise InputError(f"{where}: the file is empty; copy it again or remove it")
+    if not is_complete(data):
+        raise _damaged(where, "the end of the image is missing")
     try:
-        check_complete(data)
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except (cv2.error, OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
-        raise InputError(f"{where}: damaged or cut short ({error}); copy the file again or remove it") from error
+    except cv2.error as error:
+        raise _damaged(where, str(error).strip()) from error
     if image is None:
-        raise InputError(f"{where}: not an image that OpenCV can decode; convert it to PNG or remove it")
+        raise _damaged(where, "OpenCV cannot decode it")
     if image.dtype not in (np.uint8, np.uint16):
         raise InputError(f"{where}: holds {image.dtype} values, expected 8 or 16 bits per channel; convert it to PNG")
     if image.ndim == 2:
-        return image[..., None]
+        image = image[..., None]
     order = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}.get(image.shape[2])
-    return image if order is None else cv2.cvtColor(image, order)
+    return upright(image if order is None else cv2.cvtColor(image, order), orientation(data))
 
 
-def check_complete(data: bytes) -> None:
-    """Raise OSError where the data ends early: OpenCV fills what is missing with grey and says nothing."""
-    if data.startswith(b"\x89PNG"):
-        complete = b"IEND" in data[-64:]
-    elif data.startswith(b"\xff\xd8"):
-        complete = b"\xff\xd9" in data[-4096:]  # some cameras append notes after the end marker
-    else:
-        Image.open(io.BytesIO(data)).load()
-        return
-    if not complete:
-        raise OSError("the end of the image is missing")
+def _damaged(where: str, why: str) -> InputError:
+    return InputError(f"{where}: damaged or cut short, or no image ({why}); copy the file again or remove it")
+
+
+def upright(image: np.ndarray, turn: int) -> np.ndarray:
+    """(H, W, C) as it is meant to be seen, from its EXIF orientation, 1 (as it is) to 8."""
+    if turn >= 5:
+        image = image.transpose(1, 0, 2)
+    if turn in (3, 4, 7, 8):
+        image = image[::-1]
+    if turn in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
 
 
 def as_rgb_float(image: np.ndarray) -> np.ndarray:
@@ -66,14 +74,24 @@ def as_rgb_float(image: np.ndarray) -> np.ndarray:
     return colours.astype(np.float32) * scale
 
 
-def size_in_header(path: Path) -> tuple[int, int]:
-    """(height, width) of an image file without decoding it."""
+def header(path: Path) -> Header:
+    """Size and channels of an image file, from its header alone where that can be understood."""
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-    except (OSError, UnidentifiedImageError, ValueError) as error:
-        raise InputError(f"{path}: not a readable image ({error}); copy the file again or remove it") from error
-    return height, width
+        found = read_header(path)
+        if found is not None:
+            return found
+        height, width, channels = decode(path.read_bytes(), where=str(path)).shape
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
+    return Header(height, width, 1 if channels == 1 else 3)
+
+
+def read_file(path: Path) -> bytes:
+    """All bytes of a file; raises InputError that names it."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
 
 
 def encode_png(image: np.ndarray, *, compress_level: int = 1) -> bytes:

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from diffir_sr.data.images import as_rgb_float
-from diffir_sr.data.pairs import find_pairs
+from diffir_sr.data.pairs import Pair, find_pairs
+from diffir_sr.data.sources import check_backend
 from diffir_sr.errors import InputError
 
 
@@ -24,6 +25,7 @@ class PairedDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
+        check_backend(opt)
         self.opt = opt
         self.scale = int(opt["scale"])
         self.training = opt["phase"] == "train"
@@ -61,6 +63,7 @@ class PairedDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, draw: int) -> dict[str, Any]:
         pair = self.pairs[draw % len(self.pairs)]
         lq, gt = self.lq.read(pair.lq), self.gt.read(pair.gt)
+        self._check_shapes(pair, lq, gt)
         if self.gt_size is not None:
             lq, gt = self._patch(lq, gt, self.gt_size, self._random(draw))
         else:
@@ -71,6 +74,18 @@ class PairedDataset(Dataset[dict[str, Any]]):
             "lq_path": self.lq.location(pair.lq),
             "gt_path": self.gt.location(pair.gt),
         }
+
+    def _check_shapes(self, pair: Pair, lq: np.ndarray, gt: np.ndarray) -> None:
+        """Files may change after they were checked, and the list of an LMDB may be wrong."""
+        spare = [high - low * self.scale for high, low in zip(gt.shape[:2], lq.shape[:2], strict=True)]
+        allowed = 1 if self.training else self.scale
+        small = self.gt_size is not None and min(gt.shape[:2]) < self.gt_size
+        if small or not all(0 <= extra < allowed for extra in spare):
+            raise InputError(
+                f"{self.gt.location(pair.gt)} is {gt.shape[0]}x{gt.shape[1]} and {self.lq.location(pair.lq)} "
+                f"{lq.shape[0]}x{lq.shape[1]}, which does not fit scale {self.scale} and gt_size {self.gt_size}, and "
+                "was not so at the start; was the data changed meanwhile? Build it again"
+            )
 
     def _random(self, draw: int) -> np.random.Generator:
         if self.draws_are_unique:

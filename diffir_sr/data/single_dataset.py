@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch.utils.data import Dataset
 
 from diffir_sr.data.paired_dataset import to_tensor
-from diffir_sr.data.sources import open_source
+from diffir_sr.data.sources import check_backend, open_source
 
 
 class SingleDataset(Dataset[dict[str, Any]]):
     """Samples {lq, lq_path}: float32 RGB (3, H, W) in [0, 1], from the folder or LMDB `dataroot_lq`."""
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
+        check_backend(opt)
         self.opt = opt
-        self.lq = open_source(opt["dataroot_lq"])
+        self.lq = open_source(opt["dataroot_lq"], meta_info=opt.get("meta_info_file"))
 
     @property
     def paths(self) -> list[str]:
@@ -24,6 +25,9 @@ class SingleDataset(Dataset[dict[str, Any]]):
 
     def __len__(self) -> int:
         return len(self.lq.names)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         name = self.lq.names[index]

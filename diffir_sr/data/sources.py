@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
 
 import numpy as np
 
-from diffir_sr.data.images import SUFFIXES, decode, is_image_name, size_in_header
+from diffir_sr.data.images import SUFFIXES, decode, header, is_image_name, read_file, without_suffix
+from diffir_sr.data.meta_info import read_meta
 from diffir_sr.errors import InputError
 from diffir_sr.lmdb_reading import SharedLmdb
 
 _SAFE = "/-_~+=@:!"  # besides letters and digits; '.', '%', ',', brackets and blanks would break BasicSR's parser
+_SHOWN = 10
 
 
 def key_of(relative: str) -> str:
@@ -38,11 +42,40 @@ class Source(ABC):
 
     @abstractmethod
     def size(self, name: str) -> tuple[int, int]:
-        """(height, width), without decoding."""
+        """(height, width), without decoding; raises InputError that names a file without a readable header."""
 
     @abstractmethod
     def location(self, name: str) -> str:
         """The file path, or the key inside the LMDB: what `lq_path` and `gt_path` hold."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What it is, where, and how many images, in a few words."""
+
+    def sizes(self, names: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """(height, width) of many images; raises one InputError that tells all whose header cannot be read."""
+        found, faults = {}, []
+        for name in names:
+            try:
+                found[name] = self.size(name)
+            except InputError as error:
+                faults.append(str(error))
+        if faults:
+            lines = "".join(f"\n  {fault}" for fault in faults)
+            raise InputError(f"{len(faults)} of {len(names)} images of {self.path.resolve()} cannot be read:{lines}")
+        return found
+
+    def keep_listed(self, meta_info: Path) -> None:
+        """Restrict `names` to those a meta_info file lists, in its order; raises InputError for absent ones."""
+        listed = [without_suffix(line.name) for line in read_meta(meta_info)]
+        absent = [name for name in listed if name not in self]
+        if absent:
+            raise InputError(
+                f"{meta_info.absolute()} names {len(listed)} images, {len(absent)} of them are not under "
+                f"{self.path.resolve()}: {some(absent, shown=5)}; make a new list with 'diffir prepare meta', or leave "
+                "meta_info_file out"
+            )
+        self.names = listed
 
     def __contains__(self, name: str) -> bool:
         return name in self._known
@@ -55,20 +88,22 @@ class Source(ABC):
 
 
 class FolderSource(Source):
-    """Image files under a folder, sub-folders included."""
+    """Image files under a folder, sub-folders included, hidden ones not."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._files: dict[str, Path] = {}
-        for file in sorted(path.rglob("*")):
-            if is_image_name(file.name) and file.is_file():
-                name = file.relative_to(path).with_suffix("").as_posix()
-                if name in self._files:
-                    raise InputError(
-                        f"two images of {path.resolve()} have the same name: {self._files[name].name} and {file.name}; "
-                        "rename or remove one"
-                    )
-                self._files[name] = file
+        twins = []
+        for relative in sorted(_image_files(path)):
+            name = without_suffix(relative)
+            if name in self._files:
+                twins.append(f"{self._files[name].relative_to(path).as_posix()} and {relative}")
+            self._files.setdefault(name, path / relative)
+        if twins:
+            raise InputError(
+                f"two images of {path.resolve()} have the same name without extension: {some(twins)}; rename or remove "
+                "one"
+            )
         if not self._files:
             raise InputError(f"0 images under {path.resolve()}; looked for {' '.join(SUFFIXES)}; check the path")
         self.names = sorted(self._files)
@@ -77,48 +112,66 @@ class FolderSource(Source):
         return self._files[name]
 
     def read(self, name: str) -> np.ndarray:
-        return decode(self._files[name].read_bytes(), where=str(self._files[name]))
+        return decode(read_file(self._files[name]), where=str(self._files[name]))
 
     def size(self, name: str) -> tuple[int, int]:
-        return size_in_header(self._files[name])
+        found = header(self._files[name])
+        return found.height, found.width
 
     def location(self, name: str) -> str:
         return str(self._files[name])
 
+    def describe(self) -> str:
+        return f"folder {self.path.resolve()}, {len(self.names)} images"
+
+
+def _image_files(folder: Path) -> Iterator[str]:
+    """Relative posix paths of all image files; linked folders are followed, each real folder once."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); check its permissions")
+
+    seen = set()
+    for here, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        real = os.path.realpath(here)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        if real not in seen:
+            yield from (Path(here, name).relative_to(folder).as_posix() for name in files if is_image_name(name))
+        seen.add(real)
+
 
 class LmdbSource(Source):
-    """Encoded images in an LMDB with BasicSR's meta_info.txt beside the data."""
+    """Encoded images in an LMDB with BasicSR's meta_info.txt beside the data, which is opened at the first reading."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._data = SharedLmdb(path)
         self._sizes: dict[str, tuple[int, int]] = {}
         self._keys: dict[str, str] = {}
-        self._data = SharedLmdb(path)
         meta = path / "meta_info.txt"
         if not meta.is_file():
             raise InputError(
                 f"{path.resolve()}: this LMDB has no meta_info.txt, which lists its keys; build it again with: "
                 f"diffir prepare lmdb FOLDER -o {path}"
             )
-        for number, line in enumerate(meta.read_text().splitlines(), start=1):
-            if line.strip():
-                key, size = _parse_meta_line(line, where=f"{meta}:{number}")
-                self._keys[name_of(key)] = key
-                self._sizes[name_of(key)] = size
-        if not self._keys:
-            raise InputError(f"{meta.resolve()}: lists 0 images; build the LMDB again from a folder with images")
+        for line in read_meta(meta):
+            if line.size is None:
+                raise InputError(f"{meta}: expected 'key.png (height,width,channels) level', found {line.name!r}")
+            key = without_suffix(line.name)
+            self._keys[name_of(key)] = key
+            self._sizes[name_of(key)] = line.size
         self.names = sorted(self._keys)
 
     def read(self, name: str) -> np.ndarray:
         key = self._keys[name]
-        with self._data.begin(buffers=True) as transaction:
-            data = transaction.get(key.encode("ascii"))
-            if data is None:
-                raise InputError(
-                    f"{self.path.resolve()}: meta_info.txt lists the key {key!r}, which the data does not hold; "
-                    "build the LMDB again"
-                )
-            return decode(bytes(data), where=f"{self.path}[{key}]")
+        with self._data.begin() as transaction:
+            data = transaction.get(key.encode())
+        if data is None:
+            raise InputError(
+                f"{self.path.resolve()}: meta_info.txt lists the key {key!r}, which the data does not hold; "
+                "build the LMDB again"
+            )
+        return decode(data, where=f"{self.path}[{key}]")
 
     def size(self, name: str) -> tuple[int, int]:
         return self._sizes[name]
@@ -126,15 +179,8 @@ class LmdbSource(Source):
     def location(self, name: str) -> str:
         return self._keys[name]
 
-
-def _parse_meta_line(line: str, *, where: str) -> tuple[str, tuple[int, int]]:
-    """`key.png (h,w,c) level` to key and (h, w); the extension is what follows the first dot, as BasicSR reads it."""
-    try:
-        shape = line[line.index("(") + 1 : line.index(")")]
-        height, width = (int(number) for number in shape.split(",")[:2])
-    except ValueError as error:
-        raise InputError(f"{where}: expected 'key.png (height,width,channels) level', found {line!r}") from error
-    return line[: line.index("(")].strip().split(".")[0], (height, width)
+    def describe(self) -> str:
+        return f"LMDB {self.path.resolve()}, {len(self.names)} images"
 
 
 def is_lmdb(path: Path) -> bool:
@@ -142,11 +188,37 @@ def is_lmdb(path: Path) -> bool:
     return path.suffix == ".lmdb" or (path / "data.mdb").is_file()
 
 
-def open_source(path: str | Path) -> Source:
-    """The images at `path`; raises InputError where there is nothing, or nothing usable."""
+def open_source(path: str | Path, *, meta_info: str | Path | None = None) -> Source:
+    """The images at `path`, all or those that `meta_info` lists; raises InputError where there is nothing usable."""
     path = Path(path).expanduser()
     if not path.exists():
         raise InputError(f"no such folder or LMDB: {path.absolute()}; prepare it or correct the path")
     if not path.is_dir():
         raise InputError(f"{path.absolute()}: expected a folder of images or an LMDB folder, found a file")
-    return LmdbSource(path) if is_lmdb(path) else FolderSource(path)
+    source = LmdbSource(path) if is_lmdb(path) else FolderSource(path)
+    if meta_info:
+        meta = Path(meta_info).expanduser()
+        if not meta.is_file():
+            raise InputError(f"no such meta_info file: {meta.absolute()}; leave the option out, it is not needed")
+        source.keep_listed(meta)
+    return source
+
+
+def check_backend(opt: Mapping[str, Any]) -> None:
+    """Raise InputError where `io_backend.type` of a dataset's options contradicts what lies at its roots."""
+    backend = (opt.get("io_backend") or {}).get("type")
+    for root in (opt.get("dataroot_lq"), opt.get("dataroot_gt")):
+        if not root or backend not in ("lmdb", "disk"):
+            continue
+        found = "lmdb" if is_lmdb(Path(root).expanduser()) else "disk"
+        if backend != found:
+            meant = "an LMDB" if found == "lmdb" else "a folder of image files"
+            raise InputError(
+                f"io_backend.type is {backend!r}, but {Path(root).absolute()} is {meant}; set it to {found!r}"
+            )
+
+
+def some(examples: Sequence[str], *, shown: int = _SHOWN) -> str:
+    """A few of many, and how many more."""
+    more = f", ... ({len(examples) - shown} more)" if len(examples) > shown else ""
+    return ", ".join(examples[:shown]) + more

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
-from diffir_sr.data.images import decode, encode_png, write_atomically
-from diffir_sr.data.sources import FolderSource
+from diffir_sr.data.images import encode_png, write_atomically
+from diffir_sr.data.sources import FolderSource, some
 from diffir_sr.errors import InputError
-from diffir_sr.prepare.jobs import run_all
+from diffir_sr.prepare.jobs import check_apart, run_all
 from diffir_sr.prepare.matlab_resize import bicubic_resize
+from diffir_sr.prepare.storable import read_storable
 
 METHODS = ("bicubic", "area", "lanczos")
 
@@ -27,19 +29,39 @@ class Shrink:
     scale: int
     method: str
     overwrite: bool
+    to_8bit: bool
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of one image."""
+
+    written: bool
+    dropped_alpha: bool = False
 
 
 def plan(
-    source: FolderSource, output: Path, *, scale: int, method: str, crop_gt: Path | None, overwrite: bool
+    source: FolderSource,
+    output: Path,
+    *,
+    scale: int,
+    method: str,
+    crop_gt: Path | None,
+    overwrite: bool,
+    to_8bit: bool = False,
 ) -> list[Shrink]:
-    """What to make; raises InputError for an impossible scale or method, or images smaller than `scale`."""
+    """What to make; raises InputError for an impossible scale, method or folder, or images smaller than `scale`."""
     if scale < 2:
         raise InputError(f"--scale: expected 2 or more, got {scale}")
     if method not in METHODS:
         raise InputError(f"--method: unknown {method!r}; known: {', '.join(METHODS)}")
-    small = [str(source.file(name)) for name in source.names if min(source.size(name)) < scale]
+    check_apart(source.path, output, crop_gt)
+    if crop_gt is not None and crop_gt.resolve() == output.resolve():
+        raise InputError(f"--crop-gt and --output are the same folder, {output.absolute()}; choose two")
+    sizes = source.sizes(source.names)
+    small = [str(source.file(name)) for name in source.names if min(sizes[name]) < scale]
     if small:
-        raise InputError(f"{len(small)} images are smaller than {scale} pixels: {', '.join(small[:10])}; remove them")
+        raise InputError(f"{len(small)} images are smaller than {scale} pixels: {some(small)}; remove them")
     return [
         Shrink(
             source.file(name),
@@ -48,28 +70,29 @@ def plan(
             scale,
             method,
             overwrite,
+            to_8bit,
         )
         for name in source.names
     ]
 
 
-def run(shrinks: list[Shrink], *, jobs: int) -> tuple[int, int]:
-    """Make them; (written, kept) counts of images. What exists is kept unless asked to overwrite."""
-    made = run_all(_shrink, shrinks, jobs=jobs, label="downscale")
-    return sum(made), len(made) - sum(made)
+def run(shrinks: list[Shrink], *, jobs: int) -> list[Done]:
+    """Make them. What exists is kept unless asked to overwrite."""
+    return run_all(_shrink, shrinks, jobs=jobs, label="downscale")
 
 
-def _shrink(shrink: Shrink) -> bool:
+def _shrink(shrink: Shrink) -> Done:
     targets = [path for path in (shrink.output, shrink.cropped) if path is not None]
     if not shrink.overwrite and all(path.exists() for path in targets):
-        return False
-    image = decode(shrink.file.read_bytes(), where=str(shrink.file))
-    height, width = (side - side % shrink.scale for side in image.shape[:2])
-    image = np.ascontiguousarray(image[:height, :width])
+        return Done(written=False)
+    stored = read_storable(shrink.file, to_8bit=shrink.to_8bit)
+    height, width = (side - side % shrink.scale for side in stored.image.shape[:2])
+    image = np.ascontiguousarray(stored.image[:height, :width])
     if shrink.cropped is not None:
-        write_atomically(encode_png(image), shrink.cropped)
+        whole = stored.png if image.shape == stored.image.shape else None
+        write_atomically(whole or encode_png(image), shrink.cropped)
     write_atomically(encode_png(smaller(image, scale=shrink.scale, method=shrink.method)), shrink.output)
-    return True
+    return Done(written=True, dropped_alpha=stored.dropped_alpha)
 
 
 def smaller(image: np.ndarray, *, scale: int, method: str = "bicubic") -> np.ndarray:
@@ -79,15 +102,7 @@ def smaller(image: np.ndarray, *, scale: int, method: str = "bicubic") -> np.nda
     size = (image.shape[1] // scale, image.shape[0] // scale)
     if method == "area":
         return cv2.resize(image, size, interpolation=cv2.INTER_AREA).reshape(size[1], size[0], -1)
-    return _lanczos(image, size)
-
-
-def _lanczos(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     # Pillow's, since OpenCV's does not widen the kernel when shrinking and aliases.
-    from PIL import Image
-
-    if image.dtype != np.uint8:
-        raise InputError("--method lanczos takes 8-bit images; use bicubic, or convert to 8 bits first")
     channels = [
         np.asarray(Image.fromarray(image[..., index]).resize(size, Image.Resampling.LANCZOS))
         for index in range(image.shape[2])

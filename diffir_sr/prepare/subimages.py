@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffir_sr.data.images import decode, encode_png, write_atomically
-from diffir_sr.data.sources import FolderSource
+import numpy as np
+
+from diffir_sr.data.images import encode_png, write_atomically
+from diffir_sr.data.sources import FolderSource, some
 from diffir_sr.errors import InputError
-from diffir_sr.prepare.jobs import run_all
+from diffir_sr.prepare.jobs import check_apart, run_all
+from diffir_sr.prepare.storable import read_storable
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,15 @@ class Cut:
     outputs: tuple[tuple[Path, int, int], ...]  # path, top, left
     size: int
     compress_level: int
+    to_8bit: bool
+
+
+@dataclass(frozen=True)
+class Done:
+    """How many squares of one image were written."""
+
+    written: int
+    dropped_alpha: bool = False
 
 
 def starts(length: int, *, size: int, step: int, threshold: int) -> list[int]:
@@ -30,53 +42,76 @@ def starts(length: int, *, size: int, step: int, threshold: int) -> list[int]:
     return places
 
 
-def plan(source: FolderSource, output: Path, *, size: int, step: int, threshold: int, compress_level: int) -> list[Cut]:
-    """What to cut; raises InputError that lists all images smaller than a square. Files `<name>_s001.png` on."""
+def plan(
+    source: FolderSource,
+    output: Path,
+    *,
+    size: int,
+    step: int,
+    threshold: int,
+    compress_level: int,
+    drop_suffix: str = "",
+    to_8bit: bool = False,
+) -> list[Cut]:
+    """What to cut; raises InputError that lists all images smaller than a square. Files `<name>_s001.png` on.
+
+    `drop_suffix` is taken from the end of names, so that squares of 0801x4 are named as those of their ground truth.
+    """
     if size < 1 or step < 1 or threshold < 0:
         raise InputError(f"size and step must be 1 or more, threshold 0 or more; got {size}, {step}, {threshold}")
-    cuts, small = [], []
-    for name in source.names:
-        height, width = source.size(name)
-        if min(height, width) < size:
-            small.append(f"{source.file(name)}: {height}x{width}")
-            continue
+    if not 0 <= compress_level <= 9:
+        raise InputError(f"--compress-level: expected 0 to 9, got {compress_level}")
+    check_apart(source.path, output)
+    stems = _stems(source, drop_suffix)
+    sizes = source.sizes(source.names)
+    small = [f"{source.file(name)}: {high}x{wide}" for name, (high, wide) in sizes.items() if min(high, wide) < size]
+    if small:
+        raise InputError(
+            f"{len(small)} images are smaller than a {size}-pixel square: {some(small)}; lower --size or remove them"
+        )
+    cuts = []
+    for name, (height, width) in sizes.items():
         corners = [
             (top, left)
             for top in starts(height, size=size, step=step, threshold=threshold)
             for left in starts(width, size=size, step=step, threshold=threshold)
         ]
         outputs = tuple(
-            (output / f"{name}_s{number:03d}.png", top, left) for number, (top, left) in enumerate(corners, start=1)
+            (output / f"{stems[name]}_s{number:03d}.png", top, left)
+            for number, (top, left) in enumerate(corners, start=1)
         )
-        cuts.append(Cut(source.file(name), outputs, size, compress_level))
-    if small:
-        more = f", ... ({len(small) - 10} more)" if len(small) > 10 else ""
-        raise InputError(
-            f"{len(small)} images are smaller than a {size}-pixel square: {', '.join(small[:10])}{more}; "
-            "lower --size or remove them"
-        )
+        cuts.append(Cut(source.file(name), outputs, size, compress_level, to_8bit))
     return cuts
 
 
-def run(cuts: list[Cut], *, jobs: int, overwrite: bool) -> tuple[int, int]:
-    """Cut; (written, kept) counts of squares. Squares that exist are kept unless `overwrite`."""
-    counts = run_all(_cut_all if overwrite else _cut_missing, cuts, jobs=jobs, label="sub-images")
-    written = sum(counts)
-    return written, sum(len(cut.outputs) for cut in cuts) - written
+def _stems(source: FolderSource, drop_suffix: str) -> dict[str, str]:
+    """What squares are called after, by name; raises InputError where two images would make the same squares."""
+    stems = {name: name.removesuffix(drop_suffix) or name for name in source.names}
+    first: dict[str, str] = {}
+    twins = [f"{first[stem]} and {name}" for name, stem in stems.items() if first.setdefault(stem, name) != name]
+    if twins:
+        raise InputError(f"without {drop_suffix!r}, images under {source.path.resolve()} have one name: {some(twins)}")
+    return stems
 
 
-def _cut_missing(cut: Cut) -> int:
+def run(cuts: list[Cut], *, jobs: int, overwrite: bool) -> list[Done]:
+    """Cut. Squares that exist are kept unless `overwrite`."""
+    return run_all(_cut_all if overwrite else _cut_missing, cuts, jobs=jobs, label="sub-images")
+
+
+def _cut_missing(cut: Cut) -> Done:
     return _cut(cut, [output for output in cut.outputs if not output[0].exists()])
 
 
-def _cut_all(cut: Cut) -> int:
+def _cut_all(cut: Cut) -> Done:
     return _cut(cut, list(cut.outputs))
 
 
-def _cut(cut: Cut, outputs: list[tuple[Path, int, int]]) -> int:
-    if outputs:
-        image = decode(cut.file.read_bytes(), where=str(cut.file))
-        for path, top, left in outputs:
-            square = image[top : top + cut.size, left : left + cut.size]
-            write_atomically(encode_png(square, compress_level=cut.compress_level), path)
-    return len(outputs)
+def _cut(cut: Cut, outputs: list[tuple[Path, int, int]]) -> Done:
+    if not outputs:
+        return Done(written=0)
+    stored = read_storable(cut.file, to_8bit=cut.to_8bit)
+    for path, top, left in outputs:
+        square = np.ascontiguousarray(stored.image[top : top + cut.size, left : left + cut.size])
+        write_atomically(encode_png(square, compress_level=cut.compress_level), path)
+    return Done(len(outputs), stored.dropped_alpha)
