@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,13 @@ class SharedLmdb:
         """A transaction that reads; the buffers it gives live as long as it."""
         if write:
             raise InputError(f"{self.path.absolute()}: opened for reading only")
-        with _environment(self.path).begin(buffers=buffers) as transaction:
+        with _lock, _environment(self.path).begin(buffers=buffers) as transaction:
             yield transaction
 
 
 _environments: dict[tuple[int, int], Any] = {}
+_lock = threading.RLock()  # a fork waits until no thread is reading
+_TAIL_BYTES = 2**20  # pages at the end that may not have been written yet
 
 
 def _environment(path: Path) -> Any:
@@ -40,10 +43,23 @@ def _environment(path: Path) -> Any:
         file = (path / "data.mdb").stat()
         key = (file.st_dev, file.st_ino)
         if key not in _environments:
-            _environments[key] = lmdb.open(str(path), readonly=True, lock=False, readahead=False, meminit=False)
+            opened = lmdb.open(str(path), readonly=True, lock=False, readahead=False, meminit=False)
+            _check_whole(opened, path, size=file.st_size)
+            _environments[key] = opened
     except (OSError, lmdb.Error) as error:
         raise InputError(f"{path.absolute()}: not a readable LMDB ({error}); build it again") from error
     return _environments[key]
+
+
+def _check_whole(environment: Any, path: Path, *, size: int) -> None:
+    """Raise InputError for a data file that was cut short: reading past its end would kill the process."""
+    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    if size + _TAIL_BYTES < needed:
+        environment.close()
+        raise InputError(
+            f"{(path / 'data.mdb').absolute()}: cut short, {size:,d} of {needed:,d} bytes are there; copy it again or "
+            "build it again"
+        )
 
 
 def close_all() -> None:
@@ -52,5 +68,19 @@ def close_all() -> None:
         _environments.popitem()[1].close()
 
 
+def _before_fork() -> None:
+    _lock.acquire()
+    close_all()
+
+
+def _after_fork_in_parent() -> None:
+    _lock.release()
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=close_all)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

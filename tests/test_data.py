@@ -297,3 +297,44 @@ def test_an_lmdb_is_read_by_several_datasets_and_by_workers_after_a_fork(kind):
 def test_iterating_over_a_dataset_ends():
     write_pairs("data")
     assert len(list(PairedDataset(options()))) == 4
+
+
+def test_a_data_file_cut_short_is_an_error_and_no_crash():
+    rng = np.random.default_rng(0)
+    for index in range(8):
+        put(Path(f"in/{index}.png"), rng.integers(0, 256, (400, 400, 3), dtype=np.uint8))
+    assert main(["prepare", "lmdb", "in", "-o", "out.lmdb", "--jobs", "1"]) == 0
+    data = Path("out.lmdb/data.mdb")
+    data.write_bytes(data.read_bytes()[:500_000])
+    with pytest.raises(InputError, match=r"data\.mdb: cut short, 500,000 of"):
+        open_source("out.lmdb").read("7")
+
+
+def test_threads_read_on_while_another_forks():
+    import threading
+
+    write_pairs("data")
+    source, failures, done = open_source("data/gt.lmdb"), [], threading.Event()
+
+    def read():
+        while not done.is_set():
+            try:
+                source.read("p1")
+            except Exception as error:
+                failures.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    dataset = SingleDataset(dict(dataroot_lq="data/lq.lmdb", name="x"))
+    for _ in range(5):
+        loader = torch.utils.data.DataLoader(dataset, batch_size=1, num_workers=1)
+        assert len(list(loader)) == 4
+    done.set()
+    thread.join()
+    assert failures == []
+
+
+def test_results_are_named_after_files_and_keys_with_their_dots():
+    from diffir_sr.models.validation import image_names
+
+    assert image_names(["a/x.png", "b/x.png", "c/v1.2.png", "v1%2E3"]) == ["a_x", "b_x", "v1.2", "v1.3"]

@@ -19,7 +19,7 @@ ALLOWED = {
     "prepare": {"errors", "data", "prepare"},
     "options": {"errors", "archs", "options", "plugins"},
     "compat": {"errors", "lmdb_reading"},
-    "models": {"errors", "archs", "diffusion", "losses", "checkpoints", "compat", "models", "training"},
+    "models": {"errors", "data", "archs", "diffusion", "losses", "checkpoints", "compat", "models", "training"},
 }
 
 

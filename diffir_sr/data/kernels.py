@@ -47,8 +47,10 @@ class KernelRanges:
     def from_options(cls, opt: Mapping[str, Any], *, step: int) -> KernelRanges:
         """The ranges of step 1 or 2 of a dataset option section; what is absent has the published value."""
         suffix = "2" if step == 2 else ""
-        given = {name: opt[name + suffix] for name in cls.__dataclass_fields__ if opt.get(name + suffix) is not None}
-        return cls(**({"blur_sigma": (0.2, 1.5)} if step == 2 else {}) | given)
+        names = cls.__dataclass_fields__
+        given: dict[str, Any] = {"blur_sigma": (0.2, 1.5)} if step == 2 else {}
+        given |= {name: opt[name + suffix] for name in names if opt.get(name + suffix) is not None}
+        return cls(**given)
 
 
 def blur_kernel(rng: np.random.Generator, ranges: KernelRanges) -> np.ndarray:
@@ -75,8 +77,8 @@ def final_kernel(rng: np.random.Generator, *, final_sinc_prob: float = 0.8) -> n
 
 def _gaussian_like(rng: np.random.Generator, kind: str, size: int, ranges: KernelRanges) -> np.ndarray:
     isotropic = not kind.endswith("aniso")
-    wide = rng.uniform(*ranges.blur_sigma)
-    tall = wide if isotropic else rng.uniform(*ranges.blur_sigma)
+    wide = _between(rng, ranges.blur_sigma)
+    tall = wide if isotropic else _between(rng, ranges.blur_sigma)
     turn = 0.0 if isotropic else rng.uniform(-math.pi, math.pi)
     if kind.startswith("generalized"):
         beta = _shape(rng, ranges.betag_range)
@@ -84,6 +86,10 @@ def _gaussian_like(rng: np.random.Generator, kind: str, size: int, ranges: Kerne
     if kind.startswith("plateau"):
         return bivariate_plateau(size, wide, tall, turn, _shape(rng, ranges.betap_range), isotropic=isotropic)
     return bivariate_Gaussian(size, wide, tall, turn, isotropic=isotropic)
+
+
+def _between(rng: np.random.Generator, limits: Sequence[float]) -> float:
+    return rng.uniform(limits[0], limits[1])
 
 
 def _shape(rng: np.random.Generator, limits: Sequence[float]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
+from diffir_sr.data.images import is_image_name, without_suffix
+from diffir_sr.data.sources import name_of
 from diffir_sr.errors import InputError
 
 logger = logging.getLogger("basicsr")
@@ -58,13 +61,14 @@ def samples(dataset: Dataset[Any], *, rank: int, world_size: int, progress: bool
 
 
 def image_names(paths: list[str]) -> list[str]:
-    """File names for results: the stem of each path, with its folders in front where stems repeat."""
-    stems = [Path(path).stem if Path(path).suffix else Path(path).name for path in paths]
-    repeated = {stem for stem in stems if stems.count(stem) > 1}
-    if not repeated:
-        return stems
-    whole = [str(Path(path).with_suffix("")).strip("/").replace("/", "_") for path in paths]
-    return [long if stem in repeated else stem for stem, long in zip(stems, whole, strict=True)]
+    """File names for results: the stem of each path or LMDB key, with its folders in front where stems repeat."""
+    names = [without_suffix(path) if is_image_name(path) else name_of(path) for path in paths]
+    stems = [Path(name).name for name in names]
+    counts = Counter(stems)
+    return [
+        stem if counts[stem] == 1 else name.strip("/").replace("/", "_")
+        for stem, name in zip(stems, names, strict=True)
+    ]
 
 
 def measure(restored: Tensor, gt: Tensor | None, metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
