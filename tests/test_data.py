@@ -338,3 +338,69 @@ def test_results_are_named_after_files_and_keys_with_their_dots():
     from diffir_sr.models.validation import image_names
 
     assert image_names(["a/x.png", "b/x.png", "c/v1.2.png", "v1%2E3"]) == ["a_x", "b_x", "v1.2", "v1.3"]
+
+
+def write_raw_pairs():
+    write_pairs("data", lmdb=False)
+    for name in ("gt", "lq"):
+        assert (
+            main(["prepare", "lmdb", f"data/{name}", "-o", f"data/{name}.lmdb", "--codec", "raw", "--jobs", "1"]) == 0
+        )
+
+
+def test_bare_pixels_are_the_same_images_and_patches(capsys):
+    write_raw_pairs()
+    assert "raw: 0.0 MiB on disk; the files now take" in capsys.readouterr().out
+    folder, lmdb = open_source("data/gt"), open_source("data/gt.lmdb")
+    assert all(np.array_equal(folder.read(name), lmdb.read(name)) for name in folder.names)
+    raw, files = PairedDataset(options()), PairedDataset(options(lmdb=False))
+    raw.draws_are_unique = files.draws_are_unique = True
+    for draw in range(8):
+        assert torch.equal(raw[draw]["gt"], files[draw]["gt"])
+        assert torch.equal(raw[draw]["lq"], files[draw]["lq"])
+
+
+def test_grey_pixels_become_three_channels(tmp_path):
+    put(Path("in/a.png"), np.full((8, 8), 51, np.uint8))
+    assert main(["prepare", "lmdb", "in", "-o", "out.lmdb", "--codec", "raw", "--jobs", "1"]) == 0
+    assert open_source("out.lmdb").read("a").shape == (8, 8, 1)
+    assert torch.allclose(SingleDataset(dict(dataroot_lq="out.lmdb", name="x"))[0]["lq"], torch.full((3, 8, 8), 0.2))
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_bytes_become_exactly_the_floats_on_the_device(raw):
+    from diffir_sr.models.restoration_model import RestorationModel
+
+    write_raw_pairs() if raw else write_pairs("data")
+    bytes_, floats = PairedDataset(options()), PairedDataset(options())
+    bytes_.give_bytes()
+    bytes_.draws_are_unique = floats.draws_are_unique = True
+
+    class Device:
+        device = torch.device("cpu")
+
+    for draw in range(4):
+        given = bytes_[draw]["gt"]
+        assert given.dtype == torch.uint8
+        assert torch.equal(RestorationModel._on_device(Device(), given), floats[draw]["gt"])
+
+
+def test_folders_that_may_hold_16_bits_never_give_bytes():
+    write_pairs("data", lmdb=False)
+    dataset = PairedDataset(options(lmdb=False))
+    dataset.give_bytes()
+    assert dataset[0]["gt"].dtype == torch.float32
+
+
+def test_basicsrs_class_is_told_that_it_cannot_read_bare_pixels():
+    write_raw_pairs()
+    with pytest.raises(InputError, match=r"holds bare pixels \(--codec raw\).*use type: PairedDataset"):
+        check_paired_options(options(type="PairedImageDataset"))
+
+
+def test_pixels_of_a_wrong_length_are_an_error():
+    write_raw_pairs()
+    meta = Path("data/gt.lmdb/meta_info.txt")
+    meta.write_text(meta.read_text().replace("(64,64,3)", "(64,65,3)"))
+    with pytest.raises(InputError, match=r"gt\.lmdb\[p0\]: 12288 bytes, expected 12480"):
+        open_source("data/gt.lmdb").read("p0")

@@ -32,7 +32,9 @@ def check_basicsr_reads(
 
 def _faults(source: Source, *, listed: bool) -> list[str]:
     if isinstance(source, LmdbSource):
-        return [] if source.path.suffix == ".lmdb" else [f"the name of {source.path.resolve()} does not end in .lmdb"]
+        where = source.path.resolve()
+        faults = [] if source.path.suffix == ".lmdb" else [f"the name of {where} does not end in .lmdb"]
+        return [*faults, f"{where} holds bare pixels (--codec raw)"] if source.is_raw else faults
     nested = [name for name in source.names if "/" in name]
     blank = [name for name in source.names if " " in name]
     # Without a list it takes every file that is not hidden for an image.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -37,8 +40,16 @@ class Source(ABC):
     names: list[str]
 
     @abstractmethod
+    def view(self, name: str) -> AbstractContextManager[np.ndarray]:
+        """The image, to look at inside a `with`: cutting a part of it may read that part alone.
+
+        Raises InputError that names the file where it is damaged.
+        """
+
     def read(self, name: str) -> np.ndarray:
-        """The image; raises InputError that names the file where it is damaged."""
+        """The whole image, to keep; raises as `view` does."""
+        with self.view(name) as image:
+            return np.array(image)
 
     @abstractmethod
     def size(self, name: str) -> tuple[int, int]:
@@ -111,8 +122,9 @@ class FolderSource(Source):
     def file(self, name: str) -> Path:
         return self._files[name]
 
-    def read(self, name: str) -> np.ndarray:
-        return decode(read_file(self._files[name]), where=str(self._files[name]))
+    @contextlib.contextmanager
+    def view(self, name: str) -> Iterator[np.ndarray]:
+        yield decode(read_file(self._files[name]), where=str(self._files[name]))
 
     def size(self, name: str) -> tuple[int, int]:
         found = header(self._files[name])
@@ -141,13 +153,17 @@ def _image_files(folder: Path) -> Iterator[str]:
 
 
 class LmdbSource(Source):
-    """Encoded images in an LMDB with BasicSR's meta_info.txt beside the data, which is opened at the first reading."""
+    """8-bit images in an LMDB with BasicSR's meta_info.txt beside the data, which is opened at the first reading.
+
+    Images are encoded (PNG), or bare pixels: then a part of an image costs its own bytes and no decoding.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._data = SharedLmdb(path)
         self._sizes: dict[str, tuple[int, int]] = {}
         self._keys: dict[str, str] = {}
+        self._channels: dict[str, int] = {}  # of images that are bare pixels
         meta = path / "meta_info.txt"
         if not meta.is_file():
             raise InputError(
@@ -160,18 +176,35 @@ class LmdbSource(Source):
             key = without_suffix(line.name)
             self._keys[name_of(key)] = key
             self._sizes[name_of(key)] = line.size
+            if line.raw:
+                self._channels[name_of(key)] = line.channels
         self.names = sorted(self._keys)
 
-    def read(self, name: str) -> np.ndarray:
-        key = self._keys[name]
-        with self._data.begin() as transaction:
+    @property
+    def is_raw(self) -> bool:
+        """Whether images are bare pixels, which BasicSR's own classes cannot read."""
+        return bool(self._channels)
+
+    @contextlib.contextmanager
+    def view(self, name: str) -> Iterator[np.ndarray]:
+        key, raw = self._keys[name], name in self._channels
+        with self._data.begin(buffers=raw) as transaction:
             data = transaction.get(key.encode())
-        if data is None:
+            if data is None:
+                raise InputError(
+                    f"{self.path.resolve()}: meta_info.txt lists the key {key!r}, which the data does not hold; "
+                    "build the LMDB again"
+                )
+            where = f"{self.path}[{key}]"
+            yield self._pixels(data, name, where=where) if raw else decode(data, where=where)
+
+    def _pixels(self, data: Any, name: str, *, where: str) -> np.ndarray:
+        shape = (*self._sizes[name], self._channels[name])
+        if len(data) != math.prod(shape):
             raise InputError(
-                f"{self.path.resolve()}: meta_info.txt lists the key {key!r}, which the data does not hold; "
-                "build the LMDB again"
+                f"{where}: {len(data)} bytes, expected {math.prod(shape)} for {shape}; build the LMDB again"
             )
-        return decode(data, where=f"{self.path}[{key}]")
+        return np.frombuffer(data, np.uint8).reshape(shape)
 
     def size(self, name: str) -> tuple[int, int]:
         return self._sizes[name]

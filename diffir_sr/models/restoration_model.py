@@ -47,6 +47,7 @@ class RestorationModel(SRModel, ABC):
 
     # Set-up
 
+    takes_bytes: ClassVar[bool] = True  # whether training batches may be uint8
     starts_from_stage_1: ClassVar[bool] = False  # whether a training may take the body of a stage-1 file
 
     @classmethod
@@ -136,8 +137,13 @@ class RestorationModel(SRModel, ABC):
     # Training
 
     def feed_data(self, data: dict[str, Any]) -> None:
-        self.lq = data["lq"].to(self.device, non_blocking=True)
-        self.gt = data["gt"].to(self.device, non_blocking=True) if "gt" in data else None
+        self.lq = self._on_device(data["lq"])
+        self.gt = self._on_device(data["gt"]) if "gt" in data else None
+
+    def _on_device(self, images: Tensor) -> Tensor:
+        """float32 in [0, 1] on the device; datasets may give uint8, which is less to copy."""
+        images = images.to(self.device, non_blocking=True)
+        return images.float() * (1 / 255) if images.dtype == torch.uint8 else images
 
     @abstractmethod
     def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:

@@ -1,4 +1,4 @@
-"""Build an LMDB of PNG images that BasicSR reads as well as we do."""
+"""Build an LMDB of PNG images, which BasicSR reads as well as we do, or of bare pixels, which are read in parts."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class Entry:
     key: str
     compress_level: int
     to_8bit: bool
+    raw: bool
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,11 @@ def check_output(output: Path) -> None:
         raise InputError(f"{output.absolute()} exists; remove it or choose another name")
 
 
-def plan(source: FolderSource, *, compress_level: int, to_8bit: bool) -> list[Entry]:
+def plan(source: FolderSource, *, compress_level: int, to_8bit: bool, raw: bool = False) -> list[Entry]:
     """What to store, under which keys (relative paths without extension, escaped for BasicSR's parser)."""
     if not 0 <= compress_level <= 9:
         raise InputError(f"--compress-level: expected 0 to 9, got {compress_level}")
-    entries = [Entry(source.file(name), key_of(name), compress_level, to_8bit) for name in source.names]
+    entries = [Entry(source.file(name), key_of(name), compress_level, to_8bit, raw) for name in source.names]
     long = [str(entry.file) for entry in entries if len(entry.key) > _LONGEST_KEY]
     if long:
         raise InputError(
@@ -64,6 +65,12 @@ def plan(source: FolderSource, *, compress_level: int, to_8bit: bool) -> list[En
             f"English letters and digits count three or more): {some(long)}; shorten names or folders"
         )
     return entries
+
+
+def disk_cost(source: FolderSource) -> tuple[int, int]:
+    """Bytes of the files as they are, and of their pixels, RGB, 8 bits."""
+    sizes = source.sizes(source.names)
+    return sum(source.file(name).stat().st_size for name in source.names), sum(3 * h * w for h, w in sizes.values())
 
 
 def check_partner(folder: Path, partner: Path, *, scale: int) -> None:
@@ -139,7 +146,10 @@ def _put(environment: lmdb.Environment, images: Iterable[Encoded]) -> None:
 def _encode(entry: Entry) -> Encoded:
     stored = read_storable(entry.file, to_8bit=entry.to_8bit)
     height, width, channels = stored.image.shape
-    # A PNG is stored byte for byte; anything else is decoded once, here, and not at every reading.
-    data = stored.png or encode_png(stored.image, compress_level=entry.compress_level)
-    line = f"{entry.key}.png ({height},{width},{channels}) {entry.compress_level}\n"
+    if entry.raw:
+        data, codec = stored.image.tobytes(), "raw"
+    else:
+        # A PNG is stored byte for byte; anything else is decoded once, here, and not at every reading.
+        data, codec = stored.png or encode_png(stored.image, compress_level=entry.compress_level), entry.compress_level
+    line = f"{entry.key}.png ({height},{width},{channels}) {codec}\n"
     return Encoded(entry.key, data, line, stored.dropped_alpha)

@@ -165,6 +165,8 @@ def training_loader(opt: dict[str, Any]) -> tuple[DataLoader[Any], DrawSampler]:
     """The loader of `datasets.train` and the sampler inside it."""
     section = opt["datasets"]["train"]
     dataset = build_dataset(section)
+    if getattr(MODEL_REGISTRY.get(opt["model_type"]), "takes_bytes", False) and hasattr(dataset, "give_bytes"):
+        dataset.give_bytes()
     sampler = DrawSampler(
         dataset,
         ratio=section.get("dataset_enlarge_ratio", 1),
