@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 import skimage.data
 import torch
-from basicsr.data import build_dataset
 from torch.utils.data import DataLoader
 
-import diffir_sr  # noqa: F401 - registers the datasets
 from diffir_sr.cli import main as diffir
 from diffir_sr.data.images import encode_png
 from diffir_sr.prepare.downscale import smaller
+
+# isort: split
+from basicsr.data import build_dataset  # after diffir_sr, which repairs it
 
 REPO = Path(__file__).resolve().parents[1]
 SECONDS = 4.0
@@ -118,7 +119,8 @@ def main():
         "# Training pairs per second, super-resolution x4",
         "",
         f"`python benchmarks/data.py`, {date.today()}, commit {commit}, {machine()}, torch {torch.__version__}, "
-        f"Python {platform.python_version()}. {count} sub-images of 480 pixels (LMDBs: PNG {sizes['png'] / 2**20:.0f} MiB, "
+        f"Python {platform.python_version()}. {count} sub-images of 480 pixels (LMDBs: PNG "
+        f"{sizes['png'] / 2**20:.0f} MiB, "
         f"raw {sizes['raw'] / 2**20:.0f} MiB, in the page cache), patches of 256, one torch thread. In brackets: times "
         "BasicSR's.",
         "",
