@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from diffir_sr.archs.frames import FRAMES, GT_UNSHUFFLE
+from diffir_sr.compat import why_unreadable
 from diffir_sr.errors import CheckpointError
 
 Tensors = Mapping[str, Tensor]
@@ -57,9 +58,8 @@ def read_weights(path: str | Path, *, key: str | None = "params_ema") -> Weights
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path.resolve()}: not a readable PyTorch weights file ({reason}); copy or download it again"
+            f"{path.resolve()}: not a readable PyTorch weights file ({why_unreadable(error)}); copy or fetch it again"
         ) from error
     found, tensors = _unwrap(content, key)
     if tensors is None:

@@ -7,6 +7,7 @@ import difflib
 import importlib
 import importlib.util
 import os
+import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -140,7 +141,7 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
         iteration = state["iter"]
     except Exception as error:
         raise CheckpointError(
-            f"{os.path.abspath(path)}: not a training state that can be resumed ({error}); "
+            f"{os.path.abspath(path)}: not a training state that can be resumed ({why_unreadable(error)}); "
             "choose an earlier .state file with path.resume_state"
         ) from error
     teacher_key = opt["path"].get("param_key_S1")
@@ -148,6 +149,13 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
     if teacher_key is not None:
         opt["path"]["param_key_S1"] = teacher_key
     return state
+
+
+def why_unreadable(error: Exception) -> str:
+    """Why `torch.load` refused a file, in one line; its own text advises to run the code inside."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "damaged, or it holds more than plain tensors"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _newest_state(opt: dict[str, Any]) -> str | None:

@@ -172,3 +172,10 @@ def test_no_command_is_an_error_with_usage(capsys):
             call([])
         assert stopped.value.code == 2
     assert "usage: diffir" in capsys.readouterr().err
+
+
+def test_a_word_for_a_number_is_one_problem(capsys, data):
+    options = train_options("s1", optim_g=dict(type="Adam", lr="fast"))
+    refused(capsys, options, "train.optim_g.lr: expected a number, found 'fast'")
+    assert run_training(options) == 1
+    assert "problems" not in capsys.readouterr().err

@@ -72,7 +72,7 @@ def test_a_missing_or_damaged_state_is_named(tmp_path):
         compat.load_resume_state(options(tmp_path, resume_state=str(tmp_path / "absent.state")))
     path = tmp_path / "9.state"
     path.write_bytes(b"not a state")
-    with pytest.raises(CheckpointError, match=r"9\.state: not a training state"):
+    with pytest.raises(CheckpointError, match=r"9\.state: not a training state that can be resumed \(damaged, or"):
         compat.load_resume_state(options(tmp_path, resume_state=str(path)))
 
 

@@ -14,7 +14,7 @@ ALLOWED = {
     "diffusion": {"errors", "diffusion"},
     "losses": {"errors", "losses"},
     "lmdb_reading": {"errors"},
-    "checkpoints": {"errors", "archs"},
+    "checkpoints": {"errors", "archs", "compat"},
     "data": {"errors", "data", "lmdb_reading"},
     "prepare": {"errors", "data", "prepare"},
     "options": {"errors", "archs", "options", "plugins"},

@@ -49,7 +49,10 @@ def check_model(schema: type[BaseModel], given: Mapping[str, Any], keys: Keys, r
     try:
         checked = schema.model_validate(dict(given))
     except ValidationError as error:
-        for detail in error.errors(include_url=False):
+        details = error.errors(include_url=False)
+        # Of the choices `number or tensor`, a file can hold the number alone: only what it can hold is told.
+        told = [detail for detail in details if detail["type"] != "is_instance_of"] or details
+        for detail in told:
             if detail["type"] == "extra_forbidden":
                 report.unknown((*keys, *detail["loc"]), schema.model_fields)
             else:
@@ -80,7 +83,10 @@ def check_value(adapter: TypeAdapter[Any], value: Any, keys: Keys, report: Repor
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
-        for detail in error.errors(include_url=False):
+        details = error.errors(include_url=False)
+        # Of the choices `number or tensor`, a file can hold the number alone: only what it can hold is told.
+        told = [detail for detail in details if detail["type"] != "is_instance_of"] or details
+        for detail in told:
             report.problem((*keys, *(step for step in detail["loc"] if isinstance(step, int))), _explain(detail))
         return value
 
