@@ -104,7 +104,8 @@ def test_basicsr_pairs_need_their_flips():
             "val.dataroot_lq",
             "PairedImageDataset needs two folders or two LMDBs, found one of each",
         ),
-        ({"train": {**REAL, "meta_info": None}}, "train.meta_info", "missing: the text file that lists the images"),
+        ({"train.source_weights": [1, 2]}, "train.source_weights", "2 weights for 1 sources"),
+        ({"train.dataroot_gt": ["a", "b"]}, "train.dataroot_lq", "names 1 places and dataroot_gt 2"),
         (
             {"train": {**REAL, "kernel_prob": [1.0]}},
             "train.kernel_prob",

@@ -10,7 +10,7 @@ import skimage.data
 import yaml
 
 from diffir_sr.cli import main
-from diffir_sr.data.pairs import check_paired_options
+from diffir_sr.data.checks import check_dataset_options
 
 REPO = Path(__file__).resolve().parents[1]
 PAGE = (REPO / "datasets/README.md").read_text(encoding="utf-8")
@@ -32,6 +32,6 @@ def test_the_commands_make_what_the_option_files_name():
     checked = 0
     for name, section in recipe["datasets"].items():
         if re.search("DF2K|Urban100", section["dataroot_gt"]):
-            check_paired_options(section | dict(scale=4, phase=name.split("_")[0]))
+            check_dataset_options(section | dict(scale=4, phase=name.split("_")[0]))
             checked += 1
     assert checked == 2

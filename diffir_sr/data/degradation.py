@@ -87,7 +87,7 @@ class Degradation(nn.Module):
         else:
             x = self._jpeg(x, self.second, rng)
             x = _filtered(F.interpolate(x, size=small, mode=_mode(rng)), sinc_kernel)
-        return (x * 255).round().clamp(0, 255) / 255
+        return (x * 255).round().clamp(0, 255) * (1 / 255)  # as datasets and models make floats of bytes
 
     def _jpeg(self, x: Tensor, step: StepRanges, rng: np.random.Generator) -> Tensor:
         quality = _per_image(x, rng.uniform(*step.jpeg_range, size=len(x)))
@@ -179,3 +179,21 @@ class PairPool:
         for place, new_lq, new_gt in zip(chosen, lq.clone(), gt.clone(), strict=True):
             self._lq[place], self._gt[place] = new_lq, new_gt
         return out
+
+    def state(self) -> dict[str, Tensor]:
+        """All pairs, (n, 3, H, W); as bytes where that loses nothing."""
+        if not self._lq:
+            return {}
+        return {"lq": _as_bytes(torch.stack(self._lq)), "gt": _as_bytes(torch.stack(self._gt))}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the pairs that `state` gave."""
+        self._lq, self._gt = (
+            list(state[name].float() * (1 / 255) if state[name].dtype == torch.uint8 else state[name]) if state else []
+            for name in ("lq", "gt")
+        )
+
+
+def _as_bytes(images: Tensor) -> Tensor:
+    stored = (images * 255).round().clamp(0, 255).to(torch.uint8)
+    return stored if torch.equal(stored.float() * (1 / 255), images) else images

@@ -21,9 +21,11 @@ from diffir_sr.archs.layers import PRIOR_WIDTH
 from diffir_sr.checkpoints import fit, fitting, read_weights
 from diffir_sr.compat import vgg_features_from
 from diffir_sr.diffusion.prior_diffusion import start_noise
-from diffir_sr.errors import InputError, OptionError
+from diffir_sr.errors import OptionError
 from diffir_sr.losses.vgg_weights import load_vgg
 from diffir_sr.models import validation as measuring
+from diffir_sr.models.health import refuse_broken_values, refuse_broken_weights
+from diffir_sr.models.real_world import RealWorld, Role
 from diffir_sr.models.schedulers import build_scheduler
 from diffir_sr.training.record import append_record
 
@@ -89,6 +91,7 @@ class RestorationModel(SRModel, ABC):
         self.ema_decay = train.get("ema_decay", 0)
         if self.ema_decay > 0:
             self.net_g_ema = self._start_average()
+        self.real_world = RealWorld(self.opt, self.device)
         self.cri_pix = build_loss(train["pixel_opt"]).to(self.device) if train.get("pixel_opt") else None
         self.cri_perceptual = self._perceptual_loss(train.get("perceptual_opt"))
         if self.cri_pix is None and self.cri_perceptual is None:
@@ -137,8 +140,20 @@ class RestorationModel(SRModel, ABC):
     # Training
 
     def feed_data(self, data: dict[str, Any]) -> None:
-        self.lq = self._on_device(data["lq"])
         self.gt = self._on_device(data["gt"]) if "gt" in data else None
+        if "kernel1" in data and self.gt is not None:
+            self.lq, self.gt = self.real_world.pairs(data, self.gt)
+        else:
+            self.lq = self._on_device(data["lq"])
+
+    def target(self, role: Role) -> Tensor:
+        """What a loss compares with: the ground truth, sharpened where the options ask for it."""
+        assert self.gt is not None  # a training dataset has ground truth
+        return self.real_world.target(self.gt, role)
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        super().resume_training(resume_state)
+        self.real_world.load(int(resume_state["iter"]))
 
     def _on_device(self, images: Tensor) -> Tensor:
         """float32 in [0, 1] on the device; datasets may give uint8, which is less to copy."""
@@ -182,20 +197,15 @@ class RestorationModel(SRModel, ABC):
         if current_iter % int(self.opt["logger"]["print_freq"]) == 0:
             self.log_dict = self.reduce_loss_dict({name: total / count for name, (total, count) in self._sums.items()})
             self._sums = {}
-            broken = [name for name, value in self.log_dict.items() if value != value or abs(value) == float("inf")]
-            if broken:
-                raise InputError(
-                    f"iteration {current_iter}: {', '.join(broken)} is not finite, the training has diverged; go back "
-                    "to an earlier state with path.resume_state, with a lower learning rate or train.clip_grad_norm"
-                )
+            refuse_broken_values(self.log_dict, current_iter)
 
     def image_losses(self, restored: Tensor) -> Losses:
         """Pixel and perceptual losses of restored images against the ground truth."""
         losses: Losses = {}
         if self.cri_pix is not None:
-            losses["l_pix"] = self.cri_pix(restored, self.gt)
+            losses["l_pix"] = self.cri_pix(restored, self.target("l1"))
         if self.cri_perceptual is not None:
-            perceptual, style = self.cri_perceptual(restored, self.gt)
+            perceptual, style = self.cri_perceptual(restored, self.target("percep"))
             named = {"l_percep": perceptual, "l_style": style}
             losses |= {name: loss for name, loss in named.items() if loss is not None}
         return losses
@@ -306,23 +316,15 @@ class RestorationModel(SRModel, ABC):
     # Saving
 
     def save(self, epoch: int, current_iter: int) -> None:
-        self._refuse_broken_weights(current_iter)
+        refuse_broken_weights(self.get_bare_model(self.net_g), current_iter)
         if self.net_g_ema is not None:
             nets = [self.net_g, self.net_g_ema]
             self.save_network(nets, "net_g", current_iter, param_key=["params", "params_ema"])  # pyright: ignore
         else:
             self.save_network(self.net_g, "net_g", current_iter)
         self.save_others(current_iter)
+        self.real_world.save(current_iter)
         self.save_training_state(epoch, current_iter)
 
     def save_others(self, current_iter: int) -> None:
         """Save what a stage trains beside `net_g`, before the training state is written."""
-
-    def _refuse_broken_weights(self, current_iter: int) -> None:
-        """A network that has diverged must not take the place of the last good checkpoint."""
-        for name, weight in self.get_bare_model(self.net_g).named_parameters():
-            if not torch.isfinite(weight).all():
-                raise InputError(
-                    f"iteration {current_iter}: {name} holds values that are not finite, nothing was saved; go back to "
-                    "an earlier state with path.resume_state, with a lower learning rate or train.clip_grad_norm"
-                )

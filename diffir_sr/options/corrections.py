@@ -7,7 +7,7 @@ from typing import Any
 
 from diffir_sr.options.report import Report
 from diffir_sr.options.rules import ADVERSARIAL, TAUGHT
-from diffir_sr.options.rules_data import ROOTS, is_lmdb
+from diffir_sr.options.rules_data import ROOTS, is_lmdb, roots_in
 from diffir_sr.options.schema_top import Degradation
 from diffir_sr.options.training import BASICSR_MODELS, OUR_MODELS
 from diffir_sr.options.view import View
@@ -132,7 +132,7 @@ def _set_path_defaults(values: dict[str, Any], *, is_train: bool) -> None:
 
 
 def _set_backend(dataset: dict[str, Any]) -> None:
-    kinds = {is_lmdb(dataset[root]) for root in ROOTS if isinstance(dataset.get(root), str)}
+    kinds = {is_lmdb(path) for root in ROOTS for path in roots_in(dataset, root)}
     # One folder and one LMDB: the dataset itself must see to it.
     if dataset.get("io_backend") is None and len(kinds) == 1:
         dataset["io_backend"] = {"type": "lmdb" if kinds.pop() else "disk"}

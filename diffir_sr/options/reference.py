@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from diffir_sr.options.arguments import ARGUMENTS
 from diffir_sr.options.constructors import find
 from diffir_sr.options.fields import Built, Section
-from diffir_sr.options.schema_data import DATASETS, IoBackend, Loader
+from diffir_sr.options.schema_data import DATASETS, BoxMasks, IoBackend, IrregularMasks, Loader, MaskGenerator
 from diffir_sr.options.schema_top import (
     Degradation,
     DistParams,
@@ -54,6 +54,9 @@ def render_reference() -> str:
     for name, schema in DATASETS.items():
         parts += _section(f"Datasets of type `{name}`", schema, leave_out=Loader)
     parts += _section("`io_backend` of a dataset", IoBackend)
+    parts += _section("`mask_gen` of an InpaintDataset", MaskGenerator)
+    parts += _section("`mask_gen.irregular_kwargs`", IrregularMasks)
+    parts += _section("`mask_gen.box_kwargs`", BoxMasks)
     parts += _section("`path`", PathOptions)
     parts += _section("`train`", TrainOptions)
     for schema in dict.fromkeys(SCHEDULERS.values()):

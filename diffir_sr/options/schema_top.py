@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -89,8 +89,13 @@ class Degradation(Section):
     """How the model for real images makes its inputs; has effect with RealESRGANDataset alone."""
 
     gt_size: Count | None = Field(None, description="Side in pixels of the patches cut after degradation.")
+    degrade_by: Literal["batch", "image"] = Field(
+        "batch",
+        description="batch (published): decisions are shared by a batch and a pool mixes batches; image: each image "
+        "has its own, which neither batch size, ranks nor resuming change.",
+    )
     queue_size: Count = Field(
-        180, description="Pairs in the pool that batches are mixed from; a multiple of batch_size_per_gpu."
+        180, description="Pairs in the pool of degrade_by: batch; a multiple of batch_size_per_gpu."
     )
     gt_usm: bool = Field(False, description="Whether the ground truth is sharpened.")
     l1_gt_usm: bool = Field(False, description="Whether the target of the pixel loss is sharpened.")

@@ -1,0 +1,81 @@
+"""What real-world training adds to a model: pairs degraded on the device, and sharpened targets."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from basicsr.utils.img_process_util import USMSharp
+from torch import Tensor
+
+from diffir_sr.compat import save_atomically
+from diffir_sr.data.online_degradation import OnlineDegradation
+from diffir_sr.errors import OptionError
+
+logger = logging.getLogger("basicsr")
+Role = Literal["l1", "percep", "gan"]
+_ROLES: tuple[Role, ...] = ("l1", "percep", "gan")
+_KERNELS = ("kernel1", "kernel2", "sinc_kernel")
+
+
+class RealWorld:
+    """Makes training pairs of ground truth where the data has none, and the targets of the losses.
+
+    `gt_usm` sharpens the target (unsharp masking) of all losses; `l1_gt_usm`, `percep_gt_usm` and `gan_gt_usm` that of
+    one. As published, the prior of stage 1 sees the target of the pixel loss, and degradation starts from it.
+    """
+
+    def __init__(self, opt: dict[str, Any], device: torch.device) -> None:
+        self.device = device
+        self._roles = {role for role in _ROLES if opt.get("gt_usm") or opt.get(f"{role}_gt_usm")}
+        self._usm = USMSharp().to(device) if self._roles else None
+        self._last: tuple[Tensor, Tensor] | None = None  # a ground truth and its sharpened form
+        self.degradation: OnlineDegradation | None = None
+        if str(opt["datasets"]["train"].get("type")).removesuffix("_basicsr") == "RealESRGANDataset":
+            self.degradation = OnlineDegradation(opt, scale=int(opt.get("scale") or 1), device=device)
+        self.folder, self.rank = Path(opt["path"]["training_states"]), int(opt["rank"])
+
+    def pairs(self, data: dict[str, Any], gt: Tensor) -> tuple[Tensor, Tensor]:
+        """lq and gt patches of a batch of RealESRGANDataset, whose `gt` is on the device."""
+        if self.degradation is None or "draw_seed" not in data:
+            raise OptionError(
+                "datasets.train: the batch has blur kernels and no seeds; use type: RealESRGANDataset, without suffix"
+            )
+        kernels = {name: data[name].to(self.device, non_blocking=True) for name in _KERNELS}
+        start = self.target(gt, "l1")
+        return self.degradation.pairs(gt, kernels, data["draw_seed"].cpu(), start=start)
+
+    @torch.no_grad()
+    def target(self, gt: Tensor, role: Role) -> Tensor:
+        """`gt` (B, 3, H, W), or its sharpened form where the options ask for it."""
+        if self._usm is None or role not in self._roles:
+            return gt
+        if self._last is None or self._last[0] is not gt:
+            self._last = gt, self._usm(gt)
+        return self._last[1]
+
+    # The pool of pairs lies beside the training states, one file per process, so that resuming changes nothing.
+
+    def _file(self, iteration: int) -> Path:
+        return self.folder / f"{iteration}_pool_{self.rank}.pt"
+
+    def save(self, iteration: int) -> None:
+        """Write the pool of an iteration and remove that of the one before."""
+        if self.degradation is None or self.degradation.pool is None or iteration < 0:
+            return
+        save_atomically(self.degradation.pool.state(), self._file(iteration))
+        for old in self.folder.glob(f"*_pool_{self.rank}.pt"):
+            if old != self._file(iteration):
+                old.unlink(missing_ok=True)
+
+    def load(self, iteration: int) -> None:
+        """Go on with the pool of an iteration; without its file the pool fills anew, which a warning says."""
+        if self.degradation is None or self.degradation.pool is None:
+            return
+        file = self._file(iteration)
+        if file.is_file():
+            self.degradation.pool.restore(torch.load(file, weights_only=True, map_location=self.device))
+        else:
+            logger.warning(f"{file}: not found, the pool of pairs fills anew; the run differs from an unbroken one")
