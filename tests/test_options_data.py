@@ -1,16 +1,9 @@
 """Rules about datasets: patch sizes, loaders, storage, degradation."""
 
 import pytest
-from basicsr.utils.registry import DATASET_REGISTRY
-from options_cases import ABSENT, REAL, STAGE_1, changed, load, problems, register
+from options_cases import ABSENT, REAL, STAGE_1, changed, load, problems
 
 _SR = {"type": "MSRResNet", "upscale": 4}
-
-
-@pytest.fixture
-def deblur_data(monkeypatch):
-    """A dataset class under the published name, as one that reads blurred images registers it."""
-    register(monkeypatch, DATASET_REGISTRY, "DeblurPairedDataset")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +57,7 @@ def test_patches_of_real_images_are_cut_after_degradation():
     assert problems(changed(options, {"gt_size": 250}))["gt_size"].startswith("250 does not fit")
 
 
-def test_growing_patches_are_checked_one_by_one(deblur_data):
+def test_growing_patches_are_checked_one_by_one():
     data = {**STAGE_1["datasets"]["train"], "type": "DeblurPairedDataset"}
     data |= {"mini_batch_sizes": [2, 1], "iters": [5, 5], "gt_sizes": [32, 49]}
     options = changed(STAGE_1, {"datasets.train": data, "network_g.scale": ABSENT, "scale": 1})

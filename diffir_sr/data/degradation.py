@@ -17,6 +17,7 @@ from basicsr.utils.diffjpeg import DiffJPEG
 from basicsr.utils.img_process_util import filter2D
 from torch import Tensor, nn
 
+from diffir_sr.data.kernels import FULL
 from diffir_sr.errors import InputError
 
 _MODES = ("area", "bilinear", "bicubic")
@@ -72,6 +73,12 @@ class Degradation(nn.Module):
         if height % self.scale or width % self.scale:
             raise InputError(f"gt: sides must be multiples of scale {self.scale}, got {height}x{width}")
         small = (height // self.scale, width // self.scale)
+        smallest = min(height, width) * min(1, *self.first.resize_range, 1 / self.scale)
+        if smallest < FULL // 2 + 1:
+            raise InputError(
+                f"gt: {height}x{width} pixels become {smallest:.0f} when shrunk, too few for kernels of {FULL}; take "
+                f"{int((FULL // 2 + 1) * min(height, width) / smallest) + 1} pixels or more (crop_pad_size)"
+            )
         x = _blurred(gt, kernel1, self.first.blur_prob, rng)
         factor = _resize_factor(self.first, rng)
         x = F.interpolate(x, scale_factor=factor, mode=_mode(rng))

@@ -85,9 +85,11 @@ class Mixture:
 
 def _apportioned(total: int, shares: np.ndarray) -> list[int]:
     """`total` places by largest remainder, at least one for each."""
-    total = max(total, len(shares))
-    exact = shares * (total - len(shares))
+    exact = shares * max(total, len(shares))
     slots = np.floor(exact).astype(int)
-    missing = total - len(shares) - int(slots.sum())
+    missing = max(total, len(shares)) - int(slots.sum())
     slots[np.argsort(slots - exact, kind="stable")[:missing]] += 1
-    return [int(count) + 1 for count in slots]
+    while (slots == 0).any():
+        slots[slots.argmax()] -= 1
+        slots[slots.argmin()] += 1
+    return [int(count) for count in slots]

@@ -25,8 +25,8 @@ from diffir_sr.errors import OptionError
 from diffir_sr.losses.vgg_weights import load_vgg
 from diffir_sr.models import validation as measuring
 from diffir_sr.models.health import refuse_broken_values, refuse_broken_weights
-from diffir_sr.models.real_world import RealWorld, Role
 from diffir_sr.models.schedulers import build_scheduler
+from diffir_sr.models.training_pairs import Role, TrainingPairs
 from diffir_sr.training.record import append_record
 
 logger = logging.getLogger("basicsr")
@@ -91,7 +91,7 @@ class RestorationModel(SRModel, ABC):
         self.ema_decay = train.get("ema_decay", 0)
         if self.ema_decay > 0:
             self.net_g_ema = self._start_average()
-        self.real_world = RealWorld(self.opt, self.device)
+        self.pairs = TrainingPairs(self.opt, self.device)
         self.cri_pix = build_loss(train["pixel_opt"]).to(self.device) if train.get("pixel_opt") else None
         self.cri_perceptual = self._perceptual_loss(train.get("perceptual_opt"))
         if self.cri_pix is None and self.cri_perceptual is None:
@@ -142,18 +142,18 @@ class RestorationModel(SRModel, ABC):
     def feed_data(self, data: dict[str, Any]) -> None:
         self.gt = self._on_device(data["gt"]) if "gt" in data else None
         if "kernel1" in data and self.gt is not None:
-            self.lq, self.gt = self.real_world.pairs(data, self.gt)
+            self.lq, self.gt = self.pairs.pairs(data, self.gt)
         else:
             self.lq = self._on_device(data["lq"])
 
     def target(self, role: Role) -> Tensor:
         """What a loss compares with: the ground truth, sharpened where the options ask for it."""
         assert self.gt is not None  # a training dataset has ground truth
-        return self.real_world.target(self.gt, role)
+        return self.pairs.target(self.gt, role)
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)
-        self.real_world.load(int(resume_state["iter"]))
+        self.pairs.load(int(resume_state["iter"]))
 
     def _on_device(self, images: Tensor) -> Tensor:
         """float32 in [0, 1] on the device; datasets may give uint8, which is less to copy."""
@@ -169,6 +169,7 @@ class RestorationModel(SRModel, ABC):
         return self.optimizer_g
 
     def optimize_parameters(self, current_iter: int) -> None:
+        self.lq, self.gt = self.pairs.mixed(self.lq, self.gt, current_iter)
         losses, watched = self.compute_losses(current_iter)
         self.take_step(self.optimizer_at(current_iter), losses)
         self.update_average()
@@ -247,7 +248,7 @@ class RestorationModel(SRModel, ABC):
         rank, world_size = self.opt["rank"], self.opt["world_size"]
         metrics = opt.get("metrics") or {}
         watch, scores = measuring.Stopwatch(), {}
-        names = self._result_names(dataset)
+        names = measuring.result_names(dataset)
         shown = measuring.samples(dataset, rank=rank, world_size=world_size, progress=opt.get("pbar", True))
         for index, batch in shown:
             self.feed_data(batch)
@@ -264,12 +265,6 @@ class RestorationModel(SRModel, ABC):
         # Metrics that look at the restored image alone (niqe) need no ground truth.
         alone = {"calculate_niqe"}
         return self.gt is not None or (bool(metrics) and all(m["type"] in alone for m in metrics.values()))
-
-    def _result_names(self, dataset: Any) -> list[str]:
-        paths = getattr(dataset, "paths", None)
-        if paths is None or len(paths) != len(dataset):
-            return [f"{index:06d}" for index in range(len(dataset))]
-        return measuring.image_names([p["lq_path"] if isinstance(p, dict) else str(p) for p in paths])
 
     def _picture_path(self, dataset: Any, name: str, current_iter: Any) -> Path:
         folder = Path(self.opt["path"]["visualization"])
@@ -323,7 +318,7 @@ class RestorationModel(SRModel, ABC):
         else:
             self.save_network(self.net_g, "net_g", current_iter)
         self.save_others(current_iter)
-        self.real_world.save(current_iter)
+        self.pairs.save(current_iter)
         self.save_training_state(epoch, current_iter)
 
     def save_others(self, current_iter: int) -> None:

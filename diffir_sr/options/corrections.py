@@ -93,7 +93,7 @@ def _warn_of_foreign_options(view: View, report: Report) -> None:
     for key, models in _READ_BY.items():
         if view.has("train", key) and view.model not in models and view.get("train", key):
             report.warn(("train", key), f"has no effect: {view.model} does not read it (only {', '.join(models)})")
-    if view.get("train", "mixing_augs", "mixup", default=False):
+    if view.model not in OUR_MODELS and view.get("train", "mixing_augs", "mixup", default=False):
         report.warn(("train", "mixing_augs", "mixup"), f"has no effect: {view.model} does not mix images")
 
 

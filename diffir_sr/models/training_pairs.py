@@ -1,4 +1,4 @@
-"""What real-world training adds to a model: pairs degraded on the device, and sharpened targets."""
+"""What happens to a training batch on the device: degradation, mixing, sharpened targets."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from basicsr.utils.img_process_util import USMSharp
 from torch import Tensor
@@ -20,8 +21,8 @@ _ROLES: tuple[Role, ...] = ("l1", "percep", "gan")
 _KERNELS = ("kernel1", "kernel2", "sinc_kernel")
 
 
-class RealWorld:
-    """Makes training pairs of ground truth where the data has none, and the targets of the losses.
+class TrainingPairs:
+    """Makes training pairs of ground truth where the data has none, mixes pairs, and gives the targets of the losses.
 
     `gt_usm` sharpens the target (unsharp masking) of all losses; `l1_gt_usm`, `percep_gt_usm` and `gan_gt_usm` that of
     one. As published, the prior of stage 1 sees the target of the pixel loss, and degradation starts from it.
@@ -35,6 +36,10 @@ class RealWorld:
         self.degradation: OnlineDegradation | None = None
         if str(opt["datasets"]["train"].get("type")).removesuffix("_basicsr") == "RealESRGANDataset":
             self.degradation = OnlineDegradation(opt, scale=int(opt.get("scale") or 1), device=device)
+        mixing = opt["train"].get("mixing_augs") or {}
+        self._beta = float(mixing.get("mixup_beta", 1.2)) if mixing.get("mixup") else None
+        self._often = 0.5 if mixing.get("use_identity") else 1.0
+        self._seed = int(opt["manual_seed"])
         self.folder, self.rank = Path(opt["path"]["training_states"]), int(opt["rank"])
 
     def pairs(self, data: dict[str, Any], gt: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,6 +60,20 @@ class RealWorld:
         if self._last is None or self._last[0] is not gt:
             self._last = gt, self._usm(gt)
         return self._last[1]
+
+    def mixed(self, lq: Tensor, gt: Tensor | None, current_iter: int) -> tuple[Tensor, Tensor | None]:
+        """Each pair blended with another of its batch (`mixing_augs.mixup`), weights from Beta(mixup_beta, mixup_beta).
+
+        With `use_identity` half of the iterations stay unmixed, as published. A function of seed, iteration and rank.
+        """
+        if self._beta is None or gt is None:
+            return lq, gt
+        rng = np.random.default_rng((self._seed, current_iter, self.rank))
+        if rng.random() >= self._often:
+            return lq, gt
+        weight, other = float(rng.beta(self._beta, self._beta)), torch.from_numpy(rng.permutation(len(lq)))
+        other = other.to(lq.device)
+        return weight * lq + (1 - weight) * lq[other], weight * gt + (1 - weight) * gt[other]
 
     # The pool of pairs lies beside the training states, one file per process, so that resuming changes nothing.
 
