@@ -16,7 +16,7 @@ ALLOWED = {
     "lmdb_reading": {"errors"},
     "checkpoints": {"errors", "archs", "compat"},
     "data": {"errors", "data", "lmdb_reading"},
-    "prepare": {"errors", "data", "prepare"},
+    "prepare": {"errors", "data", "prepare", "options", "version"},
     "options": {"errors", "archs", "options", "plugins"},
     "compat": {"errors", "lmdb_reading"},
     "models": {"errors", "data", "archs", "diffusion", "losses", "checkpoints", "compat", "models", "training"},

@@ -46,10 +46,14 @@ def ranges_from_options(opt: Mapping[str, Any]) -> tuple[StepRanges, StepRanges]
     names = [name for name in StepRanges.__dataclass_fields__ if name != "blur_prob"]
     steps = []
     for default, suffix in ((FIRST, ""), (SECOND, "2")):
-        given = {name: opt[name + suffix] for name in names if opt.get(name + suffix) is not None}
+        given = {name: _settled(opt[name + suffix]) for name in names if opt.get(name + suffix) is not None}
         blur = opt.get("second_blur_prob", default.blur_prob) if suffix else default.blur_prob
         steps.append(StepRanges(**{**default.__dict__, **given, "blur_prob": blur}))
     return steps[0], steps[1]
+
+
+def _settled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 class Degradation(nn.Module):

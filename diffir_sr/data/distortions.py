@@ -33,7 +33,8 @@ class Distortions:
         colours = np.repeat(image[..., :1], 3, axis=2) if image.shape[2] < 3 else image[..., :3]
         if colours.dtype == np.uint16:
             colours = (colours / 257).round().astype(np.uint8)
-        x, y = self._places(*image.shape[:2], size, rng)
+        height, width = image.shape[:2]
+        x, y = self._places(height, width, size, rng)
         square = cv2.remap(np.ascontiguousarray(colours), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
         return self._recoloured(square, rng)
 
@@ -64,8 +65,8 @@ class Distortions:
         """The 3 x 3 matrix of perspective and affine warp, from the image to where it is seen."""
         warp = np.eye(3)
         if rng.random() < _CHANCE:
-            corners = np.float32([[0, 0], [width, 0], [width, height], [0, height]])  # pyright: ignore
-            inwards = np.float32([[1, 1], [-1, 1], [-1, -1], [1, -1]])  # pyright: ignore
+            corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
+            inwards = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]])
             moved = np.abs(rng.normal(0, rng.uniform(0, self.perspective), (4, 2))).clip(max=0.24) * (width, height)
             warp = cv2.getPerspectiveTransform((corners + inwards * moved).astype(np.float32), corners)
         if rng.random() < _CHANCE:

@@ -7,7 +7,7 @@ and finished later leaves the same file.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,18 @@ def _entry(line: Mapping[str, Any]) -> Entry:
     return Entry(line["name"], line["from"], (height, width, channels), line["bytes"], line["sha256"])
 
 
-def differing(given: Iterable[tuple[str, Any]], stored: Mapping[str, Any]) -> list[str]:
-    """The parameters in which a job differs from one that ran before: `step: 240 before, 120 now`."""
-    return [f"{name}: {stored.get(name)!r} before, {value!r} now" for name, value in given if stored.get(name) != value]
+def refuse_other_job(output: Path, job: str, parameters: Mapping[str, Any]) -> None:
+    """Raise InputError where the images of `output` were made otherwise than `parameters` say: they would be mixed."""
+    path = manifest_path(output)
+    if not path.is_file():
+        return
+    before, now = read_manifest(path), json.loads(json.dumps(dict(parameters)))
+    changed = [f"{name} {before.parameters.get(name)!r}, now {value!r}" for name, value in now.items()]
+    changed = [text for text, name in zip(changed, now, strict=True) if before.parameters.get(name) != now[name]]
+    if before.job != job:
+        changed = [f"job {before.job!r}, now {job!r}"]
+    if changed:
+        raise InputError(
+            f"{output.absolute()} was made with other parameters ({'; '.join(changed)}) and would hold both; choose "
+            f"another folder, or remove it and {path.name}, or give --overwrite"
+        )

@@ -87,7 +87,7 @@ def find_all_pairs(
 def lists_of(opt: Mapping[str, Any], key: str, count: int) -> list[str | None]:
     """The files that list images, one for each of `count` roots; None for those without."""
     given = opt.get(key)
-    lists = [None] * count if not given else [given] if isinstance(given, str) else list(given)
+    lists: list[str | None] = [None] * count if not given else [given] if isinstance(given, str) else list(given)
     if len(lists) != count:
         raise InputError(f"{key} names {len(lists)} lists for {count} roots; give one for each, ~ for none")
     return lists

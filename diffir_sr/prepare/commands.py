@@ -11,7 +11,9 @@ from typing import Any, Protocol
 from diffir_sr.data.sources import FolderSource, open_source
 from diffir_sr.errors import InputError
 from diffir_sr.prepare import downscale, lmdb_build, meta_info, subimages
+from diffir_sr.prepare.degrade_command import add_degrade_parser
 from diffir_sr.prepare.jobs import default_jobs
+from diffir_sr.prepare.masks_command import add_masks_parser
 
 _SHOWN = 10
 
@@ -54,6 +56,9 @@ def add_prepare_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
     meta = _add(jobs, "meta", _meta, "list the images of a folder: 'name (h,w,c)' per line")
     meta.add_argument("--overwrite", action="store_true", help="replace a list that exists (default: an error)")
+
+    add_degrade_parser(jobs)
+    add_masks_parser(jobs)
 
     build = _add(jobs, "lmdb", _lmdb, "put the images of a folder into one LMDB")
     build.add_argument("--pair-with", type=Path, metavar="GT", help="folder or LMDB that must hold the same names")
