@@ -53,7 +53,9 @@ class KernelRanges:
         names = cls.__dataclass_fields__
         given: dict[str, Any] = {"blur_sigma": (0.2, 1.5)} if step == 2 else {}
         given |= {name: opt[name + suffix] for name in names if opt.get(name + suffix) is not None}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+        for name, value in given.items():
+            given[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**given)
 
 
 def blur_kernel(rng: np.random.Generator, ranges: KernelRanges) -> np.ndarray:
