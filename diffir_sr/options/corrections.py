@@ -98,7 +98,11 @@ def _warn_of_foreign_options(view: View, report: Report) -> None:
 
 
 def _warn_of_degradation(view: View, report: Report) -> None:
-    given = [name for name in view.values if name in Degradation.model_fields and view.has(name)]
+    # Our models sharpen the targets of any data.
+    alive = (
+        {name for name in Degradation.model_fields if name.endswith("gt_usm")} if view.model in OUR_MODELS else set()
+    )
+    given = [name for name in view.values if name in set(Degradation.model_fields) - alive and view.has(name)]
     degrades = any(kind == "RealESRGANDataset" for _, kind in view.datasets())
     if given and not degrades and view.model in OUR_MODELS + BASICSR_MODELS:
         others = f" (also {', '.join(given[1:])})" if given[1:] else ""

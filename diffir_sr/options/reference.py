@@ -37,7 +37,8 @@ Every option that a file for `basicsr train` or `basicsr test` may hold. This pa
   tells all of them at once, with their lines.
 - "required" means that there is no default. `~` is nothing.
 - Numbers may be written `5000`, `5e3`, `5.0e3` or `!!float 5e3`.
-- `base: other.yml` builds on another file: sections are merged, lists and single values replaced.
+- `base: other.yml` builds on another file, `base: [one.yml, two.yml]` on several, of which the later wins: sections
+  are merged, lists and single values replaced.
 - On the command line, `--force_yml train:total_iter=1000 val:save_img=true` overrides a file.
 - Networks, losses, metrics and optimizers take the arguments of their classes. A class of a plugin is checked
   in the same way, against its signature and its annotations. Datasets and models of plugins say what they take

@@ -122,7 +122,9 @@ class Degradation(Section):
 class Options(Degradation):
     """An option file."""
 
-    base: str | None = Field(None, description="Option file to build on, relative to this one; keys here win.")
+    base: str | list[str] | None = Field(
+        None, description="Option files to build on, relative to this one; keys here win, of several the later."
+    )
     plugins: list[str] | None = Field(None, description="Modules to import first; they add archs, losses and so on.")
     name: str = Field(min_length=1, description="Name of the run; results go to experiments/<name> or results/<name>.")
     model_type: str = Field(description="Which training it is: DiffIRS1Model, DiffIRS2Model, DiffIRGANS2Model, ...")
