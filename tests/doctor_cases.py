@@ -1,4 +1,4 @@
-"""A small clean set of real photographs in every form the doctor should pass, and the faults that can be put into it."""
+"""A small clean set of real photographs in every form that the doctor passes, and ways to harm it."""
 
 from pathlib import Path
 
@@ -24,6 +24,8 @@ PARTS = {
     "sky": (skimage.data.rocket, 4, 4),
 }
 TEST_PARTS = {"face": (skimage.data.astronaut, 20, 150), "suit": (skimage.data.astronaut, 300, 200)}
+JPEG_PARTS = {"gland": (skimage.data.immunohistochemistry, 10, 360), "table": (skimage.data.coffee, 0, 440)}
+INPAINT_PARTS = {"eye": (skimage.data.retina, 500, 200), "vein": (skimage.data.retina, 700, 900)}
 GREY_PARTS = {"man": (skimage.data.camera, 60, 150), "stones": (skimage.data.gravel, 0, 0)}
 GT_SIZE = 64
 SIDE = 144
@@ -62,15 +64,16 @@ def clean_world():
     put_pairs("train", PARTS)
     put_pairs("test", TEST_PARTS)
     put_pairs("grey", GREY_PARTS)
-    put_pairs("jpeg", TEST_PARTS, suffix=".jpg")
+    put_pairs("jpeg", JPEG_PARTS, suffix=".jpg")
     for codec in ("png", "raw"):
         for kind in ("gt", "lq"):
             prepare("lmdb", f"test/{kind}", "-o", f"test_{codec}/{kind}.lmdb", "--codec", codec)
     Path("some.txt").write_text("face.png (144,144,3)\n")
-    for index, name in enumerate(PARTS):
+    for index, (name, where) in enumerate(INPAINT_PARTS.items()):
+        put(f"inpaint/gt/{name}.png", part(*where))
         mask = np.zeros((SIDE, SIDE, 1), np.uint8)
         mask[20 + index : 60, 30 : 80 + index] = 255
-        put(f"masks/{name}.png", mask)
+        put(f"inpaint/mask/{name}.png", mask)
     paired = dict(type="PairedDataset")
     train = dict(name="t", **paired, dataroot_gt="train/gt", dataroot_lq="train/lq", gt_size=GT_SIZE)
     datasets = {

@@ -45,7 +45,7 @@ class Seen:
     role: str
     is_main: bool
     bits: int
-    colours: str  # "grey", "grey as RGB" or "colour"
+    colours: str  # "grey", "grey as RGB", "colour", or "one colour" all over
     digest: bytes
     hash: int | None
     thumb: np.ndarray
@@ -73,6 +73,9 @@ def examine(unit: Unit) -> Examined:
 
     for role in sorted(unit.members, key=lambda role: role != unit.main):
         stored = unit.members[role]
+        if stored.is_absent:
+            tell("lmdb", stored, "listed in meta_info.txt, but not in the data")
+            continue
         try:
             data = stored.read()
             done.stored_bytes += len(data)
@@ -122,10 +125,8 @@ def _faults_of_picture(unit: Unit, role: str, image: np.ndarray, grey: np.ndarra
         yield "small", f"{_size(image)}, gt_size is {unit.gt_size}"
     if role != unit.main:
         return
-    colours = image[..., :1] if image.shape[2] < 3 else image[..., :3]
-    span = int((colours.max(axis=(0, 1)).astype(int) - colours.min(axis=(0, 1))).max())
-    if span <= _FLAT * (257 if image.dtype == np.uint16 else 1):
-        yield "constant", f"{'black' if colours.max() <= _FLAT else 'one colour'}, {colours[0, 0]}"
+    if _is_flat(image):
+        yield "constant", f"{'black' if grey.max() <= _FLAT else 'one colour'}, brightness {grey.mean():.0f} of 255"
     lossless = unit.members[role].key is not None or unit.members[role].path.suffix.lower() in _LOSSLESS
     if role == "gt" and lossless and has_jpeg_grid(grey):
         yield "jpeg traces", "steps on a grid of 8 x 8 pixels"
@@ -175,7 +176,15 @@ def _seen(unit: Unit, role: str, image: np.ndarray, grey: np.ndarray) -> Seen:
     )
 
 
+def _is_flat(image: np.ndarray) -> bool:
+    colours = image[..., : 1 if image.shape[2] < 3 else 3]
+    span = colours.max(axis=(0, 1)).astype(int) - colours.min(axis=(0, 1))
+    return bool(span.max() <= _FLAT * (257 if image.dtype == np.uint16 else 1))
+
+
 def _colours(image: np.ndarray) -> str:
+    if _is_flat(image):
+        return "one colour"
     if image.shape[2] < 3:
         return "grey"
     same = all(np.array_equal(image[..., one], image[..., other]) for one, other in pairwise(range(3)))

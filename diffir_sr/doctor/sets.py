@@ -53,7 +53,7 @@ def _mixtures(images: Sequence[Seen]) -> Iterator[Finding]:
         coloured = sum(image.colours == "colour" for image in members)
         # Of a degraded image, the ground truth has told already.
         for image in members if coloured and role != "mask" else ():
-            if image.colours != "colour" and image.is_main:
+            if image.colours.startswith("grey") and image.is_main:
                 found = f"{image.colours}; {coloured} of {len(members)} {role} images are coloured"
                 yield Finding("grey", image.where, found, image.dataset)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Stored:
     listed: tuple[int, int] | None = None
     raw: tuple[int, int, int] | None = None
     sha256: str | None = None  # as the manifest tells it
+    is_absent: bool = False  # listed in the LMDB's meta_info.txt, but not in its data
 
     @property
     def where(self) -> str:
@@ -41,7 +42,7 @@ class Stored:
         with SharedLmdb(self.path).begin() as transaction:
             data = transaction.get(self.key.encode())
         if data is None:
-            raise InputError(f"{self.where}: listed in meta_info.txt, but not in the data; build the LMDB again")
+            raise InputError(f"{self.where}: the data does not hold this key; build the LMDB again")
         return data
 
     def pixels(self, data: bytes) -> np.ndarray:
@@ -94,9 +95,8 @@ def _of_lmdb(storage: Storage, dataset: str) -> dict[str, Stored]:
         listed.add(key)
     with SharedLmdb(path).begin() as transaction:
         held = {bytes(key).decode(errors="replace") for key in transaction.cursor().iternext(keys=True, values=False)}
-    for key in sorted(listed - held):
-        storage.findings.append(Finding("lmdb", f"{path}[{key}]", "listed in meta_info.txt, not in the data", dataset))
-        del images[name_of(key)]
+    for key in listed - held:
+        images[name_of(key)] = replace(images[name_of(key)], is_absent=True)
     for key in sorted(held - listed):
         storage.findings.append(
             Finding("lmdb", f"{path}[{key}]", "in the data, not listed in meta_info.txt: is never read", dataset)
@@ -120,10 +120,7 @@ def _compare_with_manifest(storage: Storage, dataset: str) -> None:
         where = storage.images[name].where
         storage.findings.append(Finding("manifest", where, f"not in {path.name}: came later", dataset))
     for name in made.keys() & storage.images.keys():
-        known = storage.images[name]
-        storage.images[name] = Stored(
-            known.name, known.path, known.key, known.listed, known.raw, str(made[name]["sha256"])
-        )
+        storage.images[name] = replace(storage.images[name], sha256=str(made[name]["sha256"]))
 
 
 def _read_manifest(path: Path) -> list[dict[str, Any]]:
