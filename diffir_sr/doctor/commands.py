@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from diffir_sr.data.images import write_atomically
+from diffir_sr.doctor import environment
 from diffir_sr.doctor.data import examine_data
-from diffir_sr.doctor.report import as_json, as_table
+from diffir_sr.doctor.environment import facts
+from diffir_sr.doctor.report import as_json, as_table, facts_as_json, facts_as_table
 from diffir_sr.doctor.targets import Target, Targets, targets_of_options
 from diffir_sr.errors import InputError
 from diffir_sr.plugins import load_plugins
@@ -39,20 +41,45 @@ def add_doctor_parser(commands: argparse._SubParsersAction[Any]) -> None:
     data.add_argument("--template", default="{}", metavar="{}x4", help="name of a degraded image (default {})")
     data.add_argument("--gt-size", type=int, metavar="PX", help="side of training patches, which images must have")
     data.add_argument("--meta-info", metavar="FILE", help="list of the images to use")
-    data.add_argument("--json", metavar="FILE", help="write all findings here; - is the terminal, instead of the table")
+    _add_json(data)
     data.add_argument("--jobs", type=int, default=default_jobs(), help="processes (default: one per core)")
     data.set_defaults(run=_data)
+    about = "tell versions, hardware, weights and disk speed, and what of them would spoil a run"
+    env = kinds.add_parser("env", help=about, description=f"{about.capitalize()}. Exit codes as those of data.")
+    env.add_argument("--folder", type=Path, default=Path(), metavar="DIR", help="where disk speed is measured (here)")
+    _add_json(env)
+    env.set_defaults(run=_env)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="write everything here; without a name or with - to the terminal, instead of the table",
+    )
 
 
 def _data(args: argparse.Namespace) -> int:
     load_plugins()
     found = _targets(args)
     report = examine_data(found.targets, jobs=args.jobs, known=found.findings)
-    text = json.dumps(as_json(report), indent=2, ensure_ascii=False) + "\n"
-    if args.json and args.json != "-":
-        write_atomically(text.encode(), Path(args.json))
-    sys.stdout.write(text if args.json == "-" else as_table(report))
+    _give(args.json, as_json(report), as_table(report))
     return report.exit_code
+
+
+def _env(args: argparse.Namespace) -> int:
+    found = facts(args.folder)
+    _give(args.json, facts_as_json(found), facts_as_table(found))
+    return environment.exit_code(found)
+
+
+def _give(target: str | None, values: dict[str, Any], table: str) -> None:
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    if target and target != "-":
+        write_atomically(text.encode(), Path(target))
+    sys.stdout.write(text if target == "-" else table)
 
 
 def _targets(args: argparse.Namespace) -> Targets:

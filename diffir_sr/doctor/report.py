@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from diffir_sr.doctor.environment import Fact
+from diffir_sr.doctor.environment import exit_code as exit_code_of_facts
 from diffir_sr.doctor.findings import KINDS, Finding, Severity, exit_code
 
 _SHOWN = 10
@@ -91,3 +93,23 @@ def as_json(report: Report) -> dict[str, Any]:
             for finding in report.findings
         ],
     }
+
+
+def facts_as_table(found: Sequence[Fact]) -> str:
+    """One line per fact; under those with a severity, what to do."""
+    width = max(len(fact.name) for fact in found if not fact.name.startswith("disk "))
+    lines = []
+    for fact in found:
+        mark = f"{fact.severity.value}: " if fact.severity else ""
+        lines.append(f"{fact.name:<{width}}  {mark}{fact.value}")
+        lines += [f"{'':<{width}}  -> {fact.do}"] if fact.do else []
+    return "\n".join([*lines, ""])
+
+
+def facts_as_json(found: Sequence[Fact]) -> dict[str, Any]:
+    """The same for programs."""
+    listed = [
+        {"name": fact.name, "value": fact.value, "severity": fact.severity and fact.severity.value, "do": fact.do}
+        for fact in found
+    ]
+    return {"exit_code": exit_code_of_facts(found), "facts": listed}
