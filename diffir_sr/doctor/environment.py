@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.version import cuda as BUILT_FOR
 
 from diffir_sr.doctor.findings import EXIT_CODES, Severity
 from diffir_sr.doctor.machine import Speed, available_cpus, gpu_driver, measure_disk, memory_bytes
@@ -131,9 +132,7 @@ def _machine() -> Iterator[Fact]:
 
 def _gpus() -> Iterator[Fact]:
     driver = gpu_driver()
-    yield Fact(
-        "driver", f"{driver or 'no NVIDIA driver found'}; torch is built for CUDA {torch.version.cuda or 'none'}"
-    )
+    yield Fact("driver", f"{driver or 'no NVIDIA driver found'}; torch is built for CUDA {BUILT_FOR or 'none'}")
     if not torch.cuda.is_available():
         if driver:
             do = "install a build of torch for this driver: https://pytorch.org/get-started/locally"

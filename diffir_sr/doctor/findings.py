@@ -27,7 +27,11 @@ class Kind:
 E, W, N = Severity
 KINDS: dict[str, Kind] = {
     "options": Kind(E, "the option file itself is wrong", "correct the option file, see 'diffir options check'"),
-    "source": Kind(E, "a folder, LMDB or list cannot be used at all", "correct the path, or prepare the data again"),
+    "source": Kind(
+        E,
+        "a folder, LMDB or list cannot be used, and nothing of it was examined",
+        "correct the path, or prepare the data again",
+    ),
     "unreadable": Kind(E, "damaged, cut short or no image", "copy the file again, or remove it and its partner"),
     "partner": Kind(E, "an image without its partner", "add or remove images, or correct filename_tmpl"),
     "scale": Kind(

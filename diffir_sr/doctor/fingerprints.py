@@ -110,10 +110,8 @@ def landmarks(image: np.ndarray) -> np.ndarray:
         whole += rows[shift : shift + height]
     whole ^= whole >> np.uint64(29)
     whole *= np.uint64(0xBF58476D1CE4E5B9)
-    top, left = np.nonzero(whole >> np.uint64(52) == 0)
-    kept = [
-        whole[y, x]
-        for y, x in zip(top.tolist(), left.tolist(), strict=True)
-        if colours[y : y + _WINDOW, x : x + _WINDOW, 1].std() >= _LEAST_CONTRAST
-    ]
-    return np.unique(np.array(kept, np.uint64))
+    chosen = np.flatnonzero(whole >> np.uint64(52) == 0)
+    marks, first = np.unique(whole.ravel()[chosen], return_index=True)  # a flat area is one mark, however large
+    places = zip(*(where.tolist() for where in np.unravel_index(chosen[first], whole.shape)), strict=True)
+    windows = (colours[y : y + _WINDOW, x : x + _WINDOW, 1] for y, x in places)
+    return marks[[float(window.std()) >= _LEAST_CONTRAST for window in windows]]

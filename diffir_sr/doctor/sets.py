@@ -26,7 +26,8 @@ def compare_all(seen: Sequence[Seen], *, training: frozenset[str]) -> list[Findi
     findings: list[Finding] = []
     for images in groups.values():
         findings += _mixtures(images)
-        findings += _duplicates([image for image in images if image.is_main and image.role != "mask"])
+        for role in ("gt", "lq"):  # apart, since a degraded image without partner looks like its ground truth
+            findings += _duplicates([image for image in images if image.is_main and image.role == role])
     pictures = [image for image in seen if image.is_main and image.role != "mask"]
     trained = [image for image in pictures if image.dataset in training]
     findings += _leaks(trained, [image for image in pictures if image.dataset not in training])
