@@ -116,6 +116,12 @@ def test_cuts_of_a_test_photograph_are_found_among_training_images():
     assert "cuts/cat_s0" in findings[0]["found"]
 
 
+def test_black_pictures_are_neither_duplicates_nor_leaks():
+    for file in ("train/a.png", "train/b.png", "test/c.png"):
+        put(file, np.zeros((100, 100, 3), np.uint8))
+    assert checks(doctor("train", "--against", "test")[1]) == ["constant"] * 3
+
+
 def test_names_of_degraded_images_may_differ_by_a_template():
     put_pairs("x", TEST_PARTS)
     for file in list(Path("x/lq").iterdir()):

@@ -27,8 +27,8 @@ def compare_all(seen: Sequence[Seen], *, training: frozenset[str]) -> list[Findi
     for images in groups.values():
         findings += _mixtures(images)
         for role in ("gt", "lq"):  # apart, since a degraded image without partner looks like its ground truth
-            findings += _duplicates([image for image in images if image.is_main and image.role == role])
-    pictures = [image for image in seen if image.is_main and image.role != "mask"]
+            findings += _duplicates([image for image in images if _is_picture(image) and image.role == role])
+    pictures = [image for image in seen if _is_picture(image)]
     trained = [image for image in pictures if image.dataset in training]
     findings += _leaks(trained, [image for image in pictures if image.dataset not in training])
     return findings
@@ -37,6 +37,11 @@ def compare_all(seen: Sequence[Seen], *, training: frozenset[str]) -> list[Findi
 def group_of(dataset: str) -> str:
     """The dataset that a source belongs to: train of `train #1`."""
     return dataset.partition(" #")[0]
+
+
+def _is_picture(image: Seen) -> bool:
+    """Whether an image can be recognised; those of one colour all over are told already, and all alike."""
+    return image.is_main and image.role != "mask" and image.colours != "one colour"
 
 
 def _mixtures(images: Sequence[Seen]) -> Iterator[Finding]:
