@@ -1,5 +1,6 @@
 """What the doctor is pointed at: option files of any dataset type, folders, and sources that cannot be used."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -166,6 +167,23 @@ def test_a_manifest_is_compared_in_both_directions():
         assert any(part_of in text for text in found)
     Path("x/gt.manifest.jsonl").write_text("{}\n")
     assert "cannot be read" in doctor("x/gt")[1][0]["found"]
+
+
+def test_a_manifest_of_an_lmdb_names_keys_or_paths():
+    for name in ("100% b", "sub/c.d"):
+        put(f"x/{name}.png", part(*TEST_PARTS["face" if "/" in name else "suit"]))
+    prepare("lmdb", "x", "-o", "x.lmdb")
+    digests = {}
+    change_lmdb("x.lmdb", lambda transaction: digests.update(transaction.cursor().iternext()))
+    digests = {bytes(key).decode(): hashlib.sha256(value).hexdigest() for key, value in digests.items()}
+    assert sorted(digests) == ["100%25%20b", "sub/c%2Ed"]
+    for names in (digests, ["100% b.png", "sub/c.d.png"]):
+        for wrong, expected in ((False, []), (True, ["manifest", "manifest"])):
+            lines = [{"diffir_manifest": 1}]
+            for name, digest in zip(names, digests.values(), strict=True):
+                lines.append({"name": name, "sha256": digest[::-1] if wrong else digest})
+            Path("x.lmdb.manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            assert checks(doctor("x.lmdb")[1]) == expected
 
 
 def test_json_may_go_to_the_terminal(capsys):

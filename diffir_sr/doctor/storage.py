@@ -113,7 +113,7 @@ def _compare_with_manifest(storage: Storage, dataset: str) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         storage.findings.append(Finding("manifest", str(path), f"cannot be read ({error})", dataset))
         return
-    made = {name_of(without_suffix(entry["name"])): entry for entry in entries}
+    made = {_name_in(storage, without_suffix(entry["name"])): entry for entry in entries}
     for name in sorted(made.keys() - storage.images.keys()):
         storage.findings.append(Finding("manifest", str(path), f"{name}: was made, but is not there", dataset))
     for name in sorted(storage.images.keys() - made.keys()):
@@ -123,8 +123,13 @@ def _compare_with_manifest(storage: Storage, dataset: str) -> None:
         storage.images[name] = replace(storage.images[name], sha256=str(made[name]["sha256"]))
 
 
+def _name_in(storage: Storage, written: str) -> str:
+    """The name that a manifest means: of a file, or of an LMDB's key."""
+    return written if written in storage.images else name_of(written)
+
+
 def _read_manifest(path: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not lines or "diffir_manifest" not in lines[0]:
         raise ValueError("the first line is no header of a manifest")
-    return [line for line in lines[1:] if line["name"] and line["sha256"]]
+    return [line for line in lines[1:] if "name" in line and "sha256" in line]
