@@ -222,3 +222,9 @@ def test_the_exit_code_follows_the_worst_finding(seed):
     code, found, _ = doctor(options, *MASKED)
     assert found == [(check, where)]
     assert code == {Severity.ERROR: 1, Severity.WARNING: 3, Severity.NOTE: 0}[KINDS[check].severity]
+
+
+def test_the_document_explains_every_kind_in_the_words_of_the_report():
+    document = (Path(__file__).parents[1] / "docs/doctor.md").read_text()
+    for check, kind in KINDS.items():
+        assert f"| {kind.severity.value} | {check} | {kind.meaning} | {kind.remedy} |\n" in document
