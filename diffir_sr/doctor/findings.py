@@ -47,7 +47,7 @@ KINDS: dict[str, Kind] = {
     "manifest": Kind(E, "not what the manifest says was made", "prepare the data again"),
     "shift": Kind(
         W,
-        "degraded image beside its ground truth by a third of a pixel or more",
+        "degraded image beside its ground truth by 0.3 of its pixels or more",
         "downscale with 'diffir prepare downscale', whose pixel centres are aligned; strided and nearest ones are not",
     ),
     "duplicate": Kind(W, "the same pixels twice in one set", "remove one of them"),

@@ -14,8 +14,8 @@ _LEAST_DEVIATIONS = 8.0  # standard deviations above chance
 def has_jpeg_grid(grey: np.ndarray) -> bool:
     """Whether brightness (H, W) has steps every 8 pixels along both axes, as strong JPEG compression leaves them.
 
-    A step between two pixels counts where it is larger than those before and after it. Mild compression
-    (quality of about 85 and more) leaves too little to tell, and so does a picture that was rescaled afterwards.
+    A step between two pixels counts where it is larger than those before and after it. Mild compression (quality 90
+    and more), dense texture and rescaling afterwards leave too little to tell.
     """
     if min(grey.shape) < _LEAST_SIDE:
         return False
