@@ -17,6 +17,7 @@ ALLOWED = {
     "checkpoints": {"errors", "archs", "compat"},
     "data": {"errors", "data", "lmdb_reading"},
     "prepare": {"errors", "data", "prepare", "options", "version"},
+    "doctor": {"errors", "data", "lmdb_reading", "losses", "options", "plugins", "prepare", "version", "doctor"},
     "options": {"errors", "archs", "options", "plugins"},
     "compat": {"errors", "lmdb_reading"},
     "models": {"errors", "data", "archs", "diffusion", "losses", "checkpoints", "compat", "models", "training"},
