@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from diffir_sr.data.images import encode_png, write_atomically
 from diffir_sr.data.sources import FolderSource, some
 from diffir_sr.errors import InputError
 from diffir_sr.prepare.jobs import check_apart, run_all
 from diffir_sr.prepare.storable import read_storable
+from diffir_sr.prepare.stored import Stored, Target, relative
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Cut:
     """One image and the squares to cut out of it."""
 
     file: Path
-    outputs: tuple[tuple[Path, int, int], ...]  # path, top, left
+    outputs: tuple[tuple[Target, int, int], ...]  # where to, top, left
     size: int
     compress_level: int
     to_8bit: bool
@@ -27,9 +27,9 @@ class Cut:
 
 @dataclass(frozen=True)
 class Done:
-    """How many squares of one image were written."""
+    """The squares of one image."""
 
-    written: int
+    squares: tuple[Stored, ...]
     dropped_alpha: bool = False
 
 
@@ -77,7 +77,7 @@ def plan(
             for left in starts(width, size=size, step=step, threshold=threshold)
         ]
         outputs = tuple(
-            (output / f"{stems[name]}_s{number:03d}.png", top, left)
+            (Target(output, f"{stems[name]}_s{number:03d}.png", relative(source.file(name), source.path)), top, left)
             for number, (top, left) in enumerate(corners, start=1)
         )
         cuts.append(Cut(source.file(name), outputs, size, compress_level, to_8bit))
@@ -100,18 +100,21 @@ def run(cuts: list[Cut], *, jobs: int, overwrite: bool) -> list[Done]:
 
 
 def _cut_missing(cut: Cut) -> Done:
-    return _cut(cut, [output for output in cut.outputs if not output[0].exists()])
+    return _cut(cut, {target for target, _, _ in cut.outputs if not target.path.exists()})
 
 
 def _cut_all(cut: Cut) -> Done:
-    return _cut(cut, list(cut.outputs))
+    return _cut(cut, {target for target, _, _ in cut.outputs})
 
 
-def _cut(cut: Cut, outputs: list[tuple[Path, int, int]]) -> Done:
-    if not outputs:
-        return Done(written=0)
-    stored = read_storable(cut.file, to_8bit=cut.to_8bit)
-    for path, top, left in outputs:
-        square = np.ascontiguousarray(stored.image[top : top + cut.size, left : left + cut.size])
-        write_atomically(encode_png(square, compress_level=cut.compress_level), path)
-    return Done(len(outputs), stored.dropped_alpha)
+def _cut(cut: Cut, missing: set[Target]) -> Done:
+    if not missing:
+        return Done(tuple(target.keep() for target, _, _ in cut.outputs))
+    stored, squares = read_storable(cut.file, to_8bit=cut.to_8bit), []
+    for target, top, left in cut.outputs:
+        if target in missing:
+            square = np.ascontiguousarray(stored.image[top : top + cut.size, left : left + cut.size])
+            squares.append(target.store_png(square, compress_level=cut.compress_level))
+        else:
+            squares.append(target.keep())
+    return Done(tuple(squares), stored.dropped_alpha)
