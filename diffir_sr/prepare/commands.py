@@ -41,6 +41,12 @@ def add_prepare_parser(commands: argparse._SubParsersAction[Any]) -> None:
         metavar="x4",
         help="leave this out of names, so that squares of 0801x4 are named as those of their ground truth 0801",
     )
+    cut.add_argument(
+        "--small",
+        choices=["error", "skip", "keep"],
+        default="error",
+        help="images smaller than a square: an error (default), left out, or kept whole in the direction that is short",
+    )
     add_overwrite(cut)
     add_to_8bit(cut)
 
@@ -90,6 +96,7 @@ def _subimages(args: argparse.Namespace) -> int:
         compress_level=args.compress_level,
         drop_suffix=args.drop_suffix,
         to_8bit=args.to_8bit,
+        small=args.small,
     )
     paths = [target.path for cut in cuts for target, _, _ in cut.outputs]
     count = len(paths)
@@ -99,7 +106,7 @@ def _subimages(args: argparse.Namespace) -> int:
             f"{on_disk(count * args.size**2)}:"
             f"{examples(paths)}"
         )
-    names = ("size", "step", "threshold", "compress_level", "drop_suffix", "to_8bit")
+    names = ("size", "step", "threshold", "compress_level", "drop_suffix", "to_8bit", "small")
     job = Job(args.output, "subimages", {name: getattr(args, name) for name in names}, args.input)
     job.begin(overwrite=args.overwrite)
     done = subimages.run(cuts, jobs=args.jobs, overwrite=args.overwrite)

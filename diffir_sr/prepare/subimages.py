@@ -52,8 +52,10 @@ def plan(
     compress_level: int,
     drop_suffix: str = "",
     to_8bit: bool = False,
+    small: str = "error",
 ) -> list[Cut]:
-    """What to cut; raises InputError that lists all images smaller than a square. Files `<name>_s001.png` on.
+    """What to cut: files `<name>_s001.png` on. Images smaller than a square, in height or width, are skipped, kept
+    whole, or told in one InputError (`small` is skip, keep or error).
 
     `drop_suffix` is taken from the end of names, so that squares of 0801x4 are named as those of their ground truth.
     """
@@ -64,17 +66,21 @@ def plan(
     check_apart(source.path, output)
     stems = _stems(source, drop_suffix)
     sizes = source.sizes(source.names)
-    small = [f"{source.file(name)}: {high}x{wide}" for name, (high, wide) in sizes.items() if min(high, wide) < size]
-    if small:
+    little = [name for name, (high, wide) in sizes.items() if min(high, wide) < size]
+    if little and small == "error":
+        told = [f"{source.file(name)}: {sizes[name][0]}x{sizes[name][1]}" for name in little]
         raise InputError(
-            f"{len(small)} images are smaller than a {size}-pixel square: {some(small)}; lower --size or remove them"
+            f"{len(little)} images are smaller than a {size}-pixel square: {some(told)}; lower --size, or give --small "
+            "skip or keep"
         )
+    if small == "skip":
+        sizes = {name: size for name, size in sizes.items() if name not in set(little)}
     cuts = []
     for name, (height, width) in sizes.items():
         corners = [
             (top, left)
-            for top in starts(height, size=size, step=step, threshold=threshold)
-            for left in starts(width, size=size, step=step, threshold=threshold)
+            for top in starts(max(height, size), size=size, step=step, threshold=threshold)
+            for left in starts(max(width, size), size=size, step=step, threshold=threshold)
         ]
         outputs = tuple(
             (Target(output, f"{stems[name]}_s{number:03d}.png", relative(source.file(name), source.path)), top, left)
