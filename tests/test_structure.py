@@ -14,12 +14,17 @@ ALLOWED = {
     "diffusion": {"errors", "diffusion"},
     "losses": {"errors", "losses"},
     "lmdb_reading": {"errors"},
-    "checkpoints": {"errors", "archs", "compat"},
+    "cards": {"errors"},
+    "checkpoints": {"errors", "archs", "compat", "cards"},
     "data": {"errors", "data", "lmdb_reading"},
     "prepare": {"errors", "data", "prepare"},
     "options": {"errors", "archs", "options", "plugins"},
     "compat": {"errors", "lmdb_reading"},
-    "models": {"errors", "data", "archs", "diffusion", "losses", "checkpoints", "compat", "models", "training"},
+    "inference": {"errors", "data", "archs", "diffusion", "checkpoints", "inference"},
+    "models": {
+        *("errors", "data", "archs", "diffusion", "losses", "checkpoints", "compat", "models", "training"),
+        *("cards", "inference", "version"),
+    },
 }
 
 
