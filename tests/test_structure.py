@@ -20,7 +20,8 @@ ALLOWED = {
     "prepare": {"errors", "data", "prepare"},
     "options": {"errors", "archs", "options", "plugins"},
     "compat": {"errors", "lmdb_reading"},
-    "inference": {"errors", "data", "archs", "diffusion", "checkpoints", "inference"},
+    "describe": {"errors", "checkpoints"},
+    "inference": {"errors", "data", "archs", "diffusion", "checkpoints", "describe", "inference"},
     "models": {
         *("errors", "data", "archs", "diffusion", "losses", "checkpoints", "compat", "models", "training"),
         *("cards", "inference", "version"),
