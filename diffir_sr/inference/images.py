@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from diffir_sr.data.encoded import orientation
 from diffir_sr.data.images import decode
 from diffir_sr.errors import InputError
 from diffir_sr.inference.picture import Picture
@@ -37,7 +38,7 @@ class Facts:
     format: str
     height: int
     width: int
-    grey: bool
+    mode: str  # in Pillow's words
     icc: bytes | None
     exif: bytes | None
 
@@ -53,18 +54,20 @@ def facts(data: bytes, *, where: str) -> Facts:
         with _READERS[form][0](io.BytesIO(data)) as image:
             _refuse_unusual(image, where)
             width, height = image.size
-            turned = image.getexif().get(_ORIENTATION, 1) >= 5
-            if turned:
+            if form != "tiff" and orientation(data) >= 5:
                 width, height = height, width
-            grey = image.mode in _GREY or image.mode.startswith("I;")
-            exif = _exif(image) if form != "tiff" else None
-            return Facts(form, height, width, grey, image.info.get("icc_profile") or None, exif)
+            # Pillow would decode a whole PNG to look for EXIF behind its pixels.
+            hidden = form == "png" and "exif" not in image.info
+            exif = None if form == "tiff" or hidden else plain_exif(image)
+            return Facts(form, height, width, image.mode, image.info.get("icc_profile") or None, exif)
     except InputError:
         raise
     except (OSError, SyntaxError, ValueError, TypeError, struct.error, EOFError) as error:
-        raise InputError(
-            f"{where}: damaged or cut short, or no image ({error}); copy the file again or remove it"
-        ) from error
+        raise _damaged(where, error) from error
+
+
+def _damaged(where: str, error: Exception) -> InputError:
+    return InputError(f"{where}: damaged or cut short, or no image ({error}); copy the file again or remove it")
 
 
 def _refuse_unusual(image: Image.Image, where: str) -> None:
@@ -81,7 +84,7 @@ def _refuse_unusual(image: Image.Image, where: str) -> None:
         )
 
 
-def _exif(image: Image.Image) -> bytes | None:
+def plain_exif(image: Image.Image) -> bytes | None:
     """EXIF without what restoring makes untrue: the orientation, the size, the preview."""
     found = image.getexif()
     if not len(found):
@@ -98,7 +101,18 @@ def read_picture(data: bytes, *, where: str, known: Facts | None = None) -> Pict
     """The picture of an encoded file, upright; raises InputError that names `where`."""
     known = known or facts(data, where=where)
     pixels = decode(data, where=where)
-    # OpenCV makes colours of grey with alpha.
+    if known.format == "tiff" and known.mode in ("LA", "RGBA") and pixels.dtype == np.uint8:
+        pixels = _by_pillow(data, where)  # OpenCV multiplies alpha of 8 bits into the colours, or drops it
     alpha = np.ascontiguousarray(pixels[..., -1]) if pixels.shape[2] in (2, 4) else None
-    colours = pixels[..., :1] if known.grey or pixels.shape[2] < 3 else pixels[..., :3]
+    # OpenCV makes colours of grey with alpha.
+    grey = known.mode in _GREY or known.mode.startswith("I;")
+    colours = pixels[..., :1] if grey or pixels.shape[2] < 3 else pixels[..., :3]
     return Picture(np.ascontiguousarray(colours), alpha, known.icc, known.exif, known.format)
+
+
+def _by_pillow(data: bytes, where: str) -> np.ndarray:
+    try:
+        with TiffImageFile(io.BytesIO(data)) as image:
+            return np.array(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise _damaged(where, error) from error

@@ -12,11 +12,10 @@ from PIL import Image, ImageOps
 
 from diffir_sr.data.images import read_file
 from diffir_sr.errors import InputError
-from diffir_sr.inference.images import Facts, facts, read_picture
+from diffir_sr.inference.images import Facts, facts, plain_exif, read_picture
 from diffir_sr.inference.picture import Picture, as_bits
 
 Back = Callable[[Picture], Any]
-_ORIENTATION = 0x0112
 
 
 def opened(image: Any, *, check: Callable[[int, int, str], None]) -> tuple[Picture, Back, str]:
@@ -91,15 +90,13 @@ def _to_array(given: np.ndarray) -> Back:
 def _from_pil(image: Image.Image, where: str) -> Picture:
     if getattr(image, "n_frames", 1) > 1 and getattr(image, "is_animated", True) and image.format != "MPO":
         raise InputError(f"{where}: {image.n_frames} pictures in one, expected one; give the frame you mean")  # type: ignore[attr-defined]
-    exif = Image.Exif()
-    exif.update({tag: value for tag, value in image.getexif().items() if tag != _ORIENTATION})
-    icc = image.info.get("icc_profile")
+    icc, exif = image.info.get("icc_profile"), plain_exif(image)
     upright = ImageOps.exif_transpose(image)
     pixels = np.asarray(_plain_mode(upright, where))
     if pixels.dtype == np.int32:
         pixels = np.clip(pixels, 0, 65535).astype(np.uint16)
     found = _from_array(pixels)
-    return Picture(found.colours, found.alpha, icc, exif.tobytes() if len(exif) else None)
+    return Picture(found.colours, found.alpha, icc, exif)
 
 
 def _plain_mode(image: Image.Image, where: str) -> Image.Image:

@@ -122,16 +122,15 @@ def as_bits(values: np.ndarray, kind: Any) -> np.ndarray:
 
 
 def _stored(picture: Picture) -> np.ndarray:
-    """Channels as a file can hold them: float becomes 16 bits."""
+    """Channels as readers can take them: float becomes 16 bits, grey with alpha becomes colours with alpha."""
     found = picture.channels
+    if found.shape[2] == 2:
+        found = found[..., [0, 0, 0, 1]]
     return found if found.dtype in (np.uint8, np.uint16) else as_bits(found, np.uint16)
 
 
 def _png(picture: Picture) -> bytes:
-    channels = _stored(picture)
-    if channels.shape[2] == 2:  # OpenCV writes no grey with alpha
-        channels = channels[..., [0, 0, 0, 1]]
-    data = encode_png(channels)
+    data = encode_png(_stored(picture))
     extra = b""
     if picture.icc:
         extra += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(picture.icc))
