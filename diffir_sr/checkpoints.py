@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from diffir_sr.archs.frames import FRAMES, GT_UNSHUFFLE
+from diffir_sr.cards import SUFFIX, read_card_file
 from diffir_sr.compat import why_unreadable
 from diffir_sr.errors import CheckpointError
 
 Tensors = Mapping[str, Tensor]
 LEVELS = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
 _KEYS = ("params_ema", "params")
+_LIGHTNING = "state_dict"
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Weights:
     path: Path
     key: str | None  # 'params_ema', 'params', or None where the file is the state dict itself
     tensors: dict[str, Tensor]
+    card: dict[str, Any] = field(default_factory=dict)  # what a safetensors file tells about its training
 
 
 @dataclass(frozen=True)
@@ -47,14 +50,18 @@ class Identity:
 def read_weights(path: str | Path, *, key: str | None = "params_ema") -> Weights:
     """The network stored in a `.pth` file under `key`, or under the other of params_ema and params, or bare.
 
-    Tensors arrive on the CPU; nothing in the file is executed. Raises CheckpointError for a missing, damaged or
-    foreign file.
+    A Lightning checkpoint (published inpainting) holds it under state_dict, with `generator.` before every name; a
+    `.safetensors` file holds one network and perhaps its model card. Tensors arrive on the CPU; nothing in the file
+    is executed. Raises CheckpointError for a missing, damaged or foreign file.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise CheckpointError(
             f"no such weights file: {path.resolve()}; train the stage that writes it, or correct the path"
         )
+    if path.suffix == SUFFIX:
+        tensors, card = read_card_file(path)
+        return Weights(path, None, {_bare(name): tensor for name, tensor in tensors.items()}, card)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
@@ -75,7 +82,18 @@ def _unwrap(content: Any, key: str | None) -> tuple[str | None, dict[str, Tensor
     for candidate in (key, *_KEYS):
         if candidate in content and _is_network(content[candidate]):
             return candidate, content[candidate]
+    if _is_network(content.get(_LIGHTNING)):
+        return _LIGHTNING, _generator(content[_LIGHTNING])
     return None, dict(content) if _is_network(content) else None
+
+
+def _generator(tensors: Tensors) -> dict[str, Tensor]:
+    """The restoring network of a Lightning module, which holds losses, a discriminator and a teacher beside it."""
+    for prefix in ("generator.", "generatorS2."):
+        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        if own:
+            return own
+    return dict(tensors)
 
 
 def _is_network(content: Any) -> bool:

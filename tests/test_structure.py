@@ -14,13 +14,19 @@ ALLOWED = {
     "diffusion": {"errors", "diffusion"},
     "losses": {"errors", "losses"},
     "lmdb_reading": {"errors"},
-    "checkpoints": {"errors", "archs", "compat"},
+    "cards": {"errors"},
+    "checkpoints": {"errors", "archs", "compat", "cards"},
     "data": {"errors", "data", "lmdb_reading"},
     "prepare": {"errors", "data", "prepare", "options", "version"},
     "doctor": {"errors", "data", "lmdb_reading", "losses", "options", "plugins", "prepare", "version", "doctor"},
     "options": {"errors", "archs", "options", "plugins"},
     "compat": {"errors", "lmdb_reading"},
-    "models": {"errors", "data", "archs", "diffusion", "losses", "checkpoints", "compat", "models", "training"},
+    "describe": {"errors", "checkpoints"},
+    "inference": {"errors", "data", "archs", "diffusion", "checkpoints", "describe", "inference"},
+    "models": {
+        *("errors", "data", "archs", "diffusion", "losses", "checkpoints", "compat", "models", "training"),
+        *("cards", "inference", "version"),
+    },
 }
 
 

@@ -18,7 +18,8 @@ from diffir_sr.archs.frames import (
 )
 from diffir_sr.archs.layers import PRIOR_WIDTH
 from diffir_sr.archs.prior import CPEN, PriorDenoiser
-from diffir_sr.diffusion.prior_diffusion import PriorDiffusion, start_noise
+from diffir_sr.diffusion.noise import picture_noise
+from diffir_sr.diffusion.prior_diffusion import PriorDiffusion
 from diffir_sr.errors import InputError, OptionError
 
 _NORMS = {"BiasFree": False, "WithBias": True}
@@ -136,7 +137,7 @@ class DiffIRS2(_DiffIR):
     """Stage 2: the prior comes from noise, walked back under a condition seen in the degraded image alone.
 
     forward(lq, prior, noise=...): training gives (image, priors after each reverse step) and needs the stage-1
-    prior and noise (B, 256). Evaluation gives the image and needs lq only; noise defaults to the draw of seed 0.
+    prior and noise (B, 256). Evaluation gives the image and needs lq only; noise defaults to each picture's own.
     As official S2_arch.py:DiffIRS2. `prediction` is ours: 'x0' (published) or 'eps' (the paper's text).
     """
 
@@ -203,13 +204,11 @@ class DiffIRS2(_DiffIR):
             walked = self.diffusion(lq, prior, noise=noise)
             return walked if prior_only else (self.restore(lq, walked[-1]), walked)
         whole = self.padded(lq)
-        estimated = self.encode(whole, noise=noise)
+        estimated = self.encode(whole, noise=picture_noise(lq, width=PRIOR_WIDTH) if noise is None else noise)
         return estimated if prior_only else self.cropped(self.restore(whole, estimated), lq)
 
-    def encode(self, lq: Tensor, *, noise: Tensor | None = None) -> Tensor:
-        """The prior (B, 256) of `lq` (padded sides), walked back from `noise` or from the draw of seed 0."""
-        if noise is None:
-            noise = start_noise(len(lq), width=PRIOR_WIDTH)
+    def encode(self, lq: Tensor, *, noise: Tensor) -> Tensor:
+        """The prior (B, 256) of `lq` (padded sides), walked back from `noise` (B, 256)."""
         noise = noise.to(lq)
         return cast(Tensor, self.diffusion.reverse(noise, self.condition(lq))[-1])
 

@@ -7,20 +7,10 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from diffir_sr.diffusion.schedule import scaled_linear_betas, schedule_constants
 from diffir_sr.errors import InputError, OptionError
-
-
-def start_noise(batch: int, *, width: int, seed: int = 0) -> Tensor:
-    """The same standard normal row (batch, width) for each image, drawn on the CPU from `seed`.
-
-    Equal rows make a result independent of batch size, order and device.
-    """
-    row = torch.randn(1, width, generator=torch.Generator().manual_seed(seed))
-    return row.expand(batch, width).clone()
 
 
 class PriorDiffusion(nn.Module):

@@ -15,13 +15,16 @@ import numpy as np
 import torch
 from basicsr.metrics import calculate_metric
 from basicsr.utils import imwrite, tensor2img
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
+from diffir_sr.archs.diffir_arch import DiffIRS2
 from diffir_sr.data.images import is_image_name, without_suffix
 from diffir_sr.data.sources import name_of
 from diffir_sr.errors import InputError
+from diffir_sr.inference.core import restored, start
+from diffir_sr.inference.engine import Engine
 
 logger = logging.getLogger("basicsr")
 
@@ -77,6 +80,13 @@ def image_names(paths: list[str]) -> list[str]:
         stem if counts[stem] == 1 else name.strip("/").replace("/", "_")
         for stem, name in zip(stems, names, strict=True)
     ]
+
+
+def restored_by(net: nn.Module, lq: Tensor, *, seed: int, device: torch.device) -> Tensor:
+    """The batch `lq` (B, C, H, W) restored as `diffir restore` does it; a network that is not ours is just called."""
+    if isinstance(net, DiffIRS2):
+        return restored(Engine(net, device=device), lq, seed=seed)
+    return net(lq, noise=start(lq, seed=seed).to(device))
 
 
 def measure(restored: Tensor, gt: Tensor | None, metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
