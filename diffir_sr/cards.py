@@ -44,10 +44,12 @@ def training_card(
 ) -> dict[str, Any]:
     """The card of a network that a training with these options saves."""
     train = (opt.get("datasets") or {}).get("train") or {}
+    prediction = (opt.get("network_g") or {}).get("prediction")  # the one argument that shapes do not tell
     data = {key: train[key] for key in ("name", "type", "dataroot_gt", "dataroot_lq") if train.get(key)}
     return {
         "name": opt["name"],
         "model": opt["model_type"],
+        **({"prediction": prediction} if prediction else {}),
         "weights": weights,
         "iterations": iteration,
         "data": data,

@@ -9,10 +9,11 @@ import pytest
 import torch
 from pictures import SMALL, photo, write_network
 from PIL import Image
-from toy import train_options, write_options
+from toy import run_training, train_options, write_options, write_pairs
 
 from diffir_sr import load_restorer, restore
-from diffir_sr.archs.diffir_arch import DiffIRS1
+from diffir_sr.archs.diffir_arch import DiffIRS1, DiffIRS2
+from diffir_sr.cards import write_card_file
 from diffir_sr.cli import basicsr_main, main
 from diffir_sr.data.images import encode_png
 from diffir_sr.errors import CheckpointError, InputError
@@ -50,6 +51,28 @@ def test_test_command_and_restorer_write_equal_bytes():
         tested = cv2.imread(f"results/same/visualization/mine/{name}_x.png")[..., ::-1]
         assert np.array_equal(tested, cv2.imread(f"out/{name}.png")[..., ::-1])
         assert np.array_equal(tested, restorer(f"lq/{name}.png").colours)
+
+
+def test_validation_while_training_writes_what_the_saved_checkpoint_restores():
+    write_pairs("data", count=2, lmdb=False)
+    assert run_training(train_options("s1", iterations=1)) == 0
+    options = train_options("s2", iterations=2)
+    options["val"] |= dict(save_img=True, seed=3)
+    assert run_training(options) == 0
+    assert main(["restore", "data/lq", "-o", "out", "--seed", "3", "-w", weights_of("toy_s2", 2)]) == 0
+    for name in ("p0", "p1"):
+        validated = cv2.imread(f"experiments/toy_s2/visualization/{name}/{name}_2.png")
+        assert np.array_equal(validated, cv2.imread(f"out/{name}.png"))
+
+
+def weights_of(run, iteration):
+    return f"experiments/{run}/models/net_g_{iteration}.safetensors"
+
+
+def test_the_card_tells_what_shapes_cannot():
+    network = DiffIRS2(**SMALL, prediction="eps")
+    write_card_file(network.state_dict(), {"prediction": "eps"}, "eps.safetensors")
+    assert load_restorer("eps.safetensors").network.diffusion.prediction == "eps"
 
 
 def test_bytes_do_not_depend_on_batch_order_or_thread(restorer):
@@ -174,7 +197,7 @@ def test_the_dial_goes_from_one_network_to_the_other():
     middle = load_restorer(faithful, blend=(sharp, 0.5))
     assert not np.allclose(middle(picture), ends[0], atol=1e-3)
     weights = [torch.load(file, weights_only=True)["params_ema"]["G.tail.1.weight"] for file in (faithful, sharp)]
-    assert torch.allclose(middle.engine.network.G.tail[1].weight, sum(weights) / 2)
+    assert torch.allclose(middle.network.G.tail[1].weight, sum(weights) / 2)
     with pytest.raises(CheckpointError, match="only weights of one network"):
         load_restorer(faithful, blend=(write_network("c.pth", task="deblur"), 0.5))
     with pytest.raises(InputError, match="from 0"):

@@ -25,7 +25,7 @@ def _network(weights: Weights) -> DiffIRS2:
             f"{weights.path.resolve()} is {identity}, which needs the true picture to restore; give the file of a "
             "stage-2 network (DiffIRS2Model or DiffIRGANS2Model wrote it)"
         )
-    network = DiffIRS2(**identity.arguments)
+    network = DiffIRS2(**identity.arguments, prediction=weights.card.get("prediction", "x0"))
     fit(network, weights, where="weights", strict=True)
     return network.eval().requires_grad_(False)
 

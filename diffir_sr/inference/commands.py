@@ -81,7 +81,7 @@ def _restore(args: argparse.Namespace) -> int:
     parts += [f"{outcome.kept} kept"] if outcome.kept else []
     parts += [f"{len(outcome.failures)} failed"] if outcome.failures else []
     each = f", {outcome.seconds / outcome.restored:.2f} s each" if outcome.restored else ""
-    out.write(f"{args.output}: {', '.join(parts)}{each} (seed {args.seed}, {restorer.engine.device})\n")
+    out.write(f"{args.output}: {', '.join(parts)}{each} (seed {args.seed}, {restorer.device})\n")
     return 1 if outcome.failures else 0
 
 

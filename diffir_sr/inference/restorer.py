@@ -45,9 +45,13 @@ class Restorer:
     `seed` and the picture's content decide the start noise, and so the result: equal bytes in any batch and order.
     """
 
-    def __init__(self, network: DiffIRS2, engine: Engine, *, seed: int = 0, about: str = "") -> None:
+    def __init__(
+        self, network: DiffIRS2, engine: Engine, *, device: torch.device, seed: int = 0, about: str = ""
+    ) -> None:
         self.frame = network.frame
+        self.network = network
         self.engine = engine
+        self.device = device
         self.seed = seed
         self._about = about
 
@@ -170,14 +174,9 @@ def load_restorer(
     cpu, cuda or cuda:N. Raises CheckpointError for a file that holds no stage 2 of DiffIR.
     """
     network, about = load_stage_2(Path(weights)) if blend is None else blended(Path(weights), Path(blend[0]), blend[1])
-    engine = Engine(
-        network,
-        device=device_of(device),
-        dtype=_dtype_of(dtype),
-        tile_mode=tile_mode,
-        memory_limit=memory_limit,
-    )
-    return Restorer(network, engine, seed=seed, about=about)
+    where, kind = device_of(device), _dtype_of(dtype)
+    engine = Engine(network, device=where, dtype=kind, tile_mode=tile_mode, memory_limit=memory_limit)
+    return Restorer(network, engine, device=where, seed=seed, about=about)
 
 
 def restore(
