@@ -49,6 +49,8 @@ setup(
     ],
     extras_require={
         "quickstart": ["scikit-image", "matplotlib"],  # its photographs; the pictures of the report
+        # LPIPS and its heads; DISTS' weights, FID and KID. ImageNet backbones: see CONTRIBUTING.md.
+        "metrics": ["lpips", "torchmetrics"],
         "dev": [
             "pytest",
             "pytest-xdist",

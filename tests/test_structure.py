@@ -7,12 +7,24 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "diffir_sr"
 FILES = sorted(PACKAGE.rglob("*.py"))
-MAY_IMPORT_BASICSR = {"compat", "registration", "data", "models", "training", "options", "quickstart", "metrics"}
+MAY_IMPORT_BASICSR = {
+    "compat",
+    "registration",
+    "data",
+    "models",
+    "training",
+    "options",
+    "quickstart",
+    "metrics",
+    "evaluation",
+}
 ALLOWED = {
     "errors": {""},
     "archs": {"errors", "archs", "diffusion"},
     "diffusion": {"errors", "diffusion"},
     "losses": {"errors", "losses"},
+    "metrics": {"errors", "losses", "metrics"},
+    "evaluation": {"errors", "data", "losses", "metrics", "plugins", "evaluation"},
     "lmdb_reading": {"errors"},
     "checkpoints": {"errors", "archs", "compat"},
     "data": {"errors", "data", "lmdb_reading"},
