@@ -32,7 +32,18 @@ ALLOWED = {
     "doctor": {"errors", "data", "lmdb_reading", "losses", "options", "plugins", "prepare", "version", "doctor"},
     "options": {"errors", "archs", "options", "plugins"},
     "compat": {"errors", "lmdb_reading"},
-    "models": {"errors", "data", "archs", "diffusion", "losses", "checkpoints", "compat", "models", "training"},
+    "models": {
+        "errors",
+        "data",
+        "archs",
+        "diffusion",
+        "losses",
+        "metrics",
+        "checkpoints",
+        "compat",
+        "models",
+        "training",
+    },
 }
 
 
