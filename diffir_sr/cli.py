@@ -11,6 +11,7 @@ from pathlib import Path
 from diffir_sr.compat import SaveFailed
 from diffir_sr.doctor.commands import add_doctor_parser
 from diffir_sr.errors import DiffIRError
+from diffir_sr.evaluation.commands import add_evaluate_parser
 from diffir_sr.options import load_options
 from diffir_sr.options.commands import add_options_parser
 from diffir_sr.plugins import load_plugins
@@ -76,7 +77,7 @@ def _test(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`diffir prepare|options|weights|describe|quickstart|doctor ...`."""
+    """`diffir prepare|options|weights|describe|quickstart|doctor|evaluate ...`."""
     return _run(diffir_parser(), argv)
 
 
@@ -92,6 +93,7 @@ def diffir_parser() -> argparse.ArgumentParser:
         add_describe_parser,
         add_quickstart_parser,
         add_doctor_parser,
+        add_evaluate_parser,
     ):
         add(commands)
     return parser

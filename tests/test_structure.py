@@ -24,7 +24,7 @@ ALLOWED = {
     "diffusion": {"errors", "diffusion"},
     "losses": {"errors", "losses"},
     "metrics": {"errors", "losses", "metrics"},
-    "evaluation": {"errors", "data", "losses", "metrics", "plugins", "evaluation"},
+    "evaluation": {"errors", "data", "metrics", "models", "evaluation"},
     "lmdb_reading": {"errors"},
     "checkpoints": {"errors", "archs", "compat"},
     "data": {"errors", "data", "lmdb_reading"},
