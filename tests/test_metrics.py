@@ -1,5 +1,9 @@
 """PSNR and SSIM against second implementations, and images that metrics refuse."""
 
+import re
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
 import skimage.data
@@ -120,3 +124,22 @@ def test_a_wrong_size_channel_count_or_range_is_an_error(message):
 def test_an_unknown_convention_is_named():
     with pytest.raises(InputError, match="basicsr, matlab, found 'skimage'"):
         ssim(IMAGE, IMAGE, convention="skimage")
+
+
+def moved(image, pixels):
+    """The mean of `pixels` copies of an image, each one pixel further to the side."""
+    return cv2.filter2D(image, -1, np.full((1, pixels), 1 / pixels))
+
+
+def test_the_documented_difference_of_the_ssim_conventions_is_the_measured_one():
+    page = (Path(__file__).parents[1] / "docs/metrics.md").read_text()
+    rows = re.findall(r"^\| (\w+) \[(\d+):(\d+), (\d+):(\d+)\] \| (\d+) \| ([\d. |]+) \|$", page, re.MULTILINE)
+    assert len(rows) == 6
+    for name, top, bottom, left, right, pixels, values in rows:
+        gt = getattr(skimage.data, name)()[int(top) : int(bottom), int(left) : int(right)].copy()
+        soft = moved(gt, int(pixels))
+        apart = np.mean([ssim(soft[..., c].copy(), gt[..., c].copy(), convention="matlab") for c in range(3)])
+        measured = psnr(soft, gt), ssim(soft, gt), apart, ssim(soft, gt, convention="matlab")
+        told = [float(value) for value in values.split(" | ")]
+        assert told[0] == pytest.approx(measured[0], abs=0.006), name
+        assert told[1:] == pytest.approx(measured[1:], abs=6e-5), name
