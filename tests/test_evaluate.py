@@ -133,6 +133,16 @@ def test_distances_of_sets_are_called_by_their_features(capsys):
     assert "FID" not in capsys.readouterr().out
 
 
+def test_without_the_weights_of_inception_there_is_no_fid_and_a_way_without(capsys):
+    store("gt", {"a": PHOTO, "b": PHOTO})
+    store("restored", {"a": noisy(5), "b": noisy(5)})
+    assert main(["evaluate", "restored", "gt", "--preset", "inpaint", "--inception", "mine.pth"]) == 1
+    said = capsys.readouterr()
+    assert "weights of inception: no such file" in said.err
+    assert "to measure without FID and KID: --metrics lpips_vgg ssim fd_vgg16" in said.err
+    assert said.out == ""
+
+
 def test_presets_have_the_protocols_of_the_tables():
     how = {name: {m: (o["crop_border"], o.get("test_y_channel"), o.get("net")) for m, o in plan(name).images.items()}
            for name in PRESETS}  # fmt: skip

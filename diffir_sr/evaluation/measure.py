@@ -13,10 +13,10 @@ from tqdm import tqdm
 from diffir_sr.data.images import as_rgb_float
 from diffir_sr.data.mask_options import binary
 from diffir_sr.data.sources import Source, some
-from diffir_sr.errors import InputError
+from diffir_sr.errors import CheckpointError, InputError
 from diffir_sr.evaluation.pairing import Sets
 from diffir_sr.evaluation.presets import SET_METRICS, Plan
-from diffir_sr.metrics.fid import Kind, SetDistance, inception_features, vgg16_features
+from diffir_sr.metrics.fid import Features, Kind, SetDistance, inception_features, vgg16_features
 from diffir_sr.metrics.images import as_unit_tensor
 
 _NIQE_BLOCK = 96
@@ -102,10 +102,20 @@ def _value(restored: np.ndarray, gt: np.ndarray, opt: dict[str, Any]) -> float:
 
 def _distances(plan: Plan, weights: str | None) -> dict[str, SetDistance]:
     wanted = {SET_METRICS[name][1] for name in plan.sets}
-    features = {"inception": inception_features(weights)} if "inception" in wanted else {}
+    features = {"inception": _inception(plan, weights)} if "inception" in wanted else {}
     features |= {"vgg16": vgg16_features()} if "vgg16" in wanted else {}
     kinds = {name: SET_METRICS[name] for name in plan.sets}
     return {name: SetDistance(features[what], cast(Kind, kind)) for name, (kind, what) in kinds.items()}
+
+
+def _inception(plan: Plan, weights: str | None) -> Features:
+    try:
+        return inception_features(weights)
+    except CheckpointError as error:
+        others = [*plan.images, "fd_vgg16"]
+        raise CheckpointError(
+            f"{error}\nor name it with --inception; to measure without FID and KID: --metrics {' '.join(others)}"
+        ) from error
 
 
 def _check_masks(sets: Sets, masks: Source | None) -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffir_sr.errors import CheckpointError, InputError, OptionError
-from diffir_sr.metrics.images import check_tensors
+from diffir_sr.metrics.images import check_tensors, default_device
 from diffir_sr.metrics.vgg_features import VGGStages
 from diffir_sr.metrics.weights import check_published, find_weights, load_backbone
 
@@ -59,7 +59,7 @@ class SetDistance:
     "frechet" is the squared Fréchet distance of Gaussians fitted to the features (Heusel et al. 2017). "kernel" is
     the unbiased squared MMD under (x.y / D + 1)^3 (Bińkowski et al. 2018) over all images; where a set has more than
     1000, or the other one fewer, the mean over 100 seeded draws of as many from each. The arithmetic is that of
-    torchmetrics, in float64.
+    torchmetrics, in float64. Features are taken on the GPU where there is one.
     """
 
     def __init__(self, features: Features, kind: Kind = "frechet") -> None:
@@ -67,7 +67,8 @@ class SetDistance:
             raise OptionError(f"kind: expected one of {', '.join(_TITLES)}, found {kind!r}")
         self.kind: Kind = kind
         self._features = features
-        self._network = features.network.eval()
+        self._device = default_device()
+        self._network = features.network.eval().to(self._device)
         self._vectors: dict[bool, list[Tensor]] = {True: [], False: []}
 
     @property
@@ -81,7 +82,7 @@ class SetDistance:
         """Add images (N, 3, H, W) in [0, 1] to the true set or to the restored one; sizes may differ."""
         check_tensors(images, images, channels=(3,))
         with torch.no_grad():
-            vectors = self._network(images.float()).cpu()
+            vectors = self._network(images.float().to(self._device)).cpu()
         if vectors.ndim != 2 or len(vectors) != len(images):
             raise InputError(f"{self._features.name}: expected ({len(images)}, D), found {tuple(vectors.shape)}")
         self._vectors[real].append(vectors)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-import torch
 from basicsr.metrics.metric_util import reorder_image
 from torch import Tensor
 
 from diffir_sr.errors import InputError
 from diffir_sr.metrics.fidelity import ssim
-from diffir_sr.metrics.images import as_unit_tensor, check_arrays
+from diffir_sr.metrics.images import as_unit_tensor, check_arrays, default_device
 from diffir_sr.metrics.perceptual import Net, dists, lpips
 
 Order = Literal["HWC", "CHW"]
@@ -67,5 +66,4 @@ def _rgb(img: np.ndarray, img2: np.ndarray, border: int, order: str) -> tuple[np
 
 
 def _tensors(img: np.ndarray, img2: np.ndarray, border: int, order: str) -> list[Tensor]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return [as_unit_tensor(image).to(device) for image in _rgb(img, img2, border, order)]
+    return [as_unit_tensor(image).to(default_device()) for image in _rgb(img, img2, border, order)]
