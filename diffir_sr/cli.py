@@ -11,6 +11,7 @@ from pathlib import Path
 from diffir_sr.compat import SaveFailed
 from diffir_sr.doctor.commands import add_doctor_parser
 from diffir_sr.errors import DiffIRError
+from diffir_sr.evaluation.commands import add_evaluate_parser
 from diffir_sr.inference.commands import add_restore_parser
 from diffir_sr.options import load_options
 from diffir_sr.options.commands import add_options_parser
@@ -77,7 +78,7 @@ def _test(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`diffir restore|prepare|doctor|options|weights|describe|quickstart ...`."""
+    """`diffir restore|evaluate|prepare|doctor|options|weights|describe|quickstart ...`."""
     return _run(diffir_parser(), argv)
 
 
@@ -96,6 +97,7 @@ def diffir_parser() -> argparse.ArgumentParser:
         add_describe_parser,
         add_quickstart_parser,
         add_doctor_parser,
+        add_evaluate_parser,
     ):
         add(commands)
     return parser

@@ -7,12 +7,24 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "diffir_sr"
 FILES = sorted(PACKAGE.rglob("*.py"))
-MAY_IMPORT_BASICSR = {"compat", "registration", "data", "models", "training", "options", "quickstart", "metrics"}
+MAY_IMPORT_BASICSR = {
+    "compat",
+    "registration",
+    "data",
+    "models",
+    "training",
+    "options",
+    "quickstart",
+    "metrics",
+    "evaluation",
+}
 ALLOWED = {
     "errors": {""},
     "archs": {"errors", "archs", "diffusion"},
     "diffusion": {"errors", "diffusion"},
     "losses": {"errors", "losses"},
+    "metrics": {"errors", "losses", "metrics"},
+    "evaluation": {"errors", "data", "metrics", "models", "evaluation"},
     "lmdb_reading": {"errors"},
     "cards": {"errors"},
     "checkpoints": {"errors", "archs", "compat", "cards"},
@@ -24,7 +36,7 @@ ALLOWED = {
     "describe": {"errors", "checkpoints"},
     "inference": {"errors", "data", "archs", "diffusion", "checkpoints", "describe", "inference"},
     "models": {
-        *("errors", "data", "archs", "diffusion", "losses", "checkpoints", "compat", "models", "training"),
+        *("errors", "data", "archs", "diffusion", "losses", "metrics", "checkpoints", "compat", "models", "training"),
         *("cards", "inference", "version"),
     },
 }

@@ -22,6 +22,7 @@ from diffir_sr.checkpoints import fit, fitting, read_weights
 from diffir_sr.compat import vgg_features_from
 from diffir_sr.errors import OptionError
 from diffir_sr.losses.vgg_weights import load_vgg
+from diffir_sr.metrics.protocols import protocol
 from diffir_sr.models import validation as measuring
 from diffir_sr.models.health import refuse_broken_values, refuse_broken_weights
 from diffir_sr.models.saving import CardFiles
@@ -295,7 +296,7 @@ class RestorationModel(SRModel, ABC):
                 self._update_best_metric_result(dataset_name, name, value, current_iter)
                 best = self.best_metric_results[dataset_name][name]
                 lines.append(
-                    f"\t # {name} ({measuring.protocol(opt)}): {value:.4f}"
+                    f"\t # {name} ({protocol(opt)}): {value:.4f}"
                     + (f"\tBest: {best['val']:.4f} @ {best['iter']} iter" if self.is_train else "")
                 )
                 if tb_logger:

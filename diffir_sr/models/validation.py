@@ -112,14 +112,6 @@ def gathered(scores: dict[int, tuple[str, dict[str, float]]], *, world_size: int
     return Scores([name for name, _ in merged.values()], [row for _, row in merged.values()])
 
 
-def protocol(opt: Mapping[str, Any]) -> str:
-    """How a metric was measured, to stand beside its value: channel and border."""
-    parts = ["Y" if opt.get("test_y_channel") else "RGB"]
-    if "crop_border" in opt:
-        parts.append(f"border {opt['crop_border']}")
-    return ", ".join(parts)
-
-
 class Stopwatch:
     """Seconds since it was made."""
 

@@ -20,10 +20,15 @@ _PIXEL = {
     "loss_weight": "Factor on the loss.",
     "reduction": "How pixels are put together: mean, sum or none.",
 }
-_FIDELITY = {
+_METRIC = {
     "crop_border": "Pixels left out at each side.",
     "input_order": "Order of the image's axes; leave it as it is.",
-    "test_y_channel": "Whether brightness (Y of BT.601) is compared instead of RGB.",
+    "better": "Which value is the best one of a run: higher or lower; by default what the metric means.",
+}
+_FIDELITY = {**_METRIC, "test_y_channel": "Whether brightness (Y of BT.601) is compared instead of RGB."}
+_PERCEPTUAL = {
+    **_METRIC,
+    "backbone": "File with the network's ImageNet weights; by default they are looked for, see metrics.md.",
 }
 # (kind, registered name): argument: sentence
 ARGUMENTS: dict[tuple[str, str], dict[str, str]] = {
@@ -64,4 +69,8 @@ ARGUMENTS: dict[tuple[str, str], dict[str, str]] = {
     },
     ("metric", "calculate_psnr"): _FIDELITY,
     ("metric", "calculate_ssim"): _FIDELITY,
+    ("metric", "calculate_ssim_matlab"): _FIDELITY,
+    ("metric", "calculate_niqe"): {**_METRIC, "convert_to": "What is looked at: y (brightness) or gray."},
+    ("metric", "calculate_lpips"): {**_PERCEPTUAL, "net": "Network that compares: alex or vgg."},
+    ("metric", "calculate_dists"): _PERCEPTUAL,
 }
