@@ -64,3 +64,10 @@ def test_the_protocol_names_channel_border_and_variant():
     assert protocol(dict(type="calculate_lpips", net="vgg")) == "RGB, border 0, net vgg"
     assert protocol(dict(type="calculate_niqe", crop_border=0)) == "Y, border 0"
     assert protocol(dict(type="calculate_ssim_matlab")) == "RGB, border 0, MATLAB's, window over channels too"
+
+
+@pytest.mark.parametrize(("name", "pinned"), [("astronaut", 3.07), ("coffee", 4.12)])
+def test_niqe_of_photographs_is_the_pinned_one(name, pinned):
+    image = getattr(skimage.data, name)()
+    found = calculate_metric({"img": image[..., ::-1]}, dict(type="calculate_niqe", crop_border=0, better="lower"))
+    assert found == pytest.approx(pinned, abs=0.006)
