@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffir_sr.compat import SaveFailed
+from diffir_sr.doctor.commands import add_doctor_parser
 from diffir_sr.errors import DiffIRError
 from diffir_sr.inference.commands import add_restore_parser
 from diffir_sr.options import load_options
@@ -76,7 +77,7 @@ def _test(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`diffir restore|prepare|options|weights|describe|quickstart ...`."""
+    """`diffir restore|prepare|doctor|options|weights|describe|quickstart ...`."""
     return _run(diffir_parser(), argv)
 
 
@@ -94,6 +95,7 @@ def diffir_parser() -> argparse.ArgumentParser:
         add_weights_parser,
         add_describe_parser,
         add_quickstart_parser,
+        add_doctor_parser,
     ):
         add(commands)
     return parser

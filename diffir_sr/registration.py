@@ -4,7 +4,10 @@ from basicsr.archs.discriminator_arch import UNetDiscriminatorSN
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 
 from diffir_sr.archs.diffir_arch import DiffIRS1, DiffIRS2
+from diffir_sr.data.deblur_dataset import DeblurPairedDataset
+from diffir_sr.data.inpaint_dataset import InpaintDataset
 from diffir_sr.data.paired_dataset import PairedDataset
+from diffir_sr.data.realesrgan_dataset import RealESRGANDataset, RealESRGANPairedDataset
 from diffir_sr.data.single_dataset import SingleDataset
 from diffir_sr.losses.prior_loss import KDLoss
 from diffir_sr.models.diffir_gan_s2_model import DiffIRGANS2Model
@@ -17,7 +20,14 @@ def register() -> None:
     contents = {
         # BasicSR has this discriminator under a suffixed name; published files use the bare one.
         ARCH_REGISTRY: (DiffIRS1, DiffIRS2, UNetDiscriminatorSN),
-        DATASET_REGISTRY: (PairedDataset, SingleDataset),
+        DATASET_REGISTRY: (
+            PairedDataset,
+            SingleDataset,
+            DeblurPairedDataset,
+            RealESRGANDataset,
+            RealESRGANPairedDataset,
+            InpaintDataset,
+        ),
         LOSS_REGISTRY: (KDLoss,),
         MODEL_REGISTRY: (DiffIRS1Model, DiffIRS2Model, DiffIRGANS2Model),
     }

@@ -13,9 +13,10 @@ from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 from toy import write_pairs
 
 from diffir_sr.cli import main
+from diffir_sr.data.checks import check_dataset_options
 from diffir_sr.data.images import as_rgb_float, decode, encode_png
 from diffir_sr.data.paired_dataset import PairedDataset
-from diffir_sr.data.pairs import check_paired_options, find_pairs
+from diffir_sr.data.pairs import find_pairs
 from diffir_sr.data.single_dataset import SingleDataset
 from diffir_sr.data.sources import key_of, name_of, open_source
 from diffir_sr.errors import InputError
@@ -192,7 +193,7 @@ def test_images_without_ground_truth_keep_their_names():
 
 def refused(message, **change):
     with pytest.raises(InputError, match=message) as error:
-        check_paired_options(options(lmdb=False, **change))
+        check_dataset_options(options(lmdb=False, **change))
     return str(error.value)
 
 
@@ -232,14 +233,14 @@ def test_images_smaller_than_the_patch_are_listed():
 def test_a_backend_that_contradicts_the_path_is_refused():
     write_pairs("data")
     with pytest.raises(InputError, match=r"io_backend\.type is 'disk', but .*lq\.lmdb is an LMDB; set it to 'lmdb'"):
-        check_paired_options(options(io_backend=dict(type="disk")))
+        check_dataset_options(options(io_backend=dict(type="disk")))
 
 
 def test_an_lmdb_without_its_list_says_how_to_make_one():
     write_pairs("data")
     Path("data/lq.lmdb/meta_info.txt").unlink()
     with pytest.raises(InputError, match=r"lq\.lmdb: this LMDB has no meta_info\.txt.*diffir prepare lmdb"):
-        check_paired_options(options())
+        check_dataset_options(options())
 
 
 def test_a_key_that_the_data_does_not_hold_is_named():
@@ -395,7 +396,7 @@ def test_folders_that_may_hold_16_bits_never_give_bytes():
 def test_basicsrs_class_is_told_that_it_cannot_read_bare_pixels():
     write_raw_pairs()
     with pytest.raises(InputError, match=r"holds bare pixels \(--codec raw\).*use type: PairedDataset"):
-        check_paired_options(options(type="PairedImageDataset"))
+        check_dataset_options(options(type="PairedImageDataset"))
 
 
 def test_pixels_of_a_wrong_length_are_an_error():

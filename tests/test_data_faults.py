@@ -10,8 +10,9 @@ from basicsr.data import build_dataset
 from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 
 from diffir_sr.cli import main
+from diffir_sr.data.checks import check_dataset_options
 from diffir_sr.data.paired_dataset import PairedDataset
-from diffir_sr.data.pairs import check_paired_options, find_pairs
+from diffir_sr.data.pairs import find_pairs
 from diffir_sr.data.single_dataset import SingleDataset
 from diffir_sr.data.sources import open_source
 from diffir_sr.errors import InputError
@@ -82,7 +83,7 @@ def test_lmdbs_of_basicsr_with_dots_in_their_keys_are_read():
 def test_a_template_works_on_lmdbs_as_on_folders():
     put_pair("0801", lq_name="0801x4")
     options = opt(filename_tmpl="{}x4", **as_lmdbs())
-    check_paired_options(options)
+    check_dataset_options(options)
     assert PairedDataset(options)[0]["lq_path"] == "0801x4"
 
 
@@ -103,9 +104,9 @@ def test_datasets_refuse_a_backend_that_contradicts_the_path(dataset):
 def refused_for_basicsr(message, **change):
     options = opt(io_backend=dict(type="disk"), **(dict(type="PairedImageDataset") | change))
     with pytest.raises(InputError, match=message) as error:
-        check_paired_options(options)
+        check_dataset_options(options)
     assert "use type: PairedDataset" in str(error.value) or "use type: SingleDataset" in str(error.value)
-    check_paired_options(options | dict(type=options["type"].replace("Image", "")))  # ours reads it
+    check_dataset_options(options | dict(type=options["type"].replace("Image", "")))  # ours reads it
     return str(error.value)
 
 
@@ -126,7 +127,7 @@ def test_sub_folders_and_strange_files_are_told_before_basicsr_fails_on_them():
 def test_good_data_of_basicsr_classes_passes_and_builds():
     put_pair("a")
     options = opt(type="PairedImageDataset", io_backend=dict(type="disk"))
-    check_paired_options(options)
+    check_dataset_options(options)
     assert len(build_dataset(options)) == 1
 
 
@@ -135,7 +136,7 @@ def test_a_folder_and_an_lmdb_make_pairs():
     roots = as_lmdbs()
     assert len(PairedDataset(opt(dataroot_gt=roots["dataroot_gt"]))) == 1
     with pytest.raises(InputError, match="one of lq and gt is a folder, the other an LMDB"):
-        check_paired_options(opt(type="PairedImageDataset", dataroot_gt=roots["dataroot_gt"]))
+        check_dataset_options(opt(type="PairedImageDataset", dataroot_gt=roots["dataroot_gt"]))
 
 
 def test_all_unreadable_files_are_named_at_once():

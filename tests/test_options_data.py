@@ -1,16 +1,9 @@
 """Rules about datasets: patch sizes, loaders, storage, degradation."""
 
 import pytest
-from basicsr.utils.registry import DATASET_REGISTRY
-from options_cases import ABSENT, REAL, STAGE_1, changed, load, problems, register
+from options_cases import ABSENT, REAL, STAGE_1, changed, load, problems
 
 _SR = {"type": "MSRResNet", "upscale": 4}
-
-
-@pytest.fixture
-def deblur_data(monkeypatch):
-    """A dataset class under the published name, as one that reads blurred images registers it."""
-    register(monkeypatch, DATASET_REGISTRY, "DeblurPairedDataset")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +57,7 @@ def test_patches_of_real_images_are_cut_after_degradation():
     assert problems(changed(options, {"gt_size": 250}))["gt_size"].startswith("250 does not fit")
 
 
-def test_growing_patches_are_checked_one_by_one(deblur_data):
+def test_growing_patches_are_checked_one_by_one():
     data = {**STAGE_1["datasets"]["train"], "type": "DeblurPairedDataset"}
     data |= {"mini_batch_sizes": [2, 1], "iters": [5, 5], "gt_sizes": [32, 49]}
     options = changed(STAGE_1, {"datasets.train": data, "network_g.scale": ABSENT, "scale": 1})
@@ -104,7 +97,8 @@ def test_basicsr_pairs_need_their_flips():
             "val.dataroot_lq",
             "PairedImageDataset needs two folders or two LMDBs, found one of each",
         ),
-        ({"train": {**REAL, "meta_info": None}}, "train.meta_info", "missing: the text file that lists the images"),
+        ({"train.source_weights": [1, 2]}, "train.source_weights", "2 weights for 1 sources"),
+        ({"train.dataroot_gt": ["a", "b"]}, "train.dataroot_lq", "names 1 places and dataroot_gt 2"),
         (
             {"train": {**REAL, "kernel_prob": [1.0]}},
             "train.kernel_prob",

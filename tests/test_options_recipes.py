@@ -124,7 +124,7 @@ def test_published_files_load_with_warnings_alone(path):
     told = {warning.split(": ")[1] for warning in loaded.warnings}
     expected = {"val.window_size"}
     if "DiffIRS2" in path.name and "train" in path.name:
-        expected |= {"train.lr_encoder", "gt_usm"}
+        expected |= {"train.lr_encoder", "queue_size"}
     assert told == expected
 
 

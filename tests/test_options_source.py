@@ -157,7 +157,18 @@ def test_a_missing_base_is_told_where_it_is_named():
 
 
 def test_a_base_must_be_a_path():
-    assert _read_fails("base: [a]") == "run.yml:1: base: expected the path of an option file, found the list ['a']"
+    assert _read_fails("base: [1]") == (
+        "run.yml:1: base: expected the path of an option file or a list of such, found the list [1]"
+    )
+
+
+def test_of_several_bases_the_later_wins_and_the_file_above_all():
+    Path("a.yml").write_text("x: {p: 1, q: 1, r: 1}\ny: 1\n")
+    Path("b.yml").write_text("x: {q: 2, r: 2}\nz: 2\n")
+    source = _read("base: [a.yml, b.yml]\nx: {r: 3}\n")
+    assert source.values == {"x": {"p": 1, "q": 2, "r": 3}, "y": 1, "z": 2}
+    told = {keys: str(source.places[keys]) for keys in (("x", "p"), ("x", "q"), ("x", "r"), ("z",))}
+    assert told == {("x", "p"): "a.yml:1", ("x", "q"): "b.yml:1", ("x", "r"): "run.yml:2", ("z",): "b.yml:2"}
 
 
 def test_base_may_be_nothing():

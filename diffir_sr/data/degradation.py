@@ -17,6 +17,7 @@ from basicsr.utils.diffjpeg import DiffJPEG
 from basicsr.utils.img_process_util import filter2D
 from torch import Tensor, nn
 
+from diffir_sr.data.kernels import FULL
 from diffir_sr.errors import InputError
 
 _MODES = ("area", "bilinear", "bicubic")
@@ -45,10 +46,14 @@ def ranges_from_options(opt: Mapping[str, Any]) -> tuple[StepRanges, StepRanges]
     names = [name for name in StepRanges.__dataclass_fields__ if name != "blur_prob"]
     steps = []
     for default, suffix in ((FIRST, ""), (SECOND, "2")):
-        given = {name: opt[name + suffix] for name in names if opt.get(name + suffix) is not None}
+        given = {name: _settled(opt[name + suffix]) for name in names if opt.get(name + suffix) is not None}
         blur = opt.get("second_blur_prob", default.blur_prob) if suffix else default.blur_prob
         steps.append(StepRanges(**{**default.__dict__, **given, "blur_prob": blur}))
     return steps[0], steps[1]
+
+
+def _settled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 class Degradation(nn.Module):
@@ -72,6 +77,12 @@ class Degradation(nn.Module):
         if height % self.scale or width % self.scale:
             raise InputError(f"gt: sides must be multiples of scale {self.scale}, got {height}x{width}")
         small = (height // self.scale, width // self.scale)
+        smallest = min(height, width) * min(1, *self.first.resize_range, 1 / self.scale)
+        if smallest < FULL // 2 + 1:
+            raise InputError(
+                f"gt: {height}x{width} pixels become {smallest:.0f} when shrunk, too few for kernels of {FULL}; take "
+                f"{int((FULL // 2 + 1) * min(height, width) / smallest) + 1} pixels or more (crop_pad_size)"
+            )
         x = _blurred(gt, kernel1, self.first.blur_prob, rng)
         factor = _resize_factor(self.first, rng)
         x = F.interpolate(x, scale_factor=factor, mode=_mode(rng))
@@ -87,7 +98,7 @@ class Degradation(nn.Module):
         else:
             x = self._jpeg(x, self.second, rng)
             x = _filtered(F.interpolate(x, size=small, mode=_mode(rng)), sinc_kernel)
-        return (x * 255).round().clamp(0, 255) / 255
+        return (x * 255).round().clamp(0, 255) * (1 / 255)  # as datasets and models make floats of bytes
 
     def _jpeg(self, x: Tensor, step: StepRanges, rng: np.random.Generator) -> Tensor:
         quality = _per_image(x, rng.uniform(*step.jpeg_range, size=len(x)))
@@ -179,3 +190,21 @@ class PairPool:
         for place, new_lq, new_gt in zip(chosen, lq.clone(), gt.clone(), strict=True):
             self._lq[place], self._gt[place] = new_lq, new_gt
         return out
+
+    def state(self) -> dict[str, Tensor]:
+        """All pairs, (n, 3, H, W); as bytes where that loses nothing."""
+        if not self._lq:
+            return {}
+        return {"lq": _as_bytes(torch.stack(self._lq)), "gt": _as_bytes(torch.stack(self._gt))}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the pairs that `state` gave."""
+        self._lq, self._gt = (
+            list(state[name].float() * (1 / 255) if state[name].dtype == torch.uint8 else state[name]) if state else []
+            for name in ("lq", "gt")
+        )
+
+
+def _as_bytes(images: Tensor) -> Tensor:
+    stored = (images * 255).round().clamp(0, 255).to(torch.uint8)
+    return stored if torch.equal(stored.float() * (1 / 255), images) else images

@@ -32,8 +32,11 @@ class KernelRanges:
     blur_sigma: Sequence[float] = (0.2, 3.0)
     betag_range: Sequence[float] = (0.5, 4.0)
     betap_range: Sequence[float] = (1.0, 2.0)
+    blur_kernel_size: int = FULL  # the largest
 
     def __post_init__(self) -> None:
+        if self.blur_kernel_size not in SIZES:
+            raise OptionError(f"blur_kernel_size: expected one of {SIZES}, got {self.blur_kernel_size}")
         unknown = set(self.kernel_list) - set(KINDS)
         if unknown:
             raise OptionError(f"kernel_list: unknown {', '.join(sorted(unknown))}; known: {', '.join(KINDS)}")
@@ -50,12 +53,14 @@ class KernelRanges:
         names = cls.__dataclass_fields__
         given: dict[str, Any] = {"blur_sigma": (0.2, 1.5)} if step == 2 else {}
         given |= {name: opt[name + suffix] for name in names if opt.get(name + suffix) is not None}
+        for name, value in given.items():
+            given[name] = tuple(value) if isinstance(value, list) else value
         return cls(**given)
 
 
 def blur_kernel(rng: np.random.Generator, ranges: KernelRanges) -> np.ndarray:
     """A kernel of a blur step, (21, 21), sum 1: a sinc filter with `sinc_prob`, else one of `kernel_list`."""
-    size = int(rng.choice(SIZES))
+    size = int(rng.choice([size for size in SIZES if size <= ranges.blur_kernel_size]))
     if rng.random() < ranges.sinc_prob:
         lowest = math.pi / 3 if size < 13 else math.pi / 5
         kernel = circular_lowpass_kernel(rng.uniform(lowest, math.pi), size, pad_to=0)

@@ -97,19 +97,29 @@ EVALUATION: dict[str, MaskMix] = {
     "thin_256": MaskMix(Strokes(4, 50, 10, 40), Boxes(), 0.0),
     "thin_512": MaskMix(Strokes(4, 70, 20, 100), Boxes(), 0.0),
 }
+_TRIES = 1000
 LARGEST_SHARE = 0.5  # evaluation masks cover at most half of the image
 
 
 def evaluation_mask(kind: str, *, size: int, seed: int, name: str) -> np.ndarray:
-    """The mask of an image in an evaluation set, (size, size): a function of (kind, size, seed, name) alone.
-
-    Masks that cover more than half are drawn again, as the published script does.
-    """
+    """The mask of an image in an evaluation set, (size, size): a function of (kind, size, seed, name) alone."""
     key = f"{kind}_{size}"
     if key not in EVALUATION:
         raise InputError(f"no evaluation masks {kind!r} of {size} pixels; known: {', '.join(EVALUATION)}")
+    return mask_of_name(EVALUATION[key], key=key, height=size, width=size, seed=seed, name=name)
+
+
+def mask_of_name(mix: MaskMix, *, key: str, height: int, width: int, seed: int, name: str) -> np.ndarray:
+    """A mask of `mix`, (height, width), as a function of (seed, key, name) alone.
+
+    Masks that cover more than half are drawn again, as the published script does; so are empty ones.
+    """
     rng = np.random.default_rng((seed, zlib.crc32(f"{key}/{name}".encode())))
-    while True:
-        mask = mixed_mask(rng, EVALUATION[key], height=size, width=size)
+    for _ in range(_TRIES):
+        mask = mixed_mask(rng, mix, height=height, width=width)
         if 0 < mask.mean() <= LARGEST_SHARE:
             return mask
+    raise InputError(
+        f"{name}: of {_TRIES} {key} masks of {height}x{width} pixels none covers between nothing and half of it; the "
+        "image is too small for such holes, choose thinner ones"
+    )

@@ -2,126 +2,127 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import cv2
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
-from diffir_sr.data.images import as_rgb_float
-from diffir_sr.data.pairs import Pair, find_pairs
+from diffir_sr.data.arrays import random_corner, to_bytes, to_tensor, turned
+from diffir_sr.data.curriculum import curriculum_from_options
+from diffir_sr.data.draws import Draw, DrawnDataset, Mixture
+from diffir_sr.data.pairs import Pair, PairedSources, find_all_pairs
 from diffir_sr.data.sources import LmdbSource, check_backend
 from diffir_sr.errors import InputError
 
 
-class PairedDataset(Dataset[dict[str, Any]]):
+class PairedDataset(DrawnDataset):
     """Samples {lq, gt, lq_path, gt_path}: float32 RGB (3, H, W) in [0, 1], from folders or LMDBs.
 
-    Training: an aligned random crop of `gt_size` with flips (`use_hflip`) and quarter turns (`use_rot`), a function
-    of (`seed`, draw) alone, where draw is the number given to []; the image is draw modulo length. Otherwise whole
-    images, the ground truth cropped to scale times the degraded one. Options as BasicSR's PairedImageDataset.
+    Training: an aligned random crop of `gt_size` with flips (`use_hflip`) and quarter turns (`use_rot`); the pair is
+    draw modulo length. Several roots are mixed by `source_weights`. Otherwise whole images, the ground truth cropped
+    to scale times the degraded one. Options as BasicSR's PairedImageDataset.
     """
 
+    pads = False  # whether images smaller than a patch are padded
+
     def __init__(self, opt: Mapping[str, Any]) -> None:
+        super().__init__(seed=int(opt.get("seed") or 0))
         check_backend(opt)
         self.opt = opt
-        self.scale = int(opt["scale"])
-        self.training = opt["phase"] == "train"
+        self.scale = int(opt.get("scale") or 1)
+        self.training = opt.get("phase") == "train"
         self.gt_size = int(opt["gt_size"]) if self.training else None
-        found = find_pairs(
-            opt["dataroot_lq"],
-            opt["dataroot_gt"],
+        self.curriculum = curriculum_from_options(opt) if self.training else None
+        self.flips, self.turns = bool(opt.get("use_hflip")), bool(opt.get("use_rot"))
+        self.sources = self.find_pairs(opt)
+        self.mixture = Mixture(
+            [len(source.pairs) for source in self.sources], opt.get("source_weights") if self.training else None
+        )
+        sizes = [phase.gt_size for phase in self.curriculum.phases] if self.curriculum else []
+        for size in filter(None, (self.gt_size, *sizes)):
+            if size % self.scale:
+                raise InputError(f"gt_size {size} is not a multiple of scale {self.scale}; choose one that is")
+        self.gives_bytes = False
+
+    def find_pairs(self, opt: Mapping[str, Any]) -> list[PairedSources]:
+        """The pairs of each of the roots; raises InputError that lists what does not fit."""
+        return find_all_pairs(
+            opt,
             scale=self.scale,
-            filename_tmpl=opt.get("filename_tmpl") or "{}",
-            meta_info=opt.get("meta_info_file"),
-            gt_size=self.gt_size,
+            template=opt.get("filename_tmpl") or "{}",
+            gt_size=None if self.pads else self.gt_size,
             crop_gt=not self.training,
         )
-        self.lq, self.gt, self.pairs = found.lq, found.gt, found.pairs
-        if self.gt_size is not None and self.gt_size % self.scale:
-            raise InputError(f"gt_size {self.gt_size} is not a multiple of scale {self.scale}; choose one that is")
-        self.seed = int(opt.get("seed") or 0)
-        # A sampler whose draws never repeat sets this. Else two passes would show the same crops, so that something
-        # that differs between passes and workers is mixed in.
-        self.draws_are_unique = False
-        self.gives_bytes = False
-        self._visits = 0
 
     @property
     def paths(self) -> list[dict[str, str]]:
         """Where each pair lies, as BasicSR's datasets tell it."""
-        return [{"lq_path": self.lq.location(pair.lq), "gt_path": self.gt.location(pair.gt)} for pair in self.pairs]
+        return [
+            {"lq_path": source.lq.location(pair.lq), "gt_path": source.gt.location(pair.gt)}
+            for source, pair in map(self._pair, range(len(self)))
+        ]
 
     def give_bytes(self) -> None:
         """Give uint8 tensors where that loses nothing, a quarter of the memory to copy; the model makes them float."""
-        self.gives_bytes = isinstance(self.lq, LmdbSource) and isinstance(self.gt, LmdbSource)
+        self.gives_bytes = all(
+            isinstance(side, LmdbSource) for source in self.sources for side in (source.lq, source.gt)
+        )
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.mixture)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Each image once; without this, Python would count draws up for ever."""
-        return (self[index] for index in range(len(self)))
+    def _pair(self, draw: int) -> tuple[PairedSources, Pair]:
+        place, index = self.mixture.locate(draw)
+        return self.sources[place], self.sources[place].pairs[index]
 
-    def __getitem__(self, draw: int) -> dict[str, Any]:
-        pair = self.pairs[draw % len(self.pairs)]
-        with self.lq.view(pair.lq) as lq, self.gt.view(pair.gt) as gt:
-            self._check_shapes(pair, lq, gt)
+    def __getitem__(self, draw: int | Draw) -> dict[str, Any]:
+        number, size = draw if isinstance(draw, Draw) else (draw, None)
+        source, pair = self._pair(number)
+        with source.lq.view(pair.lq) as lq, source.gt.view(pair.gt) as gt:
+            self._check_shapes(source, pair, lq, gt)
             if self.gt_size is not None:
-                lq, gt = self._patch(lq, gt, self.gt_size, self._random(draw))
+                lq, gt = self._patch(lq, gt, size or self.gt_size, self.random(number))
             else:
                 gt = gt[: lq.shape[0] * self.scale, : lq.shape[1] * self.scale]
             store = to_bytes if self.gives_bytes else to_tensor
             return {
                 "lq": store(lq),
                 "gt": store(gt),
-                "lq_path": self.lq.location(pair.lq),
-                "gt_path": self.gt.location(pair.gt),
+                "lq_path": source.lq.location(pair.lq),
+                "gt_path": source.gt.location(pair.gt),
             }
 
-    def _check_shapes(self, pair: Pair, lq: np.ndarray, gt: np.ndarray) -> None:
+    def _check_shapes(self, source: PairedSources, pair: Pair, lq: np.ndarray, gt: np.ndarray) -> None:
         """Files may change after they were checked, and the list of an LMDB may be wrong."""
         spare = [high - low * self.scale for high, low in zip(gt.shape[:2], lq.shape[:2], strict=True)]
         allowed = 1 if self.training else self.scale
-        small = self.gt_size is not None and min(gt.shape[:2]) < self.gt_size
+        small = self.gt_size is not None and not self.pads and min(gt.shape[:2]) < self.gt_size
         if small or not all(0 <= extra < allowed for extra in spare):
             raise InputError(
-                f"{self.gt.location(pair.gt)} is {gt.shape[0]}x{gt.shape[1]} and {self.lq.location(pair.lq)} "
+                f"{source.gt.location(pair.gt)} is {gt.shape[0]}x{gt.shape[1]} and {source.lq.location(pair.lq)} "
                 f"{lq.shape[0]}x{lq.shape[1]}, which does not fit scale {self.scale} and gt_size {self.gt_size}, and "
                 "was not so at the start; was the data changed meanwhile? Build it again"
             )
-
-    def _random(self, draw: int) -> np.random.Generator:
-        if self.draws_are_unique:
-            return np.random.default_rng((self.seed, draw))
-        self._visits += 1
-        return np.random.default_rng((self.seed, draw, torch.initial_seed() % 2**63, self._visits))
 
     def _patch(
         self, lq: np.ndarray, gt: np.ndarray, size: int, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         low = size // self.scale
-        top = int(rng.integers(lq.shape[0] - low + 1))
-        left = int(rng.integers(lq.shape[1] - low + 1))
-        flip = bool(self.opt.get("use_hflip")) and rng.random() < 0.5
-        turns = int(rng.integers(4)) if self.opt.get("use_rot") else 0
+        if self.pads:
+            lq, gt = _at_least(lq, low), _at_least(gt, size)
+        top, left = random_corner(rng, lq, low)
+        flip = self.flips and rng.random() < 0.5
+        turns = int(rng.integers(4)) if self.turns else 0
         lq = lq[top : top + low, left : left + low]
         gt = gt[top * self.scale :, left * self.scale :][:size, :size]
-        return _turned(lq, flip=flip, turns=turns), _turned(gt, flip=flip, turns=turns)
+        return turned(lq, flip=flip, turns=turns), turned(gt, flip=flip, turns=turns)
 
 
-def _turned(image: np.ndarray, *, flip: bool, turns: int) -> np.ndarray:
-    return np.rot90(image[:, ::-1] if flip else image, turns)
-
-
-def to_tensor(image: np.ndarray) -> Tensor:
-    """An array as read, (H, W, C), to float32 RGB (3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(as_rgb_float(image).transpose(2, 0, 1)))
-
-
-def to_bytes(image: np.ndarray) -> Tensor:
-    """An 8-bit array as read, (H, W, C), to uint8 RGB (3, H, W)."""
-    colours = np.broadcast_to(image[..., :1], (*image.shape[:2], 3)) if image.shape[2] < 3 else image[..., :3]
-    return torch.from_numpy(np.ascontiguousarray(colours.transpose(2, 0, 1)))
+def _at_least(image: np.ndarray, size: int) -> np.ndarray:
+    """Reflected at the bottom and the right to `size` pixels where it is smaller, as published deblurring does."""
+    below, beside = (max(0, size - side) for side in image.shape[:2])
+    if not below and not beside:
+        return image
+    padded = cv2.copyMakeBorder(image, 0, below, 0, beside, cv2.BORDER_REFLECT)
+    return padded.reshape(*padded.shape[:2], -1)  # OpenCV drops the axis of a single channel

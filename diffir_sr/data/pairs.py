@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffir_sr.data.basicsr_limits import check_basicsr_reads
-from diffir_sr.data.sources import Source, check_backend, is_lmdb, open_source, some
+from diffir_sr.data.sources import Source, open_source, roots_of, some
 from diffir_sr.errors import InputError
 
 
@@ -48,13 +47,54 @@ def find_pairs(
     if scale < 1:
         raise InputError(f"scale: expected 1 or more, got {scale}")
     sources = open_source(lq), open_source(gt, meta_info=meta_info)
-    pairs = [Pair(_degraded_name(name, filename_tmpl), name) for name in sources[1].names]
+    pairs = [Pair(degraded_name(name, filename_tmpl), name) for name in sources[1].names]
     _check_partners(pairs, *sources, template=filename_tmpl, whole=not meta_info)
     _check_sizes(pairs, *sources, scale=scale, gt_size=gt_size, crop_gt=crop_gt)
     return PairedSources(*sources, pairs)
 
 
-def _degraded_name(name: str, template: str) -> str:
+def pair_listed(
+    pairs: list[Pair], lq: Source, gt: Source, *, scale: int, gt_size: int | None, crop_gt: bool
+) -> PairedSources:
+    """Pairs that a list names; raises InputError for those that are absent or do not fit, as `find_pairs` does."""
+    absent = [pair.gt for pair in pairs if pair.gt not in gt] + [pair.lq for pair in pairs if pair.lq not in lq]
+    if absent:
+        raise InputError(
+            f"{len(absent)} listed images are not under gt {gt.path.resolve()} and lq {lq.path.resolve()}: "
+            f"{some(absent)}; correct the list or the roots"
+        )
+    _check_sizes(pairs, lq, gt, scale=scale, gt_size=gt_size, crop_gt=crop_gt)
+    return PairedSources(lq, gt, pairs)
+
+
+def find_all_pairs(
+    opt: Mapping[str, Any], *, scale: int, gt_size: int | None, crop_gt: bool, template: str = "{}"
+) -> list[PairedSources]:
+    """The pairs of a dataset option section, whose roots may be lists: one entry for each pair of roots.
+
+    Raises as `find_pairs` does.
+    """
+    lq, gt = roots_of(opt, "dataroot_lq"), roots_of(opt, "dataroot_gt")
+    if len(lq) != len(gt):
+        raise InputError(f"dataroot_lq names {len(lq)} places and dataroot_gt {len(gt)}; give as many of each")
+    lists = lists_of(opt, "meta_info_file", len(gt))
+    return [
+        find_pairs(*roots, scale=scale, filename_tmpl=template, meta_info=listed, gt_size=gt_size, crop_gt=crop_gt)
+        for *roots, listed in zip(lq, gt, lists, strict=True)
+    ]
+
+
+def lists_of(opt: Mapping[str, Any], key: str, count: int) -> list[str | None]:
+    """The files that list images, one for each of `count` roots; None for those without."""
+    given = opt.get(key)
+    lists: list[str | None] = [None] * count if not given else [given] if isinstance(given, str) else list(given)
+    if len(lists) != count:
+        raise InputError(f"{key} names {len(lists)} lists for {count} roots; give one for each, ~ for none")
+    return lists
+
+
+def degraded_name(name: str, template: str) -> str:
+    """The name of the degraded image that belongs to a ground truth; raises InputError for an unusable template."""
     folder, _, stem = name.rpartition("/")
     try:
         made, other = template.format(stem), template.format(f"{stem}_")
@@ -113,40 +153,3 @@ def _check_sizes(
             f"{len(small)} of {len(pairs)} images under {gt.path.resolve()} are smaller than the training patch, "
             f"gt_size {gt_size}: {some(small)}; lower gt_size or remove them"
         )
-
-
-def check_paired_options(opt: Mapping[str, Any]) -> None:
-    """Raise InputError unless the data of a dataset option section can be used; other dataset types pass.
-
-    Also guards BasicSR's own classes, whose messages name neither path nor remedy.
-    """
-    kind = opt.get("type")
-    if kind in ("SingleDataset", "SingleImageDataset"):
-        check_backend(opt)
-        source = open_source(_root(opt, "dataroot_lq"), meta_info=opt.get("meta_info_file"))
-        if kind == "SingleImageDataset":
-            check_basicsr_reads([source], listed=bool(opt.get("meta_info_file")))
-    elif kind in ("PairedDataset", "PairedImageDataset"):
-        roots = _root(opt, "dataroot_lq"), _root(opt, "dataroot_gt")
-        check_backend(opt)
-        training = opt.get("phase") == "train"
-        # From LMDBs, BasicSR's class takes every key as it is.
-        plain = kind == "PairedImageDataset" and all(is_lmdb(Path(root).expanduser()) for root in roots)
-        found = find_pairs(
-            *roots,
-            scale=int(opt.get("scale", 1)),
-            filename_tmpl="{}" if plain else opt.get("filename_tmpl") or "{}",
-            meta_info=None if plain else opt.get("meta_info_file"),
-            gt_size=opt.get("gt_size") if training else None,
-            crop_gt=not training,
-        )
-        if kind == "PairedImageDataset":
-            names = [[pair.lq for pair in found.pairs], [pair.gt for pair in found.pairs]]
-            check_basicsr_reads([found.lq, found.gt], listed=bool(opt.get("meta_info_file")), paired=names)
-
-
-def _root(opt: Mapping[str, Any], key: str) -> str:
-    root = opt.get(key)
-    if not root:
-        raise InputError(f"{key} is not given; name a folder of images or an LMDB")
-    return root

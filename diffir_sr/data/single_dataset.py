@@ -7,8 +7,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from diffir_sr.data.paired_dataset import to_tensor
-from diffir_sr.data.sources import check_backend, open_source
+from diffir_sr.data.arrays import to_tensor
+from diffir_sr.data.sources import check_backend, open_source, roots_of
 
 
 class SingleDataset(Dataset[dict[str, Any]]):
@@ -17,7 +17,7 @@ class SingleDataset(Dataset[dict[str, Any]]):
     def __init__(self, opt: Mapping[str, Any]) -> None:
         check_backend(opt)
         self.opt = opt
-        self.lq = open_source(opt["dataroot_lq"], meta_info=opt.get("meta_info_file"))
+        self.lq = open_source(roots_of(opt, "dataroot_lq")[0], meta_info=opt.get("meta_info_file"))
 
     @property
     def paths(self) -> list[str]:

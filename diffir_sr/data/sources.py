@@ -15,12 +15,14 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from diffir_sr.data.images import SUFFIXES, decode, header, is_image_name, read_file, without_suffix
+from diffir_sr.data.manifest import read_manifest
 from diffir_sr.data.meta_info import read_meta
 from diffir_sr.errors import InputError
 from diffir_sr.lmdb_reading import SharedLmdb
 
 _SAFE = "/-_~+=@:!"  # besides letters and digits; '.', '%', ',', brackets and blanks would break BasicSR's parser
 _SHOWN = 10
+_LISTS = (".txt", ".jsonl")
 
 
 def key_of(relative: str) -> str:
@@ -78,7 +80,7 @@ class Source(ABC):
 
     def keep_listed(self, meta_info: Path) -> None:
         """Restrict `names` to those a meta_info file lists, in its order; raises InputError for absent ones."""
-        listed = [without_suffix(line.name) for line in read_meta(meta_info)]
+        listed = _listed_names(meta_info)
         absent = [name for name in listed if name not in self]
         if absent:
             raise InputError(
@@ -96,6 +98,14 @@ class Source(ABC):
         if not hasattr(self, "_set"):
             self._set = frozenset(self.names)
         return self._set
+
+
+def _listed_names(listing: Path) -> list[str]:
+    if listing.suffix != ".jsonl":
+        return [without_suffix(line.name) for line in read_meta(listing)]
+    entries = read_manifest(listing).entries
+    # Those of an LMDB are called by key.
+    return [without_suffix(entry.name) if is_image_name(entry.name) else name_of(entry.name) for entry in entries]
 
 
 class FolderSource(Source):
@@ -222,26 +232,57 @@ def is_lmdb(path: Path) -> bool:
 
 
 def open_source(path: str | Path, *, meta_info: str | Path | None = None) -> Source:
-    """The images at `path`, all or those that `meta_info` lists; raises InputError where there is nothing usable."""
+    """The images at `path`, all or those that `meta_info` lists; raises InputError where there is nothing usable.
+
+    `path` is a folder, an LMDB, or a file that lists images of its own folder (`name` or `name (h,w,c)` per line) or
+    the manifest of a prepared folder or LMDB: which of them is seen from the path and what lies there.
+    """
     path = Path(path).expanduser()
     if not path.exists():
         raise InputError(f"no such folder or LMDB: {path.absolute()}; prepare it or correct the path")
+    listed = None
     if not path.is_dir():
-        raise InputError(f"{path.absolute()}: expected a folder of images or an LMDB folder, found a file")
+        if path.suffix not in _LISTS:
+            raise InputError(
+                f"{path.absolute()}: expected a folder of images, an LMDB folder, or a list of images "
+                f"({' or '.join(_LISTS)}), found another file"
+            )
+        listed, path = path, _listed_folder(path)
     source = LmdbSource(path) if is_lmdb(path) else FolderSource(path)
-    if meta_info:
-        meta = Path(meta_info).expanduser()
-        if not meta.is_file():
-            raise InputError(f"no such meta_info file: {meta.absolute()}; leave the option out, it is not needed")
-        source.keep_listed(meta)
+    for meta in (listed, meta_info):
+        if meta:
+            meta = Path(meta).expanduser()
+            if not meta.is_file():
+                raise InputError(f"no such meta_info file: {meta.absolute()}; leave the option out, it is not needed")
+            source.keep_listed(meta)
     return source
+
+
+def _listed_folder(listing: Path) -> Path:
+    """Where the images of a list are: beside a text file, in the folder or LMDB that a manifest is called after."""
+    if listing.suffix == ".txt":
+        return listing.parent
+    folder = listing.with_name(listing.name.removesuffix(".jsonl").removesuffix(".manifest"))
+    if not folder.is_dir():
+        raise InputError(f"{listing.absolute()}: the manifest of {folder.name}, which is not there any more")
+    return folder
+
+
+def roots_of(opt: Mapping[str, Any], key: str) -> list[str]:
+    """The folders or LMDBs that a dataset option section names under `key`, at least one."""
+    given = opt.get(key)
+    roots = [given] if isinstance(given, (str, Path)) else list(given or [])
+    if not roots or not all(roots):
+        raise InputError(f"{key} is not given; name a folder of images or an LMDB")
+    return [str(root) for root in roots]
 
 
 def check_backend(opt: Mapping[str, Any]) -> None:
     """Raise InputError where `io_backend.type` of a dataset's options contradicts what lies at its roots."""
     backend = (opt.get("io_backend") or {}).get("type")
-    for root in (opt.get("dataroot_lq"), opt.get("dataroot_gt")):
-        if not root or backend not in ("lmdb", "disk"):
+    keys = [key for key in ("dataroot_lq", "dataroot_gt") if opt.get(key)]
+    for root in (root for key in keys for root in roots_of(opt, key)):
+        if backend not in ("lmdb", "disk"):
             continue
         found = "lmdb" if is_lmdb(Path(root).expanduser()) else "disk"
         if backend != found:

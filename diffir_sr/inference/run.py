@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from diffir_sr.data.images import read_file, write_atomically
+from diffir_sr.data.images import read_file
 from diffir_sr.errors import InputError
 from diffir_sr.inference.files import SUFFIX_OF, Job
 from diffir_sr.inference.journal import Journal, digest, digest_of_file, forget_partials
@@ -221,6 +221,9 @@ def _mask_digest(mask: str | None) -> str:
 
 def _check_writable(target: Path) -> None:
     """Find out before the work whether a file can be made there; leaves nothing."""
-    probe_file = target.with_name(f".{target.name}.writable")
-    write_atomically(b"", probe_file)
-    probe_file.unlink()
+    probe_file = target.with_name(f".{target.name}.partial-{os.getpid()}")  # what a kill leaves, the next run removes
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        probe_file.touch()
+    finally:
+        probe_file.unlink(missing_ok=True)

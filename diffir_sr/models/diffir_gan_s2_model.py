@@ -66,12 +66,12 @@ class DiffIRGANS2Model(Stage2Model):
         return losses, watched
 
     def optimize_parameters(self, current_iter: int) -> None:
+        self.lq, self.gt = self.pairs.mixed(self.lq, self.gt, current_iter)
         losses, watched = self.compute_losses(current_iter)
         if current_iter % self.net_d_iters == 0 and current_iter > self.net_d_init_iters:
             self.take_step(self.optimizer_g, losses)
             self.update_average()
-        assert self.gt is not None  # a training dataset has ground truth
-        judged = self.adversary.learn(self.gt, self.output)
+        judged = self.adversary.learn(self.target("gan"), self.output)
         self.note(current_iter, losses | watched | judged)
 
     def save_others(self, current_iter: int) -> None:

@@ -20,11 +20,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from diffir_sr.archs.layers import PRIOR_WIDTH
 from diffir_sr.checkpoints import fit, fitting, read_weights
 from diffir_sr.compat import vgg_features_from
-from diffir_sr.errors import InputError, OptionError
+from diffir_sr.errors import OptionError
 from diffir_sr.losses.vgg_weights import load_vgg
 from diffir_sr.models import validation as measuring
-from diffir_sr.models.saving import CardFiles, refuse_broken
+from diffir_sr.models.health import refuse_broken_values, refuse_broken_weights
+from diffir_sr.models.saving import CardFiles
 from diffir_sr.models.schedulers import build_scheduler
+from diffir_sr.models.training_pairs import Role, TrainingPairs
 from diffir_sr.training.record import append_record
 
 logger = logging.getLogger("basicsr")
@@ -90,6 +92,7 @@ class RestorationModel(SRModel, ABC):
         self.ema_decay = train.get("ema_decay", 0)
         if self.ema_decay > 0:
             self.net_g_ema = self._start_average()
+        self.pairs = TrainingPairs(self.opt, self.device)
         self.cri_pix = build_loss(train["pixel_opt"]).to(self.device) if train.get("pixel_opt") else None
         self.cri_perceptual = self._perceptual_loss(train.get("perceptual_opt"))
         if self.cri_pix is None and self.cri_perceptual is None:
@@ -138,8 +141,20 @@ class RestorationModel(SRModel, ABC):
     # Training
 
     def feed_data(self, data: dict[str, Any]) -> None:
-        self.lq = self._on_device(data["lq"])
         self.gt = self._on_device(data["gt"]) if "gt" in data else None
+        if "kernel1" in data and self.gt is not None:
+            self.lq, self.gt = self.pairs.pairs(data, self.gt)
+        else:
+            self.lq = self._on_device(data["lq"])
+
+    def target(self, role: Role) -> Tensor:
+        """What a loss compares with: the ground truth, sharpened where the options ask for it."""
+        assert self.gt is not None  # a training dataset has ground truth
+        return self.pairs.target(self.gt, role)
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        super().resume_training(resume_state)
+        self.pairs.load(int(resume_state["iter"]))
 
     def _on_device(self, images: Tensor) -> Tensor:
         """float32 in [0, 1] on the device; datasets may give uint8, which is less to copy."""
@@ -155,6 +170,7 @@ class RestorationModel(SRModel, ABC):
         return self.optimizer_g
 
     def optimize_parameters(self, current_iter: int) -> None:
+        self.lq, self.gt = self.pairs.mixed(self.lq, self.gt, current_iter)
         losses, watched = self.compute_losses(current_iter)
         self.take_step(self.optimizer_at(current_iter), losses)
         self.update_average()
@@ -184,20 +200,15 @@ class RestorationModel(SRModel, ABC):
         if current_iter % int(self.opt["logger"]["print_freq"]) == 0:
             self.log_dict = self.reduce_loss_dict({name: total / count for name, (total, count) in self._sums.items()})
             self._sums = {}
-            broken = [name for name, value in self.log_dict.items() if value != value or abs(value) == float("inf")]
-            if broken:
-                raise InputError(
-                    f"iteration {current_iter}: {', '.join(broken)} is not finite, the training has diverged; go back "
-                    "to an earlier state with path.resume_state, with a lower learning rate or train.clip_grad_norm"
-                )
+            refuse_broken_values(self.log_dict, current_iter)
 
     def image_losses(self, restored: Tensor) -> Losses:
         """Pixel and perceptual losses of restored images against the ground truth."""
         losses: Losses = {}
         if self.cri_pix is not None:
-            losses["l_pix"] = self.cri_pix(restored, self.gt)
+            losses["l_pix"] = self.cri_pix(restored, self.target("l1"))
         if self.cri_perceptual is not None:
-            perceptual, style = self.cri_perceptual(restored, self.gt)
+            perceptual, style = self.cri_perceptual(restored, self.target("percep"))
             named = {"l_percep": perceptual, "l_style": style}
             losses |= {name: loss for name, loss in named.items() if loss is not None}
         return losses
@@ -239,7 +250,7 @@ class RestorationModel(SRModel, ABC):
         rank, world_size = self.opt["rank"], self.opt["world_size"]
         metrics = opt.get("metrics") or {}
         watch, scores = measuring.Stopwatch(), {}
-        names = self._result_names(dataset)
+        names = measuring.result_names(dataset)
         shown = measuring.samples(dataset, rank=rank, world_size=world_size, progress=opt.get("pbar", True))
         for index, batch in shown:
             self.feed_data(batch)
@@ -256,12 +267,6 @@ class RestorationModel(SRModel, ABC):
         # Metrics that look at the restored image alone (niqe) need no ground truth.
         alone = {"calculate_niqe"}
         return self.gt is not None or (bool(metrics) and all(m["type"] in alone for m in metrics.values()))
-
-    def _result_names(self, dataset: Any) -> list[str]:
-        paths = getattr(dataset, "paths", None)
-        if paths is None or len(paths) != len(dataset):
-            return [f"{index:06d}" for index in range(len(dataset))]
-        return measuring.image_names([p["lq_path"] if isinstance(p, dict) else str(p) for p in paths])
 
     def _picture_path(self, dataset: Any, name: str, current_iter: Any) -> Path:
         folder = Path(self.opt["path"]["visualization"])
@@ -309,7 +314,7 @@ class RestorationModel(SRModel, ABC):
     # Saving
 
     def save(self, epoch: int, current_iter: int) -> None:
-        refuse_broken(self.get_bare_model(self.net_g), current_iter)
+        refuse_broken_weights(self.get_bare_model(self.net_g), current_iter)
         if self.net_g_ema is not None:
             nets = [self.net_g, self.net_g_ema]
             self.save_network(nets, "net_g", current_iter, param_key=["params", "params_ema"])  # pyright: ignore
@@ -317,6 +322,7 @@ class RestorationModel(SRModel, ABC):
             self.save_network(self.net_g, "net_g", current_iter)
         self.card_files.save(self.evaluated_net, current_iter, averaged=self.net_g_ema is not None)
         self.save_others(current_iter)
+        self.pairs.save(current_iter)
         self.save_training_state(epoch, current_iter)
 
     def save_others(self, current_iter: int) -> None:

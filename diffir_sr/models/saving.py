@@ -8,13 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from diffir_sr.cards import SUFFIX, training_card, write_card_file
 from diffir_sr.checkpoints import identify
 from diffir_sr.compat import save_atomically
-from diffir_sr.errors import InputError
 from diffir_sr.version import __version__
 
 
@@ -63,13 +61,3 @@ def last_measured(record: Path) -> dict[str, dict[str, float]]:
     """The newest line of each dataset in validation.jsonl: dataset -> iter and metrics."""
     rows = [json.loads(line) for line in record.read_text().splitlines()] if record.is_file() else []
     return {row.pop("dataset"): row for row in rows}
-
-
-def refuse_broken(net: nn.Module, iteration: int) -> None:
-    """Raise InputError for a network that has diverged: it must not take the place of the last good checkpoint."""
-    for name, weight in net.named_parameters():
-        if not torch.isfinite(weight).all():
-            raise InputError(
-                f"iteration {iteration}: {name} holds values that are not finite, nothing was saved; go back to "
-                "an earlier state with path.resume_state, with a lower learning rate or train.clip_grad_norm"
-            )

@@ -46,7 +46,7 @@ class Stage2Model(RestorationModel, ABC):
     def teacher_prior(self) -> Tensor:
         """Stage 1's prior (B, 256) of the current batch."""
         with torch.no_grad():
-            return self.teacher(self.lq, self.gt)
+            return self.teacher(self.lq, self.target("l1"))
 
     def prior_losses(self, teacher_prior: Tensor, walked: list[Tensor]) -> tuple[Losses, Losses]:
         """The L1 term of the last step's prior, optimised, and the KL term, watched (published log names)."""

@@ -63,6 +63,14 @@ def samples(dataset: Dataset[Any], *, rank: int, world_size: int, progress: bool
         yield index, default_collate([dataset[index]])
 
 
+def result_names(dataset: Any) -> list[str]:
+    """File names for the results of a dataset's images, or numbers where it does not tell its paths."""
+    paths = getattr(dataset, "paths", None)
+    if paths is None or len(paths) != len(dataset):
+        return [f"{index:06d}" for index in range(len(dataset))]
+    return image_names([path["lq_path"] if isinstance(path, dict) else str(path) for path in paths])
+
+
 def image_names(paths: list[str]) -> list[str]:
     """File names for results: the stem of each path or LMDB key, with its folders in front where stems repeat."""
     names = [without_suffix(path) if is_image_name(path) else name_of(path) for path in paths]

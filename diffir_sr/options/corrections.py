@@ -7,7 +7,7 @@ from typing import Any
 
 from diffir_sr.options.report import Report
 from diffir_sr.options.rules import ADVERSARIAL, TAUGHT
-from diffir_sr.options.rules_data import ROOTS, is_lmdb
+from diffir_sr.options.rules_data import ROOTS, is_lmdb, roots_in
 from diffir_sr.options.schema_top import Degradation
 from diffir_sr.options.training import BASICSR_MODELS, OUR_MODELS
 from diffir_sr.options.view import View
@@ -93,12 +93,16 @@ def _warn_of_foreign_options(view: View, report: Report) -> None:
     for key, models in _READ_BY.items():
         if view.has("train", key) and view.model not in models and view.get("train", key):
             report.warn(("train", key), f"has no effect: {view.model} does not read it (only {', '.join(models)})")
-    if view.get("train", "mixing_augs", "mixup", default=False):
+    if view.model not in OUR_MODELS and view.get("train", "mixing_augs", "mixup", default=False):
         report.warn(("train", "mixing_augs", "mixup"), f"has no effect: {view.model} does not mix images")
 
 
 def _warn_of_degradation(view: View, report: Report) -> None:
-    given = [name for name in view.values if name in Degradation.model_fields and view.has(name)]
+    # Our models sharpen the targets of any data.
+    alive = (
+        {name for name in Degradation.model_fields if name.endswith("gt_usm")} if view.model in OUR_MODELS else set()
+    )
+    given = [name for name in view.values if name in set(Degradation.model_fields) - alive and view.has(name)]
     degrades = any(kind == "RealESRGANDataset" for _, kind in view.datasets())
     if given and not degrades and view.model in OUR_MODELS + BASICSR_MODELS:
         others = f" (also {', '.join(given[1:])})" if given[1:] else ""
@@ -132,7 +136,7 @@ def _set_path_defaults(values: dict[str, Any], *, is_train: bool) -> None:
 
 
 def _set_backend(dataset: dict[str, Any]) -> None:
-    kinds = {is_lmdb(dataset[root]) for root in ROOTS if isinstance(dataset.get(root), str)}
+    kinds = {is_lmdb(path) for root in ROOTS for path in roots_in(dataset, root)}
     # One folder and one LMDB: the dataset itself must see to it.
     if dataset.get("io_backend") is None and len(kinds) == 1:
         dataset["io_backend"] = {"type": "lmdb" if kinds.pop() else "disk"}

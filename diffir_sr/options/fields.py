@@ -59,6 +59,13 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else [] if value is None else value
 
 
+def _as_roots(value: Any) -> Any:
+    several = value if isinstance(value, list) else [value]
+    if not several or not all(isinstance(one, str) or one is None for one in several) or several == [None]:
+        raise expected("a path or a list of paths")
+    return value
+
+
 def _increasing(value: list[float]) -> list[float]:
     if len(value) != 2 or value[0] > value[1]:
         raise expected("two numbers, the smaller first")
@@ -89,6 +96,11 @@ Qualities = Annotated[list[Annotated[Number, Field(ge=0, le=100)]], AfterValidat
 Shares = Annotated[list[Probability], AfterValidator(_shares)]
 ResizeShares = Annotated[Shares, AfterValidator(_three)]
 Names = Annotated[list[str], BeforeValidator(_as_list)]
+Roots = Annotated[
+    Any,
+    BeforeValidator(_as_roots),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": ["string", "null"]}}]}),
+]
 Gpus = Annotated[
     Any,
     BeforeValidator(_as_gpus),

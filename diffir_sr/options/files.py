@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import partial
 
+from diffir_sr.options.recipes import recipe_names, recipes_folder
 from diffir_sr.options.report import Report
 from diffir_sr.options.rules import TAUGHT, Found, apply_rules
-from diffir_sr.options.rules_data import ROOTS, is_lmdb
+from diffir_sr.options.rules_data import ROOTS, is_lmdb, roots_in
 from diffir_sr.options.view import View
 
 _MAKER = {
@@ -29,7 +31,7 @@ def apply_file_rules(view: View, report: Report) -> None:
             state_exists,
             vgg_exists,
             *(partial(weights_exist, key=key) for key in weights),
-            *(partial(data_exists, name=name, root=root) for name in names for root in ROOTS),
+            *(partial(data_exists, name=name, root=root) for name in names for root in (*ROOTS, "dataroot_mask")),
             *(partial(list_exists, name=name, key=key) for name in names for key in ("meta_info_file", "meta_info")),
         ],
         view,
@@ -69,10 +71,14 @@ def vgg_exists(view: View) -> Found:
 
 def data_exists(view: View, name: str, root: str) -> Found:
     """A folder or LMDB of images is there."""
-    path = view.get("datasets", name, root)
-    if isinstance(path, str) and not os.path.isdir(os.path.expanduser(path)):
-        what = "LMDB" if is_lmdb(path) else "folder"
-        yield ("datasets", name, root), f"{_absent(what, path)}; datasets/README.md says how to prepare data"
+    for path in roots_in({root: view.get("datasets", name, root)}, root):
+        if not os.path.isdir(os.path.expanduser(path)) and not _is_list(path):
+            what = "LMDB" if is_lmdb(path) else "folder"
+            yield ("datasets", name, root), f"{_absent(what, path)}; datasets/README.md says how to prepare data"
+
+
+def _is_list(path: str) -> bool:
+    return path.endswith((".txt", ".jsonl")) and os.path.isfile(os.path.expanduser(path))
 
 
 def list_exists(view: View, name: str, key: str) -> Found:
@@ -98,7 +104,19 @@ def _origin(view: View, network: str) -> str:
         maker = model if network == "network_d" and model == "DiffIRGANS2Model" else None
     if maker not in _MAKER:
         return "correct the path, or remove the option to start without"
-    recipe = ""
-    if view.task() == "sr":
-        recipe = f": basicsr train -opt options/{_MAKER[maker]}_x{view.scale()}.yml"
-    return f"{_STAGE[maker]} makes it{recipe or f' (model_type {maker})'}"
+    recipe = _recipe_of(view.get("path", f"pretrain_{network}"))
+    if recipe is None and view.task() == "sr":
+        recipe = f"options/{_MAKER[maker]}_x{view.scale()}.yml"
+    made_by = f": basicsr train -opt {recipe}" if recipe else f" (model_type {maker})"
+    return f"{_STAGE[maker]} makes it{made_by}"
+
+
+def _recipe_of(weights: str) -> str | None:
+    """The recipe whose run writes a file, found by the name of its folder; None if it is none of ours."""
+    run = re.search(r"experiments/([^/]+)/models/", weights)
+    folder = recipes_folder()
+    for name in recipe_names(folder) if run else ():
+        written = re.search(r"^name: *([^\s#]+)", (folder / f"{name}.yml").read_text(encoding="utf-8"), re.MULTILINE)
+        if run and written and written[1] == run[1]:
+            return f"options/{name}.yml"
+    return None

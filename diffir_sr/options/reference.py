@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from diffir_sr.options.arguments import ARGUMENTS
 from diffir_sr.options.constructors import find
 from diffir_sr.options.fields import Built, Section
-from diffir_sr.options.schema_data import DATASETS, IoBackend, Loader
+from diffir_sr.options.schema_data import DATASETS, BoxMasks, IoBackend, IrregularMasks, Loader, MaskGenerator
 from diffir_sr.options.schema_top import (
     Degradation,
     DistParams,
@@ -37,7 +37,8 @@ Every option that a file for `basicsr train` or `basicsr test` may hold. This pa
   tells all of them at once, with their lines.
 - "required" means that there is no default. `~` is nothing.
 - Numbers may be written `5000`, `5e3`, `5.0e3` or `!!float 5e3`.
-- `base: other.yml` builds on another file: sections are merged, lists and single values replaced.
+- `base: other.yml` builds on another file, `base: [one.yml, two.yml]` on several, of which the later wins: sections
+  are merged, lists and single values replaced.
 - On the command line, `--force_yml train:total_iter=1000 val:save_img=true` overrides a file.
 - Networks, losses, metrics and optimizers take the arguments of their classes. A class of a plugin is checked
   in the same way, against its signature and its annotations. Datasets and models of plugins say what they take
@@ -54,6 +55,9 @@ def render_reference() -> str:
     for name, schema in DATASETS.items():
         parts += _section(f"Datasets of type `{name}`", schema, leave_out=Loader)
     parts += _section("`io_backend` of a dataset", IoBackend)
+    parts += _section("`mask_gen` of an InpaintDataset", MaskGenerator)
+    parts += _section("`mask_gen.irregular_kwargs`", IrregularMasks)
+    parts += _section("`mask_gen.box_kwargs`", BoxMasks)
     parts += _section("`path`", PathOptions)
     parts += _section("`train`", TrainOptions)
     for schema in dict.fromkeys(SCHEDULERS.values()):

@@ -5,8 +5,9 @@ Each takes the view, the dataset's name (train, val_1, ...) and its type.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 from diffir_sr.options.report import Keys, Report
 from diffir_sr.options.rules import Found, apply_rules
@@ -14,7 +15,8 @@ from diffir_sr.options.schema_data import DATASETS
 from diffir_sr.options.view import View
 
 DatasetRule = Callable[..., Found]
-PAIRED = ("PairedDataset", "PairedImageDataset", "DeblurPairedDataset")
+PAIRED = ("PairedDataset", "PairedImageDataset", "DeblurPairedDataset", "RealESRGANPairedDataset")
+CUT = (*PAIRED, "InpaintDataset")  # training patches have the dataset's gt_size
 ROOTS = ("dataroot_gt", "dataroot_lq")
 
 
@@ -28,8 +30,14 @@ def apply_dataset_rules(view: View, report: Report) -> None:
 
 
 def is_lmdb(path: str) -> bool:
-    """Whether a dataset's root names an LMDB and not a folder of images."""
-    return path.rstrip("/\\").endswith(".lmdb")
+    """Whether a dataset's root names an LMDB (or its manifest) and not a folder of images."""
+    return path.rstrip("/\\").removesuffix(".manifest.jsonl").endswith(".lmdb")
+
+
+def roots_in(options: Mapping[str, Any], key: str) -> list[str]:
+    """The paths that a dataset names under a key, which may be one or a list."""
+    given = options.get(key)
+    return [path for path in (given if isinstance(given, list) else [given]) if isinstance(path, str)]
 
 
 def training_loader_is_complete(view: View, name: str, kind: str) -> Found:
@@ -37,7 +45,7 @@ def training_loader_is_complete(view: View, name: str, kind: str) -> Found:
     if name != "train" or not view.is_train:
         return
     needed = ["batch_size_per_gpu", "num_worker_per_gpu"]
-    needed += ["gt_size"] if kind in PAIRED else []
+    needed += ["gt_size"] if kind in CUT else []
     needed += ["use_hflip", "use_rot"] if kind == "PairedImageDataset" else []
     for key in needed:
         if not view.has("datasets", name, key):
@@ -65,9 +73,9 @@ def patches_fit(view: View, name: str, kind: str) -> Found:
 
 def _patches(view: View, name: str, kind: str) -> Iterator[tuple[Keys, int]]:
     keys: Keys = ("gt_size",) if kind == "RealESRGANDataset" else ("datasets", name, "gt_size")
-    if kind in (*PAIRED, "RealESRGANDataset") and view.has(*map(str, keys)):
+    if kind in (*CUT, "RealESRGANDataset") and view.has(*map(str, keys)):
         yield keys, view.get(*map(str, keys))
-    if kind == "DeblurPairedDataset":
+    if kind in PAIRED:
         for index, size in enumerate(view.get("datasets", name, "gt_sizes", default=[])):
             yield ("datasets", name, "gt_sizes", index), size
 
@@ -96,22 +104,46 @@ def storage_is_consistent(view: View, name: str, kind: str) -> Found:
     if kind not in DATASETS:
         return
     at = ("datasets", name)
-    roots = {root: view.get(*at, root) for root in ROOTS if view.has(*at, root)}
+    given = {root: view.get(*at, root) for root in ROOTS if view.has(*at, root)}
+    roots = {root: roots_in(given, root) for root in given}
     stored = view.get(*at, "io_backend", "type")
-    for root, path in roots.items():
+    for root, path in ((root, path) for root, paths in roots.items() for path in paths):
         if stored == "lmdb" and not is_lmdb(path):
             yield (*at, root), f"io_backend is lmdb, but {path!r} does not end in .lmdb; remove io_backend"
         if stored == "disk" and is_lmdb(path):
             yield (*at, root), f"io_backend is disk, but {path!r} names an LMDB; remove io_backend"
-    if stored is None and len({is_lmdb(path) for path in roots.values()}) > 1 and kind != "PairedDataset":
+    kinds = {is_lmdb(path) for paths in roots.values() for path in paths}
+    if stored is None and len(kinds) > 1 and kind == "PairedImageDataset":
         yield (*at, "dataroot_lq"), f"{kind} needs two folders or two LMDBs, found one of each"
 
 
-def images_are_listed(view: View, name: str, kind: str) -> Found:
-    """Folders of a RealESRGANDataset come with a list of their images."""
+def sources_are_paired(view: View, name: str, kind: str) -> Found:
+    """Several roots come with as many partners and weights."""
     at = ("datasets", name)
-    if kind == "RealESRGANDataset" and not view.has(*at, "meta_info") and not is_lmdb(view.get(*at, "dataroot_gt")):
-        yield (*at, "meta_info"), "missing: the text file that lists the images of dataroot_gt"
+    if kind not in DATASETS or "source_weights" not in DATASETS[kind].model_fields:
+        return
+    given = {key: view.get(*at, key) for key in (*ROOTS, "source_weights") if view.has(*at, key)}
+    counts = {key: len(value) if isinstance(value, list) else 1 for key, value in given.items()}
+    lq, gt = (counts.get(root) for root in reversed(ROOTS))
+    if kind in PAIRED and lq and gt and lq != gt:
+        yield (*at, "dataroot_lq"), f"names {lq} places and dataroot_gt {gt}; give as many of each"
+    elif "source_weights" in counts and counts["source_weights"] != max(counts.get(root, 0) for root in ROOTS):
+        count = max(counts.get(root, 0) for root in ROOTS)
+        yield (*at, "source_weights"), f"{counts['source_weights']} weights for {count} sources; give one for each"
+
+
+def holes_are_known(view: View, name: str, kind: str) -> Found:
+    """An InpaintDataset has images, and masks where it cannot draw them."""
+    if kind != "InpaintDataset":
+        return
+    at = ("datasets", name)
+    has = {key: view.has(*at, key) for key in (*ROOTS, "dataroot_mask")}
+    if has["dataroot_gt"] == has["dataroot_lq"]:
+        yield (*at, "dataroot_gt"), "give either dataroot_gt (whole images) or dataroot_lq (images with holes)"
+    elif has["dataroot_lq"] and not has["dataroot_mask"]:
+        yield (*at, "dataroot_mask"), "missing: images without ground truth need to say where the holes are"
+    elif has["dataroot_lq"] and name == "train":
+        yield (*at, "dataroot_gt"), "missing: training needs whole images"
 
 
 def kernels_have_chances(view: View, name: str, kind: str) -> Found:
@@ -129,7 +161,7 @@ def kernels_have_chances(view: View, name: str, kind: str) -> Found:
 
 def pool_suits_batches(view: View, name: str, kind: str) -> Found:
     """The pool of pairs holds a whole number of batches."""
-    if kind == "RealESRGANDataset" and name == "train":
+    if kind == "RealESRGANDataset" and name == "train" and view.get("degrade_by", default="batch") == "batch":
         batch = view.get("datasets", name, "batch_size_per_gpu", default=1)
         pool = view.get("queue_size", default=180)
         if pool % batch:
@@ -139,10 +171,16 @@ def pool_suits_batches(view: View, name: str, kind: str) -> Found:
             )
 
 
+def degradation_is_on(view: View, name: str, kind: str) -> Found:
+    """A dataset without degraded images needs the model to make them."""
+    if kind == "RealESRGANDataset" and not view.get("high_order_degradation", default=True):
+        yield ("high_order_degradation",), "a RealESRGANDataset has no degraded images of its own; remove this option"
+
+
 def growing_patches_agree(view: View, name: str, kind: str) -> Found:
     """Phases of growing patches are described completely."""
     at, lists = ("datasets", name), ("mini_batch_sizes", "iters", "gt_sizes")
-    if kind == "DeblurPairedDataset" and any(view.has(*at, key) for key in lists):
+    if kind in PAIRED and any(view.has(*at, key) for key in lists):
         counts = {key: len(view.get(*at, key, default=[])) for key in lists}
         if len(set(counts.values())) > 1:
             told = ", ".join(f"{key} has {count}" for key, count in counts.items())
@@ -155,8 +193,10 @@ DATASET_RULES: tuple[DatasetRule, ...] = (
     readers_exist,
     prefetching_is_possible,
     storage_is_consistent,
-    images_are_listed,
+    sources_are_paired,
+    holes_are_known,
     kernels_have_chances,
     pool_suits_batches,
+    degradation_is_on,
     growing_patches_agree,
 )

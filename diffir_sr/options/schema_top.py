@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -89,8 +89,13 @@ class Degradation(Section):
     """How the model for real images makes its inputs; has effect with RealESRGANDataset alone."""
 
     gt_size: Count | None = Field(None, description="Side in pixels of the patches cut after degradation.")
+    degrade_by: Literal["batch", "image"] = Field(
+        "batch",
+        description="batch (published): decisions are shared by a batch and a pool mixes batches; image: each image "
+        "has its own, which neither batch size, ranks nor resuming change.",
+    )
     queue_size: Count = Field(
-        180, description="Pairs in the pool that batches are mixed from; a multiple of batch_size_per_gpu."
+        180, description="Pairs in the pool of degrade_by: batch; a multiple of batch_size_per_gpu."
     )
     gt_usm: bool = Field(False, description="Whether the ground truth is sharpened.")
     l1_gt_usm: bool = Field(False, description="Whether the target of the pixel loss is sharpened.")
@@ -117,7 +122,9 @@ class Degradation(Section):
 class Options(Degradation):
     """An option file."""
 
-    base: str | None = Field(None, description="Option file to build on, relative to this one; keys here win.")
+    base: str | list[str] | None = Field(
+        None, description="Option files to build on, relative to this one; keys here win, of several the later."
+    )
     plugins: list[str] | None = Field(None, description="Modules to import first; they add archs, losses and so on.")
     name: str = Field(min_length=1, description="Name of the run; results go to experiments/<name> or results/<name>.")
     model_type: str = Field(description="Which training it is: DiffIRS1Model, DiffIRS2Model, DiffIRGANS2Model, ...")

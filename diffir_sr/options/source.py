@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -33,9 +34,10 @@ _Loader.add_implicit_resolver(
 
 
 def read_source(path: str | Path) -> Source:
-    """The options of a file, on top of those of the file that its key `base` names, and so on.
+    """The options of a file, on top of those of the files that its key `base` names, and so on.
 
-    Mappings are merged; lists and single values replace what `base` has. Raises OptionError.
+    Of several bases the later wins. Mappings are merged; lists and single values replace what `base` has.
+    Raises OptionError.
     """
     return _read_chain(Path(path), ())
 
@@ -45,7 +47,8 @@ def files_read(path: str | Path) -> list[Path]:
     files = dict.fromkeys([path := Path(path)])
     values, _ = _parse(_text_of(path), file=str(path))
     base = values.get("base") if isinstance(values, dict) else None
-    return [*files, *(files_read(path.parent / base) if isinstance(base, str) else ())]
+    bases = [one for one in (base if isinstance(base, list) else [base]) if isinstance(one, str)]
+    return list(dict.fromkeys([*files, *(file for one in bases for file in files_read(path.parent / one))]))
 
 
 def read_value(text: str, *, file: str) -> Source:
@@ -61,17 +64,22 @@ def _read_chain(path: Path, above: tuple[Path, ...]) -> Source:
     values, places = _parse(_text_of(path), file=str(path))
     if not isinstance(values, dict):
         raise OptionError(f"{path}: expected options, 'key: value' on each line, found {found(values)}")
-    source = Source(values, places)
-    base, place = values.pop("base", None), places.pop(("base",), None)
+    base, place = values.pop("base", None), places.get(("base",))
+    source = Source(values, {keys: at for keys, at in places.items() if keys[:1] != ("base",)})
     if base is None:
         return source
-    if not isinstance(base, str):
-        raise OptionError(f"{place}: base: expected the path of an option file, found {found(base)}")
+    bases = base if isinstance(base, list) else [base]
+    if not bases or not all(isinstance(one, str) for one in bases):
+        raise OptionError(f"{place}: base: expected the path of an option file or a list of such, found {found(base)}")
     try:
-        below = _read_chain(path.parent / base, (*above, path))
+        layers = [_read_chain(path.parent / one, (*above, path)) for one in bases]
     except FileNotFoundError as error:
         raise OptionError(f"{place}: base: {error}") from None
-    return Source(_merge(below.values, values), _merge_places(below, source))
+    return functools.reduce(_on_top, [*layers, source])
+
+
+def _on_top(below: Source, above: Source) -> Source:
+    return Source(_merge(below.values, above.values), _merge_places(below, above))
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from diffir_sr.training.run import (
     start_log,
     training_loader,
 )
-from diffir_sr.training.sampler import DrawSampler
+from diffir_sr.training.sampler import DrawSampler, GrowingBatchSampler
 
 logger = logging.getLogger("basicsr")
 
@@ -58,7 +58,7 @@ def train(loaded: LoadedOptions, arguments: RunArguments) -> None:
     writer = _tensorboard(opt, new=state is None)
     loader, sampler = training_loader(opt)
     evaluations = evaluation_loaders(opt, ("val",))
-    _describe(opt, loader)
+    _describe(opt, loader, sampler)
     model = build_model(opt)
     done = 0
     if state is not None:
@@ -87,8 +87,18 @@ def _tensorboard(opt: dict[str, Any], *, new: bool) -> Any:
     return init_tb_loggers(opt)
 
 
-def _describe(opt: dict[str, Any], loader: DataLoader[Any]) -> None:
-    total, batch = opt["train"]["total_iter"], (loader.batch_size or 1) * opt["world_size"]
+def _describe(opt: dict[str, Any], loader: DataLoader[Any], sampler: DrawSampler | GrowingBatchSampler) -> None:
+    total, ranks = opt["train"]["total_iter"], opt["world_size"]
+    if isinstance(sampler, GrowingBatchSampler):
+        for phase in sampler.curriculum.phases:
+            logger.info(
+                f"From iteration {phase.first:,d}: batch {phase.batch * sampler.devices * ranks} of "
+                f"{phase.gt_size}-pixel patches"
+            )
+        patches = sampler.curriculum.drawn_before(total + 1) * sampler.devices * ranks
+        logger.info(f"{total:,d} iterations, {patches:,d} patches in all")
+        return
+    batch = (loader.batch_size or 1) * ranks
     logger.info(
         f"{total:,d} iterations with batch {batch}, {len(loader):,d} iterations per epoch, "
         f"{total * batch:,d} patches in all"
@@ -99,7 +109,7 @@ def _iterate(
     model: Any,
     opt: dict[str, Any],
     loader: DataLoader[Any],
-    sampler: DrawSampler,
+    sampler: DrawSampler | GrowingBatchSampler,
     evaluations: list[DataLoader[Any]],
     writer: Any,
     *,
@@ -143,9 +153,14 @@ def _iterate(
 
 
 def _batches(
-    loader: DataLoader[Any], sampler: DrawSampler, opt: dict[str, Any], *, done: int
+    loader: DataLoader[Any], sampler: DrawSampler | GrowingBatchSampler, opt: dict[str, Any], *, done: int
 ) -> Iterator[tuple[int, Any]]:
     """(epoch, batch) without end, from the batch after the `done`-th."""
+    if isinstance(sampler, GrowingBatchSampler):
+        sampler.start_after(done)
+        batches = _ahead(loader) if opt["num_gpu"] > 0 else loader
+        yield from ((sampler.epoch_of(iteration), batch) for iteration, batch in enumerate(batches, start=done + 1))
+        return
     per_epoch = sampler.per_rank // (loader.batch_size or 1)
     epoch, offset = divmod(done, per_epoch)
     on_gpu = opt["num_gpu"] > 0

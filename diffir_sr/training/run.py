@@ -7,22 +7,23 @@ import os
 import platform
 import random
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import basicsr
 import torch
 import yaml
-from basicsr.data import build_dataloader, build_dataset
+from basicsr.data import build_dataloader, build_dataset, worker_init_fn
 from basicsr.utils import get_root_logger, get_time_str, make_exp_dirs, set_random_seed
 from basicsr.utils.dist_util import get_dist_info, init_dist
 from basicsr.utils.logger import initialized_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch.utils.data import DataLoader
 
-from diffir_sr.data.pairs import check_paired_options
+from diffir_sr.data.checks import check_dataset_options
 from diffir_sr.errors import InputError, OptionError
-from diffir_sr.training.sampler import DrawSampler
+from diffir_sr.training.sampler import DrawSampler, GrowingBatchSampler
 from diffir_sr.version import __version__
 
 logger = logging.getLogger("basicsr")
@@ -67,15 +68,21 @@ def complete_options(opt: dict[str, Any], arguments: RunArguments, *, is_train: 
         if "scale" in opt:
             dataset["scale"] = opt["scale"]
         dataset.setdefault("seed", opt["manual_seed"])
-        for key in ("dataroot_gt", "dataroot_lq"):
+        for key in ("dataroot_gt", "dataroot_lq", "dataroot_mask"):
             if dataset.get(key):
-                dataset[key] = os.path.expanduser(dataset[key])
+                dataset[key] = _expanded(dataset[key])
     _name_folders(opt, arguments.root.resolve(), is_train=is_train)
     if is_train and arguments.debug:
         opt["logger"] |= {"print_freq": 1, "save_checkpoint_freq": 8}
         if opt.get("val"):
             opt["val"]["val_freq"] = 8
     return opt
+
+
+def _expanded(root: Any) -> Any:
+    if isinstance(root, list):
+        return [_expanded(one) for one in root]
+    return os.path.expanduser(root) if isinstance(root, str) else root
 
 
 def _start_distributed(launcher: str, parameters: dict[str, Any]) -> None:
@@ -106,7 +113,7 @@ def check_data(opt: dict[str, Any]) -> None:
     """Raise InputError for data that cannot be trained or tested on, before anything is written or built."""
     for phase, dataset in opt["datasets"].items():
         try:
-            check_paired_options(dataset)
+            check_dataset_options(dataset)
         except InputError as error:
             raise InputError(f"datasets.{phase}: {error}") from error
 
@@ -161,7 +168,7 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def training_loader(opt: dict[str, Any]) -> tuple[DataLoader[Any], DrawSampler]:
+def training_loader(opt: dict[str, Any]) -> tuple[DataLoader[Any], DrawSampler | GrowingBatchSampler]:
     """The loader of `datasets.train` and the sampler inside it."""
     section = opt["datasets"]["train"]
     dataset = build_dataset(section)
@@ -174,6 +181,8 @@ def training_loader(opt: dict[str, Any]) -> tuple[DataLoader[Any], DrawSampler]:
         world_size=opt["world_size"],
         seed=opt["manual_seed"],
     )
+    if getattr(dataset, "curriculum", None) is not None:
+        return _growing_loader(dataset, sampler, opt)
     loader = build_dataloader(
         dataset, section, num_gpu=opt["num_gpu"], dist=opt["dist"], sampler=sampler, seed=opt["manual_seed"]
     )
@@ -182,6 +191,24 @@ def training_loader(opt: dict[str, Any]) -> tuple[DataLoader[Any], DrawSampler]:
             f"datasets.train: {len(dataset)} images x dataset_enlarge_ratio {section.get('dataset_enlarge_ratio', 1)} "
             f"are fewer than one batch of {loader.batch_size}; raise dataset_enlarge_ratio or lower batch_size_per_gpu"
         )
+    return loader, sampler
+
+
+def _growing_loader(
+    dataset: Any, draws: DrawSampler, opt: dict[str, Any]
+) -> tuple[DataLoader[Any], GrowingBatchSampler]:
+    """The loader of a progressive training; BasicSR's cannot take batches of changing size."""
+    section = opt["datasets"]["train"]
+    devices = 1 if opt["dist"] else max(1, opt["num_gpu"])
+    sampler = GrowingBatchSampler(draws, dataset.curriculum, devices=devices)
+    workers = int(section.get("num_worker_per_gpu") or 0) * devices
+    loader = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        worker_init_fn=partial(worker_init_fn, num_workers=workers, rank=opt["rank"], seed=opt["manual_seed"]),
+        pin_memory=bool(section.get("pin_memory")),
+    )
     return loader, sampler
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler
+
+from diffir_sr.data.curriculum import Curriculum
+from diffir_sr.data.draws import Draw
 
 
 class DrawSampler(Sampler[int]):
@@ -45,3 +49,39 @@ class DrawSampler(Sampler[int]):
 
     def __len__(self) -> int:
         return self.per_rank - self.skip
+
+
+class GrowingBatchSampler(Sampler[list[Draw]]):
+    """Batches of a progressive training without end: size and patch by iteration, draws as DrawSampler has them.
+
+    A batch may take the last draws of one epoch and the first of the next; none is left out.
+    """
+
+    def __init__(self, draws: DrawSampler, curriculum: Curriculum, *, devices: int = 1) -> None:
+        self.draws, self.curriculum, self.devices = draws, curriculum, devices
+        self.done = 0
+
+    def start_after(self, done: int) -> None:
+        """Let the next pass begin with the batch after the `done`-th."""
+        self.done = done
+
+    def epoch_of(self, iteration: int) -> int:
+        """The epoch in which the batch of an iteration begins."""
+        return self._used_before(iteration) // self.draws.per_rank
+
+    def _used_before(self, iteration: int) -> int:
+        return self.curriculum.drawn_before(iteration) * self.devices
+
+    def _draws_from(self, epoch: int, skip: int) -> Iterator[int]:
+        while True:
+            self.draws.start_at(epoch, skip=skip)
+            yield from self.draws
+            epoch, skip = epoch + 1, 0
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        iteration = self.done + 1
+        supply = self._draws_from(*divmod(self._used_before(iteration), self.draws.per_rank))
+        while True:
+            phase = self.curriculum.at(iteration)
+            yield [Draw(number, phase.gt_size) for number in islice(supply, phase.batch * self.devices)]
+            iteration += 1

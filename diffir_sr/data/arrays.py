@@ -1,0 +1,30 @@
+"""Image arrays as tensors, and the crops, flips and turns of training patches."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffir_sr.data.images import as_rgb_float
+
+
+def random_corner(rng: np.random.Generator, image: np.ndarray, size: int) -> tuple[int, int]:
+    """Top and left of a square of `size` pixels in an image (H, W, C), all places equally likely."""
+    return int(rng.integers(image.shape[0] - size + 1)), int(rng.integers(image.shape[1] - size + 1))
+
+
+def turned(image: np.ndarray, *, flip: bool, turns: int) -> np.ndarray:
+    """Mirrored left to right, then turned by quarters: together all eight symmetries of a square."""
+    return np.rot90(image[:, ::-1] if flip else image, turns)
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """An array as read, (H, W, C), to float32 RGB (3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(as_rgb_float(image).transpose(2, 0, 1)))
+
+
+def to_bytes(image: np.ndarray) -> Tensor:
+    """An 8-bit array as read, (H, W, C), to uint8 RGB (3, H, W)."""
+    colours = np.broadcast_to(image[..., :1], (*image.shape[:2], 3)) if image.shape[2] < 3 else image[..., :3]
+    return torch.from_numpy(np.ascontiguousarray(colours.transpose(2, 0, 1)))

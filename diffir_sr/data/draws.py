@@ -1,0 +1,95 @@
+"""What training datasets share: numbered draws, each with its own generator, so that nothing else changes a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from diffir_sr.errors import InputError
+
+
+class Draw(NamedTuple):
+    """Which sample, and the side in pixels of its ground-truth patch where it changes during training."""
+
+    number: int
+    gt_size: int | None = None
+
+
+class DrawnDataset(Dataset[dict[str, Any]]):
+    """A dataset whose every random choice is a function of (`seed`, draw number) alone.
+
+    The number given to [] is the draw; a sampler that never repeats one during a training sets `draws_are_unique`,
+    and then neither workers nor ranks nor resuming change a sample.
+    """
+
+    def __init__(self, *, seed: int) -> None:
+        self.seed = seed
+        # Else two passes would show the same crops, so that something that differs between passes and workers is
+        # mixed in.
+        self.draws_are_unique = False
+        self._visits = 0
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, draw: int | Draw) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Each image once; without this, Python would count draws up for ever."""
+        return (self[index] for index in range(len(self)))
+
+    def random(self, draw: int) -> np.random.Generator:
+        """The generator of a draw."""
+        if self.draws_are_unique:
+            return np.random.default_rng((self.seed, draw))
+        self._visits += 1
+        return np.random.default_rng((self.seed, draw, torch.initial_seed() % 2**63, self._visits))
+
+
+class Mixture:
+    """Which image of which source a draw shows, with given shares of the draws.
+
+    In every pass of `len` draws each source has its share to within one draw, and its images come equally often:
+    a source with a small share shows other images in the next pass.
+    """
+
+    def __init__(self, counts: Sequence[int], weights: Sequence[float] | None = None) -> None:
+        """`counts`: images of each source; `weights`: shares of the draws, by default the counts."""
+        if weights is not None and len(weights) != len(counts):
+            raise InputError(
+                f"source_weights: {len(weights)} numbers for {len(counts)} sources; give one for each folder or LMDB"
+            )
+        shares = np.asarray(counts if weights is None else weights, float)
+        if not (np.isfinite(shares).all() and (shares > 0).all()):
+            raise InputError(f"source_weights: expected numbers above 0, got {list(weights or counts)}")
+        self.counts = list(counts)
+        self.slots = _apportioned(sum(counts), shares / shares.sum())
+        self._ends = np.cumsum(self.slots)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def locate(self, draw: int) -> tuple[int, int]:
+        """(source, image in it) of a draw."""
+        epoch, slot = divmod(draw, len(self))
+        source = int(np.searchsorted(self._ends, slot, side="right"))
+        slots = self.slots[source]
+        within = slot - (int(self._ends[source]) - slots)
+        return source, (epoch * slots + within) % self.counts[source]
+
+
+def _apportioned(total: int, shares: np.ndarray) -> list[int]:
+    """`total` places by largest remainder, at least one for each."""
+    exact = shares * max(total, len(shares))
+    slots = np.floor(exact).astype(int)
+    missing = max(total, len(shares)) - int(slots.sum())
+    slots[np.argsort(slots - exact, kind="stable")[:missing]] += 1
+    while (slots == 0).any():
+        slots[slots.argmax()] -= 1
+        slots[slots.argmin()] += 1
+    return [int(count) for count in slots]

@@ -1,0 +1,145 @@
+"""Images and the holes to fill in them, drawn or given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffir_sr.data.arrays import random_corner, to_bytes, to_tensor, turned
+from diffir_sr.data.distortions import Distortions
+from diffir_sr.data.draws import Draw, DrawnDataset, Mixture
+from diffir_sr.data.mask_options import binary, evaluation_size, mix_from_options
+from diffir_sr.data.masks import EVALUATION, mask_of_name, mixed_mask
+from diffir_sr.data.pairs import lists_of
+from diffir_sr.data.sources import LmdbSource, Source, check_backend, open_source, roots_of, some
+from diffir_sr.errors import InputError
+
+
+class InpaintDataset(DrawnDataset):
+    """Samples {gt, mask, gt_path, lq_path}: `gt` float32 RGB (3, H, W) in [0, 1], `mask` (1, H, W), 1 = missing.
+
+    `dataroot_gt` names whole images; `dataroot_lq` in its place images without ground truth, which give `lq`. Masks
+    come from `dataroot_mask` (the same names outside training, else any), or are drawn: `mask_kind` random as
+    `mask_gen` says, or thin, medium, thick as in evaluation. Training cuts `gt_size`, or distorts (`augment`).
+    Outside training a mask is a function of (seed, kind, name), and whole images are given.
+    """
+
+    def __init__(self, opt: Mapping[str, Any]) -> None:
+        super().__init__(seed=int(opt.get("seed") or 0))
+        check_backend(opt)
+        self.training = opt.get("phase") == "train"
+        self.gt_size = int(opt["gt_size"]) if self.training else None
+        self.role = "gt" if opt.get("dataroot_gt") else "lq"
+        if self.training and self.role == "lq":
+            raise InputError("dataroot_gt is not given; training needs whole images")
+        roots = roots_of(opt, f"dataroot_{self.role}")
+        lists = lists_of(opt, "meta_info_file", len(roots))
+        self.sources = [open_source(root, meta_info=listed) for root, listed in zip(roots, lists, strict=True)]
+        weights = opt.get("source_weights") if self.training else None
+        self.mixture = Mixture([len(source.names) for source in self.sources], weights)
+        self.flips = bool(opt.get("use_hflip"))
+        self.distortions = Distortions() if opt.get("augment") == "distortions" and self.training else None
+        self._choose_masks(opt)
+        self._check_sizes()
+        self.gives_bytes = False
+
+    def _choose_masks(self, opt: Mapping[str, Any]) -> None:
+        self.masks = open_source(opt["dataroot_mask"]) if opt.get("dataroot_mask") else None
+        self.kind = str(opt.get("mask_kind") or "random")
+        self.mix = mix_from_options(opt.get("mask_gen"))
+        self.dilate = int(opt.get("mask_dilate") or 0)
+        if self.masks is None and self.role == "lq":
+            raise InputError("dataroot_mask is not given; images without ground truth need to say where the holes are")
+        if self.masks is None and self.kind != "random":
+            evaluation_size(self.kind, 256)  # whether there are such
+        if self.masks is not None and not self.training:
+            absent = [name for source in self.sources for name in source.names if name not in self.masks]
+            if absent:
+                raise InputError(
+                    f"{len(absent)} images have no mask of the same name under {self.masks.path.resolve()}: "
+                    f"{some(absent)}; add masks, or leave dataroot_mask out to have some drawn"
+                )
+
+    def _check_sizes(self) -> None:
+        faults = []
+        for source in self.sources:
+            for name, size in source.sizes(source.names).items():
+                if self.gt_size is not None and self.distortions is None and min(size) < self.gt_size:
+                    faults.append(f"{source.location(name)}: {size[0]}x{size[1]}, smaller than gt_size {self.gt_size}")
+                if self.masks is not None and not self.training and self.masks.size(name) != size:
+                    high, wide = self.masks.size(name)
+                    faults.append(f"{source.location(name)}: {size[0]}x{size[1]}, its mask {high}x{wide}")
+        if faults:
+            raise InputError(f"{len(faults)} images do not fit: {some(faults)}; make sizes agree or remove them")
+
+    @property
+    def paths(self) -> list[dict[str, str]]:
+        """Where each image lies, as BasicSR's datasets tell it."""
+        places = (source.location(name) for source, name in map(self._image, range(len(self))))
+        return [{"lq_path": place, "gt_path": place} for place in places]
+
+    def give_bytes(self) -> None:
+        """Give uint8 images where that loses nothing; the model makes them float."""
+        self.gives_bytes = all(isinstance(source, LmdbSource) for source in self.sources)
+
+    def __len__(self) -> int:
+        return len(self.mixture)
+
+    def _image(self, draw: int) -> tuple[Source, str]:
+        place, index = self.mixture.locate(draw)
+        return self.sources[place], self.sources[place].names[index]
+
+    def __getitem__(self, draw: int | Draw) -> dict[str, Any]:
+        number = draw.number if isinstance(draw, Draw) else draw
+        source, name = self._image(number)
+        with source.view(name) as image:
+            if self.gt_size is not None:
+                rng = self.random(number)
+                shown = self._augmented(image, self.gt_size, rng)
+                mask = self._training_mask(self.gt_size, rng)
+            else:
+                shown, mask = image, self._mask_of(name, *image.shape[:2])
+            place = source.location(name)
+            store = to_bytes if self.gives_bytes else to_tensor
+            shape = (1, *mask.shape)
+            return {
+                self.role: store(shown),
+                "mask": torch.from_numpy(np.ascontiguousarray(mask)).reshape(shape).float(),
+                "gt_path": place,
+                "lq_path": place,
+            }
+
+    def _augmented(self, image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+        flip = self.flips and rng.random() < 0.5
+        if self.distortions is not None:
+            return turned(self.distortions(image, size=size, rng=rng), flip=flip, turns=0)
+        top, left = random_corner(rng, image, size)
+        return turned(image[top : top + size, left : left + size], flip=flip, turns=0)
+
+    def _training_mask(self, size: int, rng: np.random.Generator) -> np.ndarray:
+        if self.masks is not None:
+            mask = binary(self.masks.read(str(rng.choice(self.masks.names))), dilate=self.dilate)
+            return _fitted(mask, size, rng)
+        mix = self.mix if self.kind == "random" else EVALUATION[f"{self.kind}_{evaluation_size(self.kind, size)}"]
+        return mixed_mask(rng, mix, height=size, width=size)
+
+    def _mask_of(self, name: str, height: int, width: int) -> np.ndarray:
+        if self.masks is not None:
+            return binary(self.masks.read(name), dilate=self.dilate)
+        if self.kind == "random":
+            key, mix = "random", self.mix
+        else:
+            key = f"{self.kind}_{evaluation_size(self.kind, min(height, width))}"
+            mix = EVALUATION[key]
+        return mask_of_name(mix, key=key, height=height, width=width, seed=self.seed, name=name)
+
+
+def _fitted(mask: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """A random square of a mask, repeated first where it is smaller."""
+    repeats = [-(-size // side) for side in mask.shape]
+    mask = np.tile(mask, repeats)
+    top, left = random_corner(rng, mask, size)
+    return mask[top : top + size, left : left + size]

@@ -1,0 +1,89 @@
+"""What a preparation job made: one JSON line per image, beside the folder or LMDB that holds them.
+
+Beside, since BasicSR takes every visible file of a folder for an image. No times are in it: a job that was interrupted
+and finished later leaves the same file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffir_sr.data.images import write_atomically
+from diffir_sr.errors import InputError
+
+SUFFIX = ".manifest.jsonl"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image: its relative path (or LMDB key), that of its source, (height, width, channels), bytes as stored."""
+
+    name: str
+    origin: str
+    size: tuple[int, int, int]
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The job that made a folder or LMDB, everything that decided its bytes, and its images sorted by name."""
+
+    job: str
+    parameters: Mapping[str, Any]
+    source: str
+    version: str
+    entries: list[Entry]
+
+
+def manifest_path(output: Path) -> Path:
+    """Where the manifest of an output folder or LMDB lies."""
+    return output.with_name(output.name + SUFFIX)
+
+
+def write_manifest(output: Path, manifest: Manifest) -> Path:
+    """Write the manifest of `output`, whole or not at all; gives its path."""
+    head = {
+        "diffir_manifest": _FORMAT,
+        "job": manifest.job,
+        "parameters": dict(manifest.parameters),
+        "source": manifest.source,
+        "version": manifest.version,
+        "count": len(manifest.entries),
+    }
+    lines = [head, *map(_line, sorted(manifest.entries, key=lambda entry: entry.name))]
+    path = manifest_path(output)
+    write_atomically("".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines).encode(), path)
+    return path
+
+
+def _line(entry: Entry) -> dict[str, Any]:
+    stored = {"size": list(entry.size), "bytes": entry.bytes, "sha256": entry.sha256}
+    return {"name": entry.name, "from": entry.origin, **stored}
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest in a file; raises InputError where it is none, is cut short or lists nothing."""
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        head, entries = lines[0], [_entry(line) for line in lines[1:]]
+        if head["diffir_manifest"] != _FORMAT or head["count"] != len(entries):
+            raise ValueError(f"format {head['diffir_manifest']}, {len(entries)} of {head['count']} images")
+        found = Manifest(head["job"], head["parameters"], head["source"], head["version"], entries)
+    except (OSError, UnicodeDecodeError, ValueError, LookupError, TypeError) as error:
+        raise InputError(
+            f"{path.absolute()}: cannot be read as a manifest ({error}); run the 'diffir prepare' job again"
+        ) from error
+    if not found.entries:
+        raise InputError(f"{path.absolute()}: lists 0 images; make it again with 'diffir prepare'")
+    return found
+
+
+def _entry(line: Mapping[str, Any]) -> Entry:
+    height, width, channels = line["size"]
+    return Entry(line["name"], line["from"], (height, width, channels), line["bytes"], line["sha256"])

@@ -1,0 +1,118 @@
+"""Degraded images of a folder, made once: to look at what training sees, or as a fixed set for validation."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffir_sr.data.arrays import to_tensor
+from diffir_sr.data.degradation import Degradation, StepRanges, ranges_from_options
+from diffir_sr.data.images import decode, read_file
+from diffir_sr.data.kernels import KernelRanges, blur_kernel, final_kernel
+from diffir_sr.data.sources import FolderSource
+from diffir_sr.errors import InputError
+from diffir_sr.prepare.jobs import check_apart, run_all
+from diffir_sr.prepare.stored import Stored, Target, relative
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a degraded image looks like, besides the image."""
+
+    scale: int
+    seed: int
+    first: StepRanges
+    second: StepRanges
+    kernels: tuple[KernelRanges, KernelRanges]
+    final_sinc_prob: float
+
+
+def recipe(top: Mapping[str, Any], dataset: Mapping[str, Any], *, scale: int, seed: int) -> Recipe:
+    """The degradation of an option file: its top level and its training dataset; published where they are silent."""
+    if scale < 1:
+        raise InputError(f"--scale: expected 1 or more, got {scale}")
+    first, second = ranges_from_options(top)
+    kernels = KernelRanges.from_options(dataset, step=1), KernelRanges.from_options(dataset, step=2)
+    return Recipe(scale, seed, first, second, kernels, float(dataset.get("final_sinc_prob", 0.8)))
+
+
+@dataclass(frozen=True)
+class Task:
+    """One image to degrade."""
+
+    name: str
+    file: Path
+    output: Target
+    cropped: Target | None
+    recipe: Recipe
+    overwrite: bool
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of one image."""
+
+    lq: Stored
+    cropped: Stored | None
+
+
+def plan(
+    source: FolderSource, output: Path, given: Recipe, *, crop_gt: Path | None = None, overwrite: bool = False
+) -> list[Task]:
+    """What to degrade; the result follows from the recipe and the image's name, not from the order."""
+    check_apart(source.path, output, crop_gt)
+    tasks = []
+    for name in source.names:
+        file = source.file(name)
+        lq, gt = (
+            Target(root, f"{name}.png", relative(file, source.path)) if root else None for root in (output, crop_gt)
+        )
+        assert lq is not None
+        tasks.append(Task(name, file, lq, gt, given, overwrite))
+    return tasks
+
+
+def run(tasks: Sequence[Task], *, jobs: int) -> list[Done]:
+    """Degrade; images that exist are kept unless `overwrite`."""
+    return run_all(_degrade, tasks, jobs=jobs, label="degrade")
+
+
+@lru_cache(maxsize=1)
+def _degradation(given: Recipe) -> Degradation:
+    torch.set_num_threads(1)  # the processes share the cores
+    return Degradation(scale=given.scale, first=given.first, second=given.second)
+
+
+def _degrade(task: Task) -> Done:
+    given = task.recipe
+    targets = [target for target in (task.output, task.cropped) if target is not None]
+    if not task.overwrite and all(target.path.exists() for target in targets):
+        return Done(task.output.keep(), task.cropped.keep() if task.cropped else None)
+    image = decode(read_file(task.file), where=str(task.file))
+    height, width = (side // given.scale * given.scale for side in image.shape[:2])
+    gt = image[:height, :width]
+    cropped = task.cropped.store_png(_eight_bit_rgb(gt)) if task.cropped else None
+    return Done(task.output.store_png(degraded(gt, given, name=task.name)), cropped)
+
+
+def degraded(gt: np.ndarray, given: Recipe, *, name: str) -> np.ndarray:
+    """An image (H, W, C) degraded to uint8 RGB (H / scale, W / scale, 3): a function of recipe and name."""
+    rng = np.random.default_rng((given.seed, zlib.crc32(f"degrade/{name}".encode())))
+    first, second = (torch.from_numpy(blur_kernel(rng, ranges))[None] for ranges in given.kernels)
+    last = torch.from_numpy(final_kernel(rng, final_sinc_prob=given.final_sinc_prob))[None]
+    try:
+        lq = _degradation(given)(to_tensor(gt)[None], kernel1=first, kernel2=second, sinc_kernel=last, rng=rng)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    return (lq[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+
+
+def _eight_bit_rgb(image: np.ndarray) -> np.ndarray:
+    return (to_tensor(image).permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()

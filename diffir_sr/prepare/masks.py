@@ -1,0 +1,126 @@
+"""Masks of a fixed evaluation set, and the square images that they belong to."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from diffir_sr.data.images import decode, read_file, write_atomically
+from diffir_sr.data.masks import evaluation_mask
+from diffir_sr.data.sources import FolderSource
+from diffir_sr.errors import InputError
+from diffir_sr.prepare.jobs import check_apart, run_all
+from diffir_sr.prepare.storable import read_storable
+from diffir_sr.prepare.stored import Stored, Target, relative
+
+KINDS = ("thin", "medium", "thick")
+SIZES = (256, 512)
+_BINS = tuple(range(0, 51, 10))  # per cent of the image that is missing
+
+
+@dataclass(frozen=True)
+class Cover:
+    """One image: the mask to make for it and, if wanted, the square of it."""
+
+    name: str
+    file: Path | None
+    output: Target
+    square: Target | None
+    kind: str
+    size: int
+    seed: int
+    overwrite: bool
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of one mask."""
+
+    mask: Stored
+    square: Stored | None
+    share: float  # of the image that is missing
+
+
+def plan(
+    source: FolderSource | None,
+    output: Path,
+    *,
+    kind: str,
+    size: int,
+    seed: int,
+    count: int | None = None,
+    squares: Path | None = None,
+    overwrite: bool = False,
+) -> list[Cover]:
+    """One mask per image of `source`, or `count` masks 000000, 000001, ...; a mask follows from seed, kind and name."""
+    if (source is None) == (count is None):
+        raise InputError("masks: give a folder of images or --count, one of the two")
+    if source is not None:
+        check_apart(source.path, output, squares)
+    names = source.names if source is not None else [f"{index:06d}" for index in range(count or 0)]
+    covers = []
+    for name in names:
+        file = source.file(name) if source is not None else None
+        origin = relative(file, source.path) if source is not None and file is not None else name
+        mask = Target(output, f"{name}.png", origin)
+        square = Target(squares, f"{name}.png", origin) if squares is not None else None
+        covers.append(Cover(name, file, mask, square, kind, size, seed, overwrite))
+    return covers
+
+
+def run(covers: Sequence[Cover], *, jobs: int) -> list[Made]:
+    """Make masks (255 = missing) and squares; what exists is kept unless `overwrite`."""
+    return run_all(_cover, covers, jobs=jobs, label="masks")
+
+
+def _cover(cover: Cover) -> Made:
+    square = None
+    if cover.square is not None:
+        fresh = cover.overwrite or not cover.square.path.exists()
+        square = cover.square.store_png(_square(cover)) if fresh else cover.square.keep()
+    if cover.overwrite or not cover.output.path.exists():
+        mask = evaluation_mask(cover.kind, size=cover.size, seed=cover.seed, name=cover.name)
+        stored = cover.output.store_png(mask[..., None] * np.uint8(255), compress_level=9)
+        return Made(stored, square, float(mask.mean()))
+    mask = decode(read_file(cover.output.path), where=str(cover.output.path))
+    if mask.shape != (cover.size, cover.size, 1):
+        raise InputError(f"{cover.output.path}: an image of shape {mask.shape} is in the way; remove it")
+    return Made(cover.output.keep(), square, float((mask > 0).mean()))
+
+
+def _square(cover: Cover) -> np.ndarray:
+    """A random square of the image as the published script cuts it, from (seed, name), resized."""
+    assert cover.file is not None
+    image = read_storable(cover.file, to_8bit=True).image
+    height, width = image.shape[:2]
+    side = min(height, width)
+    rng = np.random.default_rng((cover.seed, zlib.crc32(f"square/{cover.name}".encode())))
+    top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+    square = np.ascontiguousarray(image[top : top + side, left : left + side])
+    shrinks = side > cover.size
+    resized = cv2.resize(square, (cover.size, cover.size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    return resized.reshape(cover.size, cover.size, -1)
+
+
+def coverage(made: Sequence[Made]) -> str:
+    """Mean, least and most of the missing share, and how many masks fall into each tenth."""
+    shares = np.array([one.share for one in made]) * 100
+    counts, _ = np.histogram(shares, bins=_BINS)
+    tenths = ", ".join(
+        f"{low}-{high} %: {count}" for low, high, count in zip(_BINS[:-1], _BINS[1:], counts, strict=True)
+    )
+    return f"missing {shares.mean():.1f} % on average ({shares.min():.1f} to {shares.max():.1f}); {tenths}"
+
+
+def write_sums(made: Sequence[Made], output: Path) -> Path:
+    """A list that `sha256sum -c` reads inside the output folder, beside it; gives its path."""
+    path = output.with_name(f"{output.name}.sha256")
+    entries = sorted((one.mask.entry for one in made), key=lambda entry: entry.name)
+    lines = (f"{entry.sha256}  {entry.name}\n" for entry in entries)
+    write_atomically("".join(lines).encode(), path)
+    return path
