@@ -67,6 +67,26 @@ ARGUMENTS: dict[tuple[str, str], dict[str, str]] = {
         "fake_label_val": "Label of restored images.",
         "loss_weight": "Factor on the generator's loss; the discriminator's is always 1.",
     },
+    ("network", "NLayerDiscriminator"): {
+        "input_nc": "Channels of the images that it sees.",
+        "ndf": "Channels of its first layer; they double up to 512.",
+        "n_layers": "Layers that halve the size.",
+    },
+    ("loss", "MaskedL1Loss"): {
+        "weight_known": "Factor on the difference at known pixels.",
+        "weight_missing": "Factor on the difference in holes.",
+    },
+    ("loss", "MaskedGANLoss"): {
+        "loss_weight": "Factor on the generator's loss; the discriminator's is always 1.",
+        "gp_coef": "Factor on the penalty of the discriminator's slope at true images (R1).",
+        "mask_as_fake_target": "Whether the discriminator learns that known pixels are true.",
+    },
+    ("loss", "FeatureMatchingLoss"): {"loss_weight": "Factor on the distance."},
+    ("loss", "ADE20KPerceptualLoss"): {
+        "perceptual_weight": "Factor on the loss.",
+        "weights_path": "File with the weights of the dilated ResNet50; by default they are looked for.",
+        "sha256": "Checksum that the file must have; by default none is asked for.",
+    },
     ("metric", "calculate_psnr"): _FIDELITY,
     ("metric", "calculate_ssim"): _FIDELITY,
     ("metric", "calculate_ssim_matlab"): _FIDELITY,

@@ -43,6 +43,9 @@ class TrainOptions(TrainLoop):
 
     optim_d: Built | None = Field(None, description="Optimizer of network_d; has effect in GAN training.")
     gan_opt: Built | None = Field(None, description="Adversarial loss; has effect in GAN training.")
+    feature_matching_opt: Built | None = Field(
+        None, description="Distance between what the discriminator's layers make of both images; inpainting alone."
+    )
     kd_opt: Built | None = Field(None, description="Loss between the priors of stage 1 and stage 2 (KDLoss).")
     net_d_iters: Count = Field(1, description="Discriminator steps for each step of network_g.")
     net_d_init_iters: CountOrZero = Field(0, description="Iterations in which the discriminator trains alone.")

@@ -14,7 +14,13 @@ from diffir_sr.options.report import Keys, Report, nearest
 from diffir_sr.options.schema_train import SCHEDULERS, TrainLoop, TrainOptions
 from diffir_sr.options.sections import as_mapping, check_section
 
-OUR_MODELS = ("DiffIRS1Model", "DiffIRS2Model", "DiffIRGANS2Model")
+OUR_MODELS = (
+    "DiffIRS1Model",
+    "DiffIRS2Model",
+    "DiffIRGANS2Model",
+    "DiffIRInpaintS1Model",
+    "DiffIRInpaintS2Model",
+)
 BASICSR_MODELS = ("SRModel", "SRGANModel", "ESRGANModel")
 _VGG_PATH = {"vgg_path": TypeAdapter(str)}  # read before BasicSR builds its PerceptualLoss, which has no such argument
 _BETTER = {"better": TypeAdapter(Literal["higher", "lower"])}
