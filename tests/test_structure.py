@@ -34,7 +34,7 @@ ALLOWED = {
     "options": {"errors", "archs", "options", "plugins"},
     "compat": {"errors", "lmdb_reading"},
     "describe": {"errors", "checkpoints"},
-    "inference": {"errors", "data", "archs", "diffusion", "checkpoints", "describe", "inference"},
+    "inference": {"errors", "cards", "data", "archs", "diffusion", "checkpoints", "describe", "inference"},
     "models": {
         *("errors", "data", "archs", "diffusion", "losses", "metrics", "checkpoints", "compat", "models", "training"),
         *("cards", "inference", "version"),
