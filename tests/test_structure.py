@@ -29,6 +29,7 @@ ALLOWED = {
     "cards": {"errors"},
     "checkpoints": {"errors", "archs", "compat", "cards"},
     "data": {"errors", "data", "lmdb_reading"},
+    "ablation": {"errors", "data", "options", "version", "ablation"},
     "prepare": {"errors", "data", "prepare", "options", "version"},
     "doctor": {"errors", "data", "lmdb_reading", "losses", "options", "plugins", "prepare", "version", "doctor"},
     "options": {"errors", "archs", "options", "plugins"},
