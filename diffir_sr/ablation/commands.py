@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
 import os
@@ -44,6 +45,8 @@ def _ablate(args: argparse.Namespace) -> int:
         if args.iterations < 1:
             raise InputError(f"--iterations: expected 1 or more, got {args.iterations}")
         ablation = ablation.model_copy(update={"iterations": args.iterations})
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("the report's picture needs matplotlib: pip install 'diffir_sr[quickstart]'")
     runs = plan(ablation, args.file.parent)
     if args.dry_run:
         sys.stdout.write("".join(f"{run.name}: stage {run.stage}, seed {run.seed}\n" for run in runs))
@@ -87,10 +90,9 @@ def _train(run: Run, file: Path) -> None:
     words = [sys.executable, "-m", "diffir_sr", "basicsr", "train", "-opt", str(file), "--auto_resume"]
     done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ)
     if done.returncode:
+        where = f"see experiments/{run.name}"
         last = "\n".join(done.stderr.strip().splitlines()[-3:])
-        raise InputError(
-            f"{run.name}: the training ended with code {done.returncode}: {last}; see experiments/{run.name}"
-        )
+        raise InputError(f"{run.name}: the training ended with code {done.returncode}: {last}; {where}")
 
 
 def _last(record: Path, metric: str, total: int) -> float | None:
