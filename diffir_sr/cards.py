@@ -27,6 +27,10 @@ def write_card_file(tensors: Mapping[str, Tensor], card: Mapping[str, Any], path
     Path(path).write_bytes(data)
 
 
+# Arguments of DiffIRS2 that the shapes of its weights do not tell.
+UNTOLD = ("prediction", "variance_noise")
+
+
 def read_card_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors on the CPU and the card ({} where there is none); raises CheckpointError for a damaged file."""
     try:
@@ -44,12 +48,12 @@ def training_card(
 ) -> dict[str, Any]:
     """The card of a network that a training with these options saves."""
     train = (opt.get("datasets") or {}).get("train") or {}
-    prediction = (opt.get("network_g") or {}).get("prediction")  # the one argument that shapes do not tell
+    network = opt.get("network_g") or {}
     data = {key: train[key] for key in ("name", "type", "dataroot_gt", "dataroot_lq") if train.get(key)}
     return {
         "name": opt["name"],
         "model": opt["model_type"],
-        **({"prediction": prediction} if prediction else {}),
+        **{name: network[name] for name in UNTOLD if name in network},
         "weights": weights,
         "iterations": iteration,
         "data": data,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from diffir_sr.archs.frames import FRAMES, GT_UNSHUFFLE
+from diffir_sr.archs.layers import PRIOR_WIDTH
 from diffir_sr.cards import SUFFIX, read_card_file
 from diffir_sr.compat import why_unreadable
 from diffir_sr.errors import CheckpointError
@@ -114,7 +115,7 @@ def _summary(content: Any) -> str:
 def identify(tensors: Tensors) -> Identity | None:
     """Stage, task, scale and constructor arguments of the DiffIR network that has these tensors, or None.
 
-    Not told by the weights: whether the denoiser predicts x0 or noise (`prediction`).
+    Not told by the weights: whether the denoiser predicts x0 or noise (`prediction`), and `variance_noise`.
     """
     if "G.patch_embed.proj.weight" not in tensors or "G.latent.0.ffn.project_out.weight" not in tensors:
         return None
@@ -122,7 +123,10 @@ def identify(tensors: Tensors) -> Identity | None:
     encoder = "E" if stage == 1 else "condition"
     if f"{encoder}.E.0.weight" not in tensors:
         return None
-    frame = _frame_of(tensors, stage, tensors[f"{encoder}.E.0.weight"].shape[1])
+    seen = tensors[f"{encoder}.E.0.weight"].shape[1]
+    width = tensors[f"{encoder}.mlp.0.weight"].shape[0]
+    gt_alone = stage == 1 and seen == 3 * GT_UNSHUFFLE**2
+    frame = _frame_of(tensors, stage, None if gt_alone else seen)
     if frame is None:
         return None
     task, scale = frame
@@ -140,7 +144,13 @@ def identify(tensors: Tensors) -> Identity | None:
     }
     if task == "sr":
         arguments["scale"] = scale
-    if stage == 2:
+    if width != PRIOR_WIDTH:
+        arguments["prior_width"] = width
+    if gt_alone:
+        arguments["prior_sees"] = "gt"
+    if stage == 2 and "diffusion.betas" not in tensors:
+        arguments["use_diffusion"] = False
+    elif stage == 2:
         betas = tensors["diffusion.betas"]
         arguments |= {
             "n_denoise_res": _count(tensors, "denoise.resmlp", inside=".resmlp.0.weight"),
@@ -151,14 +161,15 @@ def identify(tensors: Tensors) -> Identity | None:
     return Identity(stage, task, scale, arguments)
 
 
-def _frame_of(tensors: Tensors, stage: int, prior_channels: int) -> tuple[str, int] | None:
+def _frame_of(tensors: Tensors, stage: int, prior_channels: int | None) -> tuple[str, int] | None:
+    """`prior_channels` None: the prior's encoder does not see the degraded image."""
     body_channels = tensors["G.patch_embed.proj.weight"].shape[1]
-    if stage == 1:
+    if stage == 1 and prior_channels is not None:
         prior_channels -= 3 * GT_UNSHUFFLE**2
     for (task, scale), frame in FRAMES.items():
         same_tail = ("G.tail.1.weight" in tensors) == (frame.upsample > 1)
         same_body = frame.channels * frame.body_unshuffle**2 == body_channels
-        if same_tail and same_body and frame.prior_channels == prior_channels:
+        if same_tail and same_body and prior_channels in (None, frame.prior_channels):
             return task, scale
     return None
 

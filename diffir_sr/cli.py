@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffir_sr.ablation.commands import add_ablate_parser
 from diffir_sr.compat import SaveFailed
 from diffir_sr.doctor.commands import add_doctor_parser
 from diffir_sr.errors import DiffIRError
@@ -98,6 +99,7 @@ def diffir_parser() -> argparse.ArgumentParser:
         add_quickstart_parser,
         add_doctor_parser,
         add_evaluate_parser,
+        add_ablate_parser,
     ):
         add(commands)
     return parser

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from diffir_sr.archs.diffir_arch import DiffIRS2
+from diffir_sr.cards import UNTOLD
 from diffir_sr.checkpoints import Weights, fit, read_weights
 from diffir_sr.describe import description, identity_of
 from diffir_sr.errors import CheckpointError, InputError
@@ -25,7 +26,8 @@ def _network(weights: Weights) -> DiffIRS2:
             f"{weights.path.resolve()} is {identity}, which needs the true picture to restore; give the file of a "
             "stage-2 network (DiffIRS2Model or DiffIRGANS2Model wrote it)"
         )
-    network = DiffIRS2(**identity.arguments, prediction=weights.card.get("prediction", "x0"))
+    untold = {name: weights.card[name] for name in UNTOLD if name in weights.card}
+    network = DiffIRS2(**identity.arguments, **untold)
     fit(network, weights, where="weights", strict=True)
     return network.eval().requires_grad_(False)
 

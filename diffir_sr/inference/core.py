@@ -16,12 +16,13 @@ def restored(engine: Engine, lq: Tensor, *, seed: int = 0, sample: int = 0) -> T
     Start noise follows from each picture, `seed` and `sample`. Where `lq` has a mask as its fourth channel, pixels
     that are not missing are those of `lq`.
     """
-    return restored_under(engine, lq, noise=start(lq, seed=seed, sample=sample))
+    noise = picture_noise(lq, width=engine.network.prior_width, seed=seed, sample=sample)
+    return restored_under(engine, lq, noise=noise)
 
 
-def start(lq: Tensor, *, seed: int = 0, sample: int = 0) -> Tensor:
-    """Start noise (B, 256) for the pictures `lq`."""
-    return picture_noise(lq, width=PRIOR_WIDTH, seed=seed, sample=sample)
+def start(lq: Tensor, *, seed: int = 0, sample: int = 0, width: int = PRIOR_WIDTH) -> Tensor:
+    """Start noise (B, width) for the pictures `lq`."""
+    return picture_noise(lq, width=width, seed=seed, sample=sample)
 
 
 def restored_under(engine: Engine, lq: Tensor, *, noise: Tensor) -> Tensor:

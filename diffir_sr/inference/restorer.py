@@ -110,7 +110,8 @@ class Restorer:
 
     def start(self, lq: Tensor, *, seed: int | None = None, sample: int = 0) -> Tensor:
         """The start noise (1, 256) of a prepared picture."""
-        return start(lq, seed=self.seed if seed is None else seed, sample=sample)
+        width = self.network.prior_width
+        return start(lq, seed=self.seed if seed is None else seed, sample=sample, width=width)
 
     def run(self, lq: Tensor, noise: Tensor) -> Tensor:
         """A prepared picture restored, (1, 3, H * scale, W * scale), not clipped."""

@@ -158,8 +158,7 @@ class RestorationModel(SRModel, ABC):
         self.pairs.load(int(resume_state["iter"]))
 
     def _on_device(self, images: Tensor) -> Tensor:
-        """float32 in [0, 1] on the device; datasets may give uint8, which is less to copy."""
-        images = images.to(self.device, non_blocking=True)
+        images = images.to(self.device, non_blocking=True)  # datasets may give uint8, which is less to copy
         return images.float() * (1 / 255) if images.dtype == torch.uint8 else images
 
     @abstractmethod
@@ -216,9 +215,10 @@ class RestorationModel(SRModel, ABC):
 
     def noise_at(self, current_iter: int) -> Tensor:
         """Standard normal values (B, 256): a function of seed, iteration and rank, so that resuming changes nothing."""
+        width = int(getattr(self.get_bare_model(self.net_g), "prior_width", PRIOR_WIDTH))
         key = (int(self.opt["manual_seed"]) * 1_000_003 + current_iter) * 4_099 + int(self.opt["rank"])
         generator = torch.Generator().manual_seed(key % 2**63)
-        return torch.randn(len(self.lq), PRIOR_WIDTH, generator=generator).to(self.device)
+        return torch.randn(len(self.lq), width, generator=generator).to(self.device)
 
     # Evaluation
 

@@ -13,6 +13,7 @@ _BODY = {
     "num_refinement_blocks": "Transformer blocks after the last level; no effect for inpaint.",
     "heads": "Attention heads on each of the four levels; each divides the channels there.",
     "ffn_expansion_factor": "Width inside the feed-forward parts over their channels.",
+    "prior_width": "Numbers in the prior; published: 256.",
     "bias": "Whether convolutions of the body have a bias.",
     "LayerNorm_type": "BiasFree (norms scale) or WithBias (norms scale and shift).",
 }
@@ -32,7 +33,10 @@ _PERCEPTUAL = {
 }
 # (kind, registered name): argument: sentence
 ARGUMENTS: dict[tuple[str, str], dict[str, str]] = {
-    ("network", "DiffIRS1"): _BODY,
+    ("network", "DiffIRS1"): {
+        **_BODY,
+        "prior_sees": "What the prior is made of: both images (published) or gt, the ground truth alone.",
+    },
     ("network", "DiffIRS2"): {
         **_BODY,
         "n_denoise_res": "Layers of the denoiser after the first.",
@@ -40,6 +44,9 @@ ARGUMENTS: dict[tuple[str, str], dict[str, str]] = {
         "linear_end": "Variance of the last diffusion step.",
         "timesteps": "Diffusion steps; a network works with the number that it was trained with.",
         "prediction": "What the denoiser guesses: x0, the clean prior (published), or eps, the noise.",
+        "use_diffusion": "Whether the prior is diffused; else the condition itself is it (the paper's V1, worse).",
+        "variance_noise": "Whether steps back add noise (the paper's V4, worse).",
+        "retuned": "Whether linear_end is chosen so that x_T is noise for any timesteps (the paper's ablation over T).",
     },
     ("network", "UNetDiscriminatorSN"): {
         "num_in_ch": "Channels of the images that it sees.",
@@ -50,6 +57,7 @@ ARGUMENTS: dict[tuple[str, str], dict[str, str]] = {
     ("loss", "KDLoss"): {
         "loss_weight": "Factor on the distance between the priors.",
         "temperature": "Of the KL divergence, which is logged and not trained on.",
+        "criterion": "Distance between the priors: l1 (published, best in the paper), l2 or kl.",
     },
     ("loss", "PerceptualLoss"): {
         "layer_weights": "How much each VGG layer counts, by name (conv5_4: before its activation).",
