@@ -91,6 +91,18 @@ def test_matlab_ssim_equals_scikit_image_on_a_volume_padded_by_its_edges():
     assert ssim(*grey, convention="matlab") == pytest.approx(places.mean(), abs=1e-10)
 
 
+def test_matlab_rounds_the_brightness_of_8_bit_images_and_not_of_floats():
+    gt = photograph()
+    restored = worse(gt)
+    y = [image @ np.array([65.481, 128.553, 24.966]) / 255 + 16 for image in (restored.astype(float), gt.astype(float))]
+    rounded = [np.floor(one + 0.5).astype(np.uint8) for one in y]
+    expected = ssim(*rounded, convention="matlab")
+    assert ssim(restored, gt, luma=True, convention="matlab") == pytest.approx(expected, abs=1e-12)
+    exact = ssim(*(torch.from_numpy(one)[None, None] / 255 for one in y), convention="matlab").item()
+    assert ssim(tensor(restored), tensor(gt), luma=True, convention="matlab").item() == pytest.approx(exact, abs=1e-6)
+    assert abs(exact - expected) > 1e-6
+
+
 def test_three_equal_channels_are_one_in_both_conventions():
     grey = [np.repeat(image[..., 1:2], 3, axis=2) for image in (worse(photograph()), photograph())]
     for convention in ("basicsr", "matlab"):

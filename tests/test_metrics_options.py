@@ -8,10 +8,14 @@ from basicsr.metrics import calculate_metric
 from options_cases import STAGE_1, changed, load, refusal
 from test_metrics_perceptual import needs_weights
 
-from diffir_sr.errors import InputError
+from diffir_sr.errors import CheckpointError, InputError
+from diffir_sr.metrics import perceptual
 from diffir_sr.metrics.fidelity import ssim
+from diffir_sr.metrics.image_api import check_metrics
 from diffir_sr.metrics.perceptual import dists, lpips
 from diffir_sr.metrics.protocols import protocol
+from diffir_sr.models.validation import measure
+from diffir_sr.training.run import check_weights
 
 PHOTO = skimage.data.coffee()[:72, :80]
 SOFT = np.roll(PHOTO, 1, axis=1)
@@ -71,3 +75,32 @@ def test_niqe_of_photographs_is_the_pinned_one(name, pinned):
     image = getattr(skimage.data, name)()
     found = calculate_metric({"img": image[..., ::-1]}, dict(type="calculate_niqe", crop_border=0, better="lower"))
     assert found == pytest.approx(pinned, abs=0.006)
+
+
+def test_a_run_does_not_begin_without_the_weights_of_its_metrics():
+    opt = {"model_type": "SRModel", "val": {"metrics": {"far": {"type": "calculate_lpips", "backbone": "mine.pth"}}}}
+    with pytest.raises(CheckpointError, match=r"val.metrics.far: weights of alexnet: no such file: .*mine.pth"):
+        check_weights(opt)
+    opt["val"]["metrics"] = {"psnr": {"type": "calculate_psnr", "crop_border": 0}}
+    check_weights(opt)
+
+
+@needs_weights
+def test_loading_a_metric_does_not_change_what_a_training_draws():
+    perceptual._lpips_network.cache_clear()
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    check_metrics({"far": {"type": "calculate_lpips"}, "texture": {"type": "calculate_dists"}})
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_without_ground_truth_what_needs_none_is_measured():
+    image = tensor(skimage.data.astronaut())
+    metrics = {
+        "psnr": {"type": "calculate_psnr", "crop_border": 0},
+        "niqe": {"type": "calculate_niqe", "crop_border": 0, "better": "lower"},
+    }
+    alone = measure(image, None, metrics)
+    assert alone == {"niqe": pytest.approx(3.07, abs=0.006)}
+    assert measure(image, image, metrics) == alone | {"psnr": float("inf")}

@@ -42,7 +42,7 @@ def ssim(
     Both conventions use a Gaussian window of 11 pixels, sigma 1.5. "basicsr" (Wang et al. 2004) takes the mean over
     channels, each on its own, and over places where the window fits. "matlab" is MATLAB's ssim(): edges are
     continued with their own value and every pixel counts, and an image of three channels is a volume whose window is
-    11 x 11 x 11, so that channels mix; the paper's deblurring table is measured so.
+    11 x 11 x 11, so that channels mix; the paper's deblurring table is measured so. Its Y of uint8 is rounded.
     """
     if convention not in get_args(Convention):
         raise InputError(f"convention: expected one of {', '.join(get_args(Convention))}, found {convention!r}")
@@ -78,7 +78,9 @@ def _inner(image: np.ndarray, border: int) -> np.ndarray:
 
 
 def _planes(image: np.ndarray, luma: bool) -> np.ndarray:
-    return (to_y_channel(image) if luma else image).astype(np.float64)
+    """(H, W, C) as MATLAB holds it; its rgb2ycbcr() rounds Y where the image is of uint8."""
+    values = (to_y_channel(image) if luma else image).astype(np.float64)
+    return np.floor(values + 0.5) if luma and image.dtype == np.uint8 else values
 
 
 def _volumetric_ssim(a: np.ndarray, b: np.ndarray) -> float:

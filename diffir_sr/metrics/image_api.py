@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 from basicsr.metrics.metric_util import reorder_image
 from torch import Tensor
 
-from diffir_sr.errors import InputError
+from diffir_sr.errors import CheckpointError, InputError
 from diffir_sr.metrics.fidelity import ssim
 from diffir_sr.metrics.images import as_unit_tensor, check_arrays, default_device
-from diffir_sr.metrics.perceptual import Net, dists, lpips
+from diffir_sr.metrics.perceptual import Net, dists, lpips, prepare
 
 Order = Literal["HWC", "CHW"]
 Better = Literal["higher", "lower"]
@@ -53,6 +54,19 @@ def calculate_dists(
 ) -> float:
     """DISTS of two BGR arrays of uint8 at full size, on the GPU where there is one; see `perceptual.dists`."""
     return dists(*_tensors(img, img2, crop_border, input_order), backbone=backbone).item()
+
+
+def check_metrics(metrics: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise CheckpointError, which names the entry, where one of `val.metrics` lacks its package or weights."""
+    for name, opt in metrics.items():
+        backbone = opt.get("backbone")
+        try:
+            if opt["type"] == "calculate_lpips":
+                prepare("lpips", net=opt.get("net", "alex"), backbone=backbone)
+            elif opt["type"] == "calculate_dists":
+                prepare("dists", backbone=backbone)
+        except CheckpointError as error:
+            raise CheckpointError(f"val.metrics.{name}: {error}") from error
 
 
 def _rgb(img: np.ndarray, img2: np.ndarray, border: int, order: str) -> tuple[np.ndarray, np.ndarray]:

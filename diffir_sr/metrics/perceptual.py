@@ -63,13 +63,22 @@ def _likeness(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return texture, (2 * covariance + tiny) / (variance_a + variance_b + tiny)
 
 
+def prepare(metric: Literal["lpips", "dists"], *, net: Net = "alex", backbone: str | None = None) -> None:
+    """Load what `lpips` or `dists` will need; raises CheckpointError where a package or weights are absent."""
+    if metric == "lpips":
+        _lpips_network(net, backbone)
+    else:
+        _dists_network(backbone)
+
+
 @cache
 def _lpips_network(net: Net, backbone: str | None) -> nn.Module:
     heads = read_tensors(file_of_package("lpips", "weights", "v0.1", f"{net}.pth"))
     trunk = load_backbone(_BACKBONES[net], path=backbone)
     from lpips import LPIPS
 
-    with warnings.catch_warnings():
+    # Its weights are drawn before they are replaced; a training's own draws must not change with what it measures.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*'?pretrained'?|.*weight enum", category=UserWarning)
         network = LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
     with torch.no_grad():

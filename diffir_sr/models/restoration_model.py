@@ -258,16 +258,10 @@ class RestorationModel(SRModel, ABC):
             self.test()
             if save_img:
                 measuring.write_image(self.output, self._picture_path(dataset, names[index], current_iter))
-            values = measuring.measure(self.output, self.gt, metrics) if self._comparable(metrics) else {}
-            scores[index] = (names[index], values)
+            scores[index] = (names[index], measuring.measure(self.output, self.gt, metrics))
         result = measuring.gathered(scores, world_size=world_size)
         result.seconds = watch.seconds()
         self._report(dataset.opt["name"], result, metrics, current_iter, tb_logger)
-
-    def _comparable(self, metrics: dict[str, Any]) -> bool:
-        # Metrics that look at the restored image alone (niqe) need no ground truth.
-        alone = {"calculate_niqe"}
-        return self.gt is not None or (bool(metrics) and all(m["type"] in alone for m in metrics.values()))
 
     def _picture_path(self, dataset: Any, name: str, current_iter: Any) -> Path:
         folder = Path(self.opt["path"]["visualization"])
@@ -289,7 +283,9 @@ class RestorationModel(SRModel, ABC):
         lines = [
             f"Validation {dataset_name}: {len(scores.names)} images, {scores.seconds / len(scores.names):.2f} s/image"
         ]
-        if metrics and scores.values[0]:
+        left_out = metrics.keys() - scores.values[0].keys()
+        metrics = {name: opt for name, opt in metrics.items() if name not in left_out}
+        if metrics:
             self._initialize_best_metric_results(dataset_name)
             for name, opt in metrics.items():
                 value = scores.mean(name)
@@ -308,8 +304,8 @@ class RestorationModel(SRModel, ABC):
                 self.card_files.measured(self.evaluated_net, current_iter)
             else:
                 scores.write_csv(Path(self.opt["path"]["results_root"]) / f"{dataset_name}.csv")
-        elif metrics:
-            lines.append("\t (no ground truth: metrics that compare with it are left out)")
+        if left_out:
+            lines.append(f"\t (no ground truth: left out {', '.join(sorted(left_out))}, which compare with it)")
         logger.info("\n".join(lines))
 
     # Saving

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import logging
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from basicsr.metrics import calculate_metric
 from basicsr.utils import imwrite, tensor2img
+from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
@@ -90,11 +92,16 @@ def restored_by(net: nn.Module, lq: Tensor, *, seed: int, device: torch.device) 
 
 
 def measure(restored: Tensor, gt: Tensor | None, metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Metric values of one image (1, 3, H, W); metrics that compare need `gt`."""
-    data: dict[str, Any] = {"img": tensor2img([restored])}
-    if gt is not None:
+    """Metric values of one image (1, 3, H, W); without `gt` those alone that look at the restored image (NIQE)."""
+    data: dict[str, Any] = {"img": tensor2img([restored])} if metrics else {}
+    if metrics and gt is not None:
         data["img2"] = tensor2img([gt])
-    return {name: float(calculate_metric(data, dict(opt))) for name, opt in metrics.items()}
+    measured = {name: opt for name, opt in metrics.items() if gt is not None or not _compares(opt["type"])}
+    return {name: float(calculate_metric(data, dict(opt))) for name, opt in measured.items()}
+
+
+def _compares(metric: str) -> bool:
+    return "img2" in inspect.signature(METRIC_REGISTRY.get(metric)).parameters
 
 
 def write_image(restored: Tensor, path: Path) -> None:
