@@ -163,8 +163,9 @@ def main():
         f"# Preparing {args.number:,} images",
         "",
         f"`python benchmarks/prepare_many.py`, {date.today()}, commit {commit}, {machine()}, Python "
-        f"{platform.python_version()}, {libraries()}. Images of 256 x 320 pixels, two processes and the one that leads them; peak "
-        "memory of all together, resident and with shared pages counted once.",
+        f"{platform.python_version()}, {libraries()}. Images of 256 x 320 pixels; `--jobs 2`, "
+        "so two processes and the one that leads them; peak memory of all together, resident and with shared pages "
+        "counted once. Most of it is libraries: compare the last line.",
         "",
         "| job | seconds | peak RSS, MiB | peak PSS, MiB | |",
         "| --- | ---: | ---: | ---: | --- |",
