@@ -155,18 +155,19 @@ def plan(
     output: Path,
     *,
     scale: int,
+    folders: tuple[str, str] = ("lq", "gt"),
     overwrite: bool = False,
     to_8bit: bool = False,
 ) -> list[Copy]:
-    """Copies of the good pairs as <output>/lq/<name>.png and <output>/gt/<name>.png, called alike."""
+    """Copies of the good pairs as <name>.png in two folders under `output`, called alike."""
     check_apart(lq.path, output)
     check_apart(gt.path, output)
     return [
         Copy(
             (lq.file(pair.lq), gt.file(pair.gt)),
             (
-                Target(output / "lq", f"{pair.name}.png", relative(lq.file(pair.lq), lq.path)),
-                Target(output / "gt", f"{pair.name}.png", relative(gt.file(pair.gt), gt.path)),
+                Target(output / folders[0], f"{pair.name}.png", relative(lq.file(pair.lq), lq.path)),
+                Target(output / folders[1], f"{pair.name}.png", relative(gt.file(pair.gt), gt.path)),
             ),
             (scale * pair.low[0], scale * pair.low[1]),
             overwrite,

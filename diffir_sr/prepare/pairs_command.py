@@ -26,6 +26,13 @@ def add_pairs_parser(jobs: Any) -> None:
         "-o", "--output", type=Path, help="write lq and gt under it, PNG, called alike (default: check)"
     )
     parser.add_argument(
+        "--folders",
+        nargs=2,
+        default=["lq", "gt"],
+        metavar=("LQ", "GT"),
+        help="what these two are called (default lq gt)",
+    )
+    parser.add_argument(
         "--list", type=Path, metavar="FILE", help="write lines 'gt, lq': meta_info of a RealESRGANPairedDataset"
     )
     parser.add_argument("--scale", type=int, default=1, help="how many times larger the ground truth is (default 1)")
@@ -81,10 +88,22 @@ def _write_list(args: argparse.Namespace, text: str) -> None:
 
 
 def _copy(args: argparse.Namespace, report: pairs.Report, lq: FolderSource, gt: FolderSource, told: str) -> None:
-    copies = pairs.plan(report, lq, gt, args.output, scale=args.scale, overwrite=args.overwrite, to_8bit=args.to_8bit)
+    low, high = args.folders
+    if (args.output / low).resolve() == (args.output / high).resolve():
+        raise InputError(f"--folders: expected two names, got {low!r} twice")
+    copies = pairs.plan(
+        report,
+        lq,
+        gt,
+        args.output,
+        scale=args.scale,
+        folders=(low, high),
+        overwrite=args.overwrite,
+        to_8bit=args.to_8bit,
+    )
     names = ("scale", "template", "gt_template", "crop_gt", "to_8bit")
     parameters = {name: getattr(args, name) for name in names}
-    jobs = [Job(args.output / side, "pairs", parameters, root) for side, root in (("lq", args.lq), ("gt", args.gt))]
+    jobs = [Job(args.output / side, "pairs", parameters, root) for side, root in ((low, args.lq), (high, args.gt))]
     for job in jobs:
         job.check(overwrite=args.overwrite)
     if args.dry_run:
