@@ -20,11 +20,12 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from diffir_sr.archs.layers import PRIOR_WIDTH
 from diffir_sr.checkpoints import fit, fitting, read_weights
 from diffir_sr.compat import vgg_features_from
-from diffir_sr.diffusion.prior_diffusion import start_noise
 from diffir_sr.errors import OptionError
 from diffir_sr.losses.vgg_weights import load_vgg
+from diffir_sr.metrics.protocols import protocol
 from diffir_sr.models import validation as measuring
 from diffir_sr.models.health import refuse_broken_values, refuse_broken_weights
+from diffir_sr.models.saving import CardFiles
 from diffir_sr.models.schedulers import build_scheduler
 from diffir_sr.models.training_pairs import Role, TrainingPairs
 from diffir_sr.training.record import append_record
@@ -45,6 +46,7 @@ class RestorationModel(SRModel, ABC):
         self.log_dict: dict[str, float] = {}
         self._sums: dict[str, tuple[Any, int]] = {}
         self.best_metric_results: dict[str, Any] = {}
+        self.card_files = CardFiles(opt)
         super().__init__(opt)
 
     # Set-up
@@ -156,8 +158,7 @@ class RestorationModel(SRModel, ABC):
         self.pairs.load(int(resume_state["iter"]))
 
     def _on_device(self, images: Tensor) -> Tensor:
-        """float32 in [0, 1] on the device; datasets may give uint8, which is less to copy."""
-        images = images.to(self.device, non_blocking=True)
+        images = images.to(self.device, non_blocking=True)  # datasets may give uint8, which is less to copy
         return images.float() * (1 / 255) if images.dtype == torch.uint8 else images
 
     @abstractmethod
@@ -192,6 +193,7 @@ class RestorationModel(SRModel, ABC):
 
     def note(self, current_iter: int, values: Losses) -> None:
         """Sum values up and, when the log prints, read their means: reading a number waits for the device."""
+        self.card_files.iteration = current_iter
         for name, value in values.items():
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = (total + value.detach().reshape(()).float(), count + 1)
@@ -213,9 +215,10 @@ class RestorationModel(SRModel, ABC):
 
     def noise_at(self, current_iter: int) -> Tensor:
         """Standard normal values (B, 256): a function of seed, iteration and rank, so that resuming changes nothing."""
+        width = int(getattr(self.get_bare_model(self.net_g), "prior_width", PRIOR_WIDTH))
         key = (int(self.opt["manual_seed"]) * 1_000_003 + current_iter) * 4_099 + int(self.opt["rank"])
         generator = torch.Generator().manual_seed(key % 2**63)
-        return torch.randn(len(self.lq), PRIOR_WIDTH, generator=generator).to(self.device)
+        return torch.randn(len(self.lq), width, generator=generator).to(self.device)
 
     # Evaluation
 
@@ -225,9 +228,9 @@ class RestorationModel(SRModel, ABC):
         return self.net_g_ema if self.net_g_ema is not None else self.get_bare_model(self.net_g)
 
     def restored(self, net: nn.Module) -> Tensor:
-        """The current batch restored; start noise depends on `val.seed` alone, not on order or batch size."""
+        """The current batch restored as `diffir restore` does it, with `val.seed` as its seed."""
         seed = int((self.opt.get("val") or {}).get("seed") or 0)
-        return net(self.lq, noise=start_noise(len(self.lq), width=PRIOR_WIDTH, seed=seed).to(self.device))
+        return measuring.restored_by(net, self.lq, seed=seed, device=self.device)
 
     def test(self) -> None:
         net = self.evaluated_net
@@ -293,7 +296,7 @@ class RestorationModel(SRModel, ABC):
                 self._update_best_metric_result(dataset_name, name, value, current_iter)
                 best = self.best_metric_results[dataset_name][name]
                 lines.append(
-                    f"\t # {name} ({measuring.protocol(opt)}): {value:.4f}"
+                    f"\t # {name} ({protocol(opt)}): {value:.4f}"
                     + (f"\tBest: {best['val']:.4f} @ {best['iter']} iter" if self.is_train else "")
                 )
                 if tb_logger:
@@ -302,6 +305,7 @@ class RestorationModel(SRModel, ABC):
                 row = {name: scores.mean(name) for name in metrics}
                 record = {"iter": current_iter, "dataset": dataset_name, **row}
                 append_record(Path(self.opt["path"]["log"]) / "validation.jsonl", record)
+                self.card_files.measured(self.evaluated_net, current_iter)
             else:
                 scores.write_csv(Path(self.opt["path"]["results_root"]) / f"{dataset_name}.csv")
         elif metrics:
@@ -317,6 +321,7 @@ class RestorationModel(SRModel, ABC):
             self.save_network(nets, "net_g", current_iter, param_key=["params", "params_ema"])  # pyright: ignore
         else:
             self.save_network(self.net_g, "net_g", current_iter)
+        self.card_files.save(self.evaluated_net, current_iter, averaged=self.net_g_ema is not None)
         self.save_others(current_iter)
         self.pairs.save(current_iter)
         self.save_training_state(epoch, current_iter)
