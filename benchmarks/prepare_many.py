@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 import cv2
@@ -76,6 +77,14 @@ def run(*words, kill_when=None):
     return time.perf_counter() - start, peak, process.returncode
 
 
+def sha256_of(path):
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            total.update(part)
+    return total.hexdigest()
+
+
 def digest(folder):
     total = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
@@ -90,7 +99,7 @@ def count_files(folder):
 
 def measure(root, count):
     """Rows of the table: job, seconds, MiB, what was compared."""
-    images, half = root / "in", count * 2 // 2
+    images, half = root / "in", count * 4 // 2  # four squares of each image
     make_tree(images, count)
     cut = ("subimages", images, "--size", 192, "--step", 128)
     seconds, peak, code = run(*cut, "-o", root / "whole")
@@ -111,12 +120,38 @@ def measure(root, count):
         assert code == 0, code
         size = (root / f"{codec}.lmdb" / "data.mdb").stat().st_size / 2**20
         yield f"lmdb, codec {codec}", seconds, peak, f"{size:,.0f} MiB"
+    yield from measure_killed_lmdb(root, half=size / 2)
     few = root / "few"
     for path in sorted(images.rglob("*.png"))[:100]:
         (few / path.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, few / path.parent.name)
     seconds, peak, code = run("subimages", few, "--size", 192, "--step", 128, "-o", root / "few_cut")
     yield "subimages of 100 images, to compare memory", seconds, peak, ""
+
+
+def measure_killed_lmdb(root, *, half):
+    """Rows of an LMDB whose building was killed when it was half as large as `root`/raw.lmdb, and made again."""
+
+    def is_half_written():
+        files = list(root.glob("broken.lmdb.partial-*/data.mdb"))
+        return bool(files) and files[0].stat().st_size / 2**20 > half
+
+    words = ("lmdb", root / "whole", "-o", root / "broken.lmdb", "--codec", "raw")
+    seconds, peak, code = run(*words, kill_when=is_half_written)
+    assert code == -signal.SIGKILL, code
+    assert not (root / "broken.lmdb").exists()
+    yield "lmdb, codec raw, killed (SIGKILL)", seconds, peak, "no LMDB was there"
+    seconds, peak, code = run(*words)
+    assert code == 0, code
+    for name in (".manifest.jsonl", "/meta_info.txt", "/data.mdb"):
+        pair = [sha256_of(Path(f"{root / one}.lmdb{name}")) for one in ("raw", "broken")]
+        assert pair[0] == pair[1], name
+    assert not list(root.glob("*.partial-*"))
+    yield "the same, made by a second call", seconds, peak, "data, list and manifest equal to the uninterrupted ones"
+
+
+def libraries():
+    return ", ".join(f"{name} {version(name)}" for name in ("numpy", "opencv-python", "pillow", "lmdb"))
 
 
 def machine():
@@ -136,8 +171,9 @@ def main():
         f"# Preparing {args.number:,} images",
         "",
         f"`python benchmarks/prepare_many.py`, {date.today()}, commit {commit}, {machine()}, Python "
-        f"{platform.python_version()}. Images of 256 x 320 pixels, two processes and the one that leads them; peak "
-        "memory of all together, resident and with shared pages counted once.",
+        f"{platform.python_version()}, {libraries()}. Images of 256 x 320 pixels; `--jobs 2`, "
+        "so two processes and the one that leads them; peak memory of all together, resident and with shared pages "
+        "counted once. Most of it is libraries: compare the last line.",
         "",
         "| job | seconds | peak RSS, MiB | peak PSS, MiB | |",
         "| --- | ---: | ---: | ---: | --- |",

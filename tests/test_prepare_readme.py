@@ -30,6 +30,9 @@ def test_the_commands_make_what_the_option_files_name():
         Path("mine", name).mkdir(parents=True)
     cv2.imwrite("mine/photos/a.png", photo[:96, :96])
     cv2.imwrite("mine/photos_small/a_small.png", photo[:24, :24])
+    Path("RealSR/Canon/Test/4").mkdir(parents=True)
+    cv2.imwrite("RealSR/Canon/Test/4/Canon_001_HR.png", photo[:96, :96])
+    cv2.imwrite("RealSR/Canon/Test/4/Canon_001_LR4.png", photo[:24, :24])
     for split in ("train", "test"):
         for side in ("blur", "sharp"):
             Path("downloads/GoPro", split, "GOPR01", side).mkdir(parents=True)
@@ -43,9 +46,9 @@ def test_the_commands_make_what_the_option_files_name():
         path = REPO / f"options/{recipe}.yml"
         options = load_options(path, is_train="train" in recipe, check_files=False).values
         for name, section in options["datasets"].items():
-            if re.search("DF2K|Urban100|GoPro", str(section["dataroot_gt"])):
+            if re.search("DF2K|Urban100|GoPro|RealSRV3", str(section["dataroot_gt"])):
                 if isinstance(section["dataroot_gt"], list):
                     section["dataroot_gt"] = section["dataroot_gt"][0]  # OST comes from elsewhere
                 check_dataset_options(section | dict(scale=options["scale"], phase=name.split("_")[0]))
                 checked.append(section["name"])
-    assert checked == ["DF2K", "Urban100", "DF2K_OST", "GoPro", "GoPro-val", "GoPro"]
+    assert checked == ["DF2K", "Urban100", "DF2K_OST", "RealSRV3-Canon", "GoPro", "GoPro-val", "GoPro"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffir_sr.data.manifest import Manifest, write_manifest
+from diffir_sr.data.sources import open_source
 from diffir_sr.prepare import downscale, lmdb_build, meta_info, subimages
 from diffir_sr.prepare.degrade_command import add_degrade_parser
 from diffir_sr.prepare.gopro_command import add_gopro_parser
@@ -17,7 +17,6 @@ from diffir_sr.prepare.multiscale_command import add_multiscale_parser
 from diffir_sr.prepare.pairs_command import add_pairs_parser
 from diffir_sr.prepare.parsing import add_job, add_overwrite, add_to_8bit, examples, folder, on_disk, say
 from diffir_sr.prepare.stored import Job
-from diffir_sr.version import __version__
 
 
 def add_prepare_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -62,7 +61,9 @@ def add_prepare_parser(commands: argparse._SubParsersAction[Any]) -> None:
     add_overwrite(shrink)
     add_to_8bit(shrink)
 
-    meta = add_job(jobs, "meta", _meta, "list the images of a folder: 'name (h,w,c)' per line")
+    meta = add_job(
+        jobs, "meta", _meta, "list the images of a folder: 'name (h,w,c)' per line", source="folder or LMDB of images"
+    )
     meta.add_argument("--overwrite", action="store_true", help="replace a list that exists (default: an error)")
 
     for add in (add_multiscale_parser, add_pairs_parser, add_gopro_parser, add_degrade_parser, add_masks_parser):
@@ -100,14 +101,14 @@ def _subimages(args: argparse.Namespace) -> int:
     )
     paths = [target.path for cut in cuts for target, _, _ in cut.outputs]
     count = len(paths)
-    if args.dry_run:
-        return say(
-            f"would cut {len(cuts)} images into {count} squares of {args.size} pixels under {args.output}, "
-            f"{on_disk(count * args.size**2)}:"
-            f"{examples(paths)}"
-        )
     names = ("size", "step", "threshold", "compress_level", "drop_suffix", "to_8bit", "small")
     job = Job(args.output, "subimages", {name: getattr(args, name) for name in names}, args.input)
+    if args.dry_run:
+        job.check(overwrite=args.overwrite)
+        return say(
+            f"would cut {len(cuts)} images into {count} squares of {args.size} pixels under {args.output}, "
+            f"{on_disk(count * args.size**2)}:{examples(paths)}"
+        )
     job.begin(overwrite=args.overwrite)
     done = subimages.run(cuts, jobs=args.jobs, overwrite=args.overwrite)
     notes = [f"of {len(cuts)} images", *_alpha_note(done)]
@@ -126,17 +127,20 @@ def _downscale(args: argparse.Namespace) -> int:
         to_8bit=args.to_8bit,
     )
     what = f"{len(shrinks)} images, x1/{args.scale} {args.method}"
+    given = {"scale": args.scale, "to_8bit": args.to_8bit}
+    job = Job(args.output, "downscale", {**given, "method": args.method}, args.input)
+    crops = Job(args.crop_gt, "crop", given, args.input) if args.crop_gt else None
+    planned = [one for one in (job, crops) if one is not None]
+    for one in planned:
+        one.check(overwrite=args.overwrite)
     if args.dry_run:
         also = f", cropped ground truth under {args.crop_gt}" if args.crop_gt else ""
+        pixels = sum(shrink.pixels for shrink in shrinks)
+        disk = on_disk(pixels / args.scale**2 + (pixels if args.crop_gt else 0))
         paths = examples([shrink.output.path for shrink in shrinks])
-        return say(f"would write {what}, under {args.output}{also}:{paths}")
-    parameters = {"scale": args.scale, "method": args.method, "to_8bit": args.to_8bit}
-    job = Job(args.output, "downscale", parameters, args.input)
-    job.begin(overwrite=args.overwrite)
-    cropped = {"scale": args.scale, "to_8bit": args.to_8bit}
-    crops = Job(args.crop_gt, "crop", cropped, args.input) if args.crop_gt else None
-    if crops is not None:
-        crops.begin(overwrite=args.overwrite)
+        return say(f"would write {what}, under {args.output}{also}, {disk}:{paths}")
+    for one in planned:
+        one.begin(overwrite=args.overwrite)
     done = downscale.run(shrinks, jobs=args.jobs)
     job.finish((one.small for one in done), notes=[f"x1/{args.scale} {args.method}", *_alpha_note(done)])
     if crops is not None:
@@ -145,33 +149,31 @@ def _downscale(args: argparse.Namespace) -> int:
 
 
 def _meta(args: argparse.Namespace) -> int:
-    source = folder(args.input)
+    source = open_source(args.input)
     meta_info.check_output(args.output, overwrite=args.overwrite)
     if args.dry_run:
-        paths = examples([source.file(name) for name in source.names])
+        paths = examples([Path(source.location(name)) for name in source.names])
         return say(f"would list {len(source.names)} images in {args.output}:{paths}")
     return say(f"{args.output}: {meta_info.write_meta(source, args.output, jobs=args.jobs)} images")
 
 
 def _lmdb(args: argparse.Namespace) -> int:
+    started = time.perf_counter()
     lmdb_build.check_output(args.output)
     source, raw = folder(args.input), args.codec == "raw"
-    entries = lmdb_build.plan(source, compress_level=args.compress_level, to_8bit=args.to_8bit, raw=raw)
+    wanted = lmdb_build.plan(source, compress_level=args.compress_level, to_8bit=args.to_8bit, raw=raw)
+    files, pixels = lmdb_build.disk_cost(source) if raw or args.dry_run else (0, 0)
     if raw:
-        files, pixels = lmdb_build.disk_cost(source)
         say(f"raw: {pixels / 2**20:.1f} MiB on disk; the files now take {files / 2**20:.1f} MiB")
     if args.pair_with:
         lmdb_build.check_partner(args.input, args.pair_with, scale=args.scale)
     if args.dry_run:
-        paths = examples([entry.file for entry in entries])
-        return say(f"would store {len(entries)} images in {args.output}:{paths}")
-    started = time.perf_counter()
-    held, dropped = lmdb_build.build(entries, args.output, jobs=args.jobs)
+        paths = examples([one.file for one in wanted])
+        size = f"{(pixels if raw else files) / 2**20:.1f} MiB"
+        return say(f"would store {len(wanted)} images in {args.output}, {size} (other formats than PNG more):{paths}")
     parameters = {"codec": args.codec, "compress_level": args.compress_level, "to_8bit": args.to_8bit}
-    where = source.path.resolve().as_posix()
-    listing = write_manifest(args.output, Manifest("lmdb", parameters, where, __version__, held))
-    total = sum(entry.bytes for entry in held)
-    told = [f"{total / 2**20:.1f} MiB", f"{time.perf_counter() - started:.1f} s"]
-    told += [f"alpha dropped in {dropped}"] if dropped else []
+    built = lmdb_build.build(wanted, args.output, jobs=args.jobs, source=args.input, parameters=parameters)
+    told = [f"{built.bytes / 2**20:.1f} MiB", f"{time.perf_counter() - started:.1f} s"]
+    told += [f"alpha dropped in {built.dropped_alpha}"] if built.dropped_alpha else []
     told += [f"paired with {args.pair_with}"] if args.pair_with else []
-    return say(f"{args.output}: {len(held)} images ({', '.join(told)}); listed in {listing}")
+    return say(f"{args.output}: {built.count} images ({', '.join(told)}); listed in {built.listing}")

@@ -49,14 +49,16 @@ def _degrade(args: argparse.Namespace) -> int:
         raise InputError(f"--seed: expected 0 or more, got {args.seed}")
     given = _recipe(args)
     tasks = degrade.plan(source, args.output, given, crop_gt=args.crop_gt, overwrite=args.overwrite)
+    job = Job(args.output, "degrade", asdict(given), source.path)
+    crops = Job(args.crop_gt, "crop", {"scale": given.scale}, source.path) if args.crop_gt else None
+    planned = [one for one in (job, crops) if one is not None]
+    for one in planned:
+        one.check(overwrite=args.overwrite)
     if args.dry_run:
         sys.stdout.write(f"would degrade {len(tasks)} images, x1/{given.scale}, seed {args.seed}, to {args.output}\n")
         return 0
-    job = Job(args.output, "degrade", asdict(given), source.path)
-    job.begin(overwrite=args.overwrite)
-    crops = Job(args.crop_gt, "crop", {"scale": given.scale}, source.path) if args.crop_gt else None
-    if crops is not None:
-        crops.begin(overwrite=args.overwrite)
+    for one in planned:
+        one.begin(overwrite=args.overwrite)
     done = degrade.run(tasks, jobs=args.jobs)
     sheet = _write_sheet(tasks, args.output, given.scale)
     job.finish((one.lq for one in done), notes=[f"x1/{given.scale}", f"see {sheet}"])

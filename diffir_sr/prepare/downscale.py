@@ -31,6 +31,7 @@ class Shrink:
     method: str
     overwrite: bool
     to_8bit: bool
+    pixels: int  # of the image
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def plan(
             method,
             overwrite,
             to_8bit,
+            sizes[name][0] * sizes[name][1],
         )
         for name in source.names
     ]

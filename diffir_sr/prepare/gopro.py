@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from diffir_sr.data.images import header
-from diffir_sr.data.sources import FolderSource, open_source, some
+from diffir_sr.data.sources import some
 from diffir_sr.errors import InputError
 from diffir_sr.prepare.jobs import run_all
+from diffir_sr.prepare.parsing import folder
 from diffir_sr.prepare.storable import read_storable
-from diffir_sr.prepare.stored import Stored, Target
+from diffir_sr.prepare.stored import Stored, Target, relative
 from diffir_sr.prepare.subimages import starts
 
 SIZE, OVERLAP, MIDDLE = 512, 256, 256
@@ -23,11 +24,15 @@ _SHARP = ("target", "sharp")
 
 @dataclass(frozen=True)
 class Frame:
-    """A blurred image and its sharp partner; `name` is what their crops are called after."""
+    """A blurred image and its sharp partner; `name` is what their crops are called after.
+
+    Both lie below `root`, relative to which manifests name them.
+    """
 
     name: str
     blurred: Path
     sharp: Path
+    root: Path
 
 
 @dataclass(frozen=True)
@@ -49,25 +54,30 @@ def find_frames(split: Path) -> list[Frame]:
         raise InputError(f"no such folder: {split.absolute()}; expected the split of a deblurring set")
     pairs = [(split / low, split / high) for low, high in zip(_BLURRED, _SHARP, strict=True) if (split / low).is_dir()]
     scenes = sorted(path for path in split.iterdir() if (path / "blur").is_dir()) if not pairs else []
-    found = [frame for low, high in pairs[:1] for frame in _paired(low, high, prefix="")]
-    found += [frame for scene in scenes for frame in _paired(scene / "blur", scene / "sharp", prefix=f"{scene.name}-")]
+    sides = [(low, high, "") for low, high in pairs[:1]]
+    sides += [(scene / "blur", scene / "sharp", f"{scene.name}-") for scene in scenes]
+    found = [frame for low, high, prefix in sides for frame in _paired(low, high, prefix=prefix, root=split.parent)]
     if not found:
         raise InputError(
             f"{split.absolute()}: no pairs; expected folders input and target, or GOPR.../blur and GOPR.../sharp"
         )
+    first: dict[str, Path] = {}
+    twins = [frame for frame in found if first.setdefault(frame.name, frame.blurred) != frame.blurred]
+    if twins:
+        told = [f"{first[frame.name]} and {frame.blurred}" for frame in twins]
+        raise InputError(f"{len(twins)} crops of {split.absolute()} would have the name of others: {some(told)}")
     return found
 
 
-def _paired(blurred: Path, sharp: Path, *, prefix: str) -> list[Frame]:
-    lows, highs = open_source(blurred), open_source(sharp)
-    assert isinstance(lows, FolderSource) and isinstance(highs, FolderSource)  # noqa: PT018
+def _paired(blurred: Path, sharp: Path, *, prefix: str, root: Path) -> list[Frame]:
+    lows, highs = folder(blurred), folder(sharp)
     alone = sorted(set(lows.names) ^ set(highs.names))
     if alone:
         raise InputError(
             f"{len(alone)} images of {blurred.absolute()} and {sharp.absolute()} have no partner: {some(alone)}; "
             "add or remove images"
         )
-    return [Frame(f"{prefix}{name}".replace("/", "-"), lows.file(name), highs.file(name)) for name in lows.names]
+    return [Frame(f"{prefix}{name}".replace("/", "-"), lows.file(name), highs.file(name), root) for name in lows.names]
 
 
 def plan_patches(
@@ -114,9 +124,9 @@ def _plan(
     sizes = _equal_sizes(frames, at_least=size or 1)
     crops = []
     for frame in frames:
-        for folder, file in zip(folders, (frame.blurred, frame.sharp), strict=True):
+        for side, file in zip(folders, (frame.blurred, frame.sharp), strict=True):
             outputs = tuple(
-                (Target(output / folder, f"{frame.name}{ending}.png", f"{file.parent.name}/{file.name}"), top, left)
+                (Target(output / side, f"{frame.name}{ending}.png", relative(file, frame.root)), top, left)
                 for ending, top, left in places(*sizes[frame.name])
             )
             crops.append(Crops(file, outputs, size, overwrite))

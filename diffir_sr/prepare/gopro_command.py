@@ -50,20 +50,29 @@ def _gopro(args: argparse.Namespace) -> int:
     if "test" in frames and args.whole_test:
         crops = gopro.plan_copies(frames["test"], args.output / "test", overwrite=args.overwrite)
         plans.append((args.output / "test", "whole", "whole", {}, crops))
-    for output, kind, label, parameters, crops in plans:
+    work = [
+        ([Job(output / side, f"gopro {label}", parameters, args.input) for side in _SIDES[kind]], label, crops)
+        for output, kind, label, parameters, crops in plans
+    ]
+    for jobs, _, _ in work:
+        for job in jobs:
+            job.check(overwrite=args.overwrite)
+    for jobs, label, crops in work:
         if args.dry_run:
-            count = sum(len(crop.outputs) for crop in crops)
-            size = parameters.get("size") or 0
-            say(f"would write {count // 2} pairs ({label}) under {output}, {on_disk(count * size * size)}")
+            _tell(label, crops, jobs[0].output.parent)
         else:
-            _cut(args, output, kind, label, parameters, crops)
+            _cut(args, jobs, label, crops)
     return 0
 
 
-def _cut(
-    args: argparse.Namespace, output: Path, kind: str, label: str, parameters: dict[str, Any], crops: list[gopro.Crops]
-) -> None:
-    jobs = [Job(output / side, f"gopro {label}", parameters, args.input) for side in _SIDES[kind]]
+def _tell(label: str, crops: list[gopro.Crops], output: Path) -> None:
+    count = sum(len(crop.outputs) for crop in crops)
+    pixels = sum(len(crop.outputs) * crop.size**2 for crop in crops if crop.size)
+    disk = on_disk(pixels, copied=[crop.file for crop in crops if not crop.size])
+    say(f"would write {count // 2} pairs ({label}) under {output}, {disk}")
+
+
+def _cut(args: argparse.Namespace, jobs: list[Job], label: str, crops: list[gopro.Crops]) -> None:
     for job in jobs:
         job.begin(overwrite=args.overwrite)
     done = gopro.run(crops, jobs=args.jobs, label=label)

@@ -6,20 +6,22 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import lmdb
 
 from diffir_sr.data.images import encode_png
-from diffir_sr.data.manifest import Entry
+from diffir_sr.data.manifest import Entry, Manifest, write_manifest
 from diffir_sr.data.pairs import find_pairs
 from diffir_sr.data.sources import FolderSource, key_of, some
 from diffir_sr.errors import InputError
 from diffir_sr.prepare.jobs import is_running, stream
 from diffir_sr.prepare.storable import read_storable
+from diffir_sr.version import __version__
 
 _PAGE = 4096
 _LONGEST_KEY = 511  # bytes, LMDB's own limit
@@ -46,6 +48,16 @@ class Encoded:
     data: bytes
     line: str
     dropped_alpha: bool
+
+
+@dataclass(frozen=True)
+class Built:
+    """What an LMDB holds: images, their bytes, how many lost their alpha; and where its manifest is."""
+
+    count: int
+    bytes: int
+    dropped_alpha: int
+    listing: Path
 
 
 def check_output(output: Path) -> None:
@@ -91,8 +103,8 @@ def check_partner(folder: Path, partner: Path, *, scale: int) -> None:
     find_pairs(folder, partner, scale=scale)
 
 
-def build(entries: list[Wanted], output: Path, *, jobs: int) -> tuple[list[Entry], int]:
-    """Write the LMDB under a temporary name and rename it; (what it holds, images whose alpha was dropped)."""
+def build(entries: list[Wanted], output: Path, *, jobs: int, source: Path, parameters: Mapping[str, Any]) -> Built:
+    """Write the LMDB under a temporary name, its manifest, and rename it: an LMDB that is there is whole and listed."""
     check_output(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(output)
@@ -100,12 +112,14 @@ def build(entries: list[Wanted], output: Path, *, jobs: int) -> tuple[list[Entry
     try:
         images = stream(_encode, entries, jobs=jobs, label=f"lmdb {output.stem}")
         with contextlib.closing(images):
-            held = _write(images, partial)
+            held, dropped = _write(images, partial)
+        manifest = Manifest("lmdb", parameters, source.resolve().as_posix(), __version__, held)
+        listing = write_manifest(output, manifest)
         os.replace(partial, output)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return held
+    return Built(len(held), sum(entry.bytes for entry in held), dropped, listing)
 
 
 def _remove_leftovers(output: Path) -> None:

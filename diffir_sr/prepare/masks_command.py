@@ -76,17 +76,18 @@ def _make(args: argparse.Namespace, source: FolderSource | None, *, kind: str, s
         squares=squares,
         overwrite=args.overwrite,
     )
+    where = source.path if source is not None else Path("names")
+    job = Job(output, "masks", {"kind": kind, "size": size, "seed": args.seed}, where)
+    images = Job(squares, "squares", {"size": size, "seed": args.seed}, where) if squares is not None else None
+    planned = [one for one in (job, images) if one is not None]
+    for one in planned:
+        one.check(overwrite=args.overwrite)
     if args.dry_run:
         also = f" and square images in {squares}" if squares else ""
         sys.stdout.write(f"would write {len(covers)} {kind} masks of {size} pixels to {output}{also}\n")
         return
-    where = source.path if source is not None else Path("names")
-    parameters = {"kind": kind, "size": size, "seed": args.seed}
-    job = Job(output, "masks", parameters, where)
-    job.begin(overwrite=args.overwrite)
-    images = Job(squares, "squares", {"size": size, "seed": args.seed}, where) if squares is not None else None
-    if images is not None:
-        images.begin(overwrite=args.overwrite)
+    for one in planned:
+        one.begin(overwrite=args.overwrite)
     made = masks.run(covers, jobs=args.jobs)
     sums = masks.write_sums(made, output)
     sheet = write_sheet([(cover.name, cover.output.path) for cover in covers], output)

@@ -51,9 +51,13 @@ def sizes_of(height: int, width: int, *, factors: tuple[float, ...], shortest: i
     """
     made: list[tuple[int, int] | None] = [(int(height * factor), int(width * factor)) for factor in factors]
     if shortest:
-        ratio = shortest / min(height, width)
-        fitted = (shortest, int(width * ratio)) if height <= width else (int(height * ratio), shortest)
-        made.append(fitted if ratio < 1 else None)
+        # Written as published: the order of the operations decides how the longer side is truncated.
+        fitted = (
+            (int(shortest * (height / width)), shortest)
+            if width < height
+            else (shortest, int(shortest * (width / height)))
+        )
+        made.append(fitted if shortest < min(height, width) else None)
     return [size if size is not None and min(size) > 0 else None for size in made]
 
 
@@ -83,6 +87,8 @@ def plan(
             if size is not None:
                 versions.append(Version(Target(output, f"{name}T{number}.png", origin), size))
         shrinks.append(Shrink(source.file(name), tuple(versions), overwrite, to_8bit))
+    if not any(shrink.versions for shrink in shrinks):
+        raise InputError(f"all images under {source.path.absolute()} are too small for a smaller version")
     _refuse_equal_names(shrinks, output)
     return shrinks
 

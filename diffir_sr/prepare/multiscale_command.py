@@ -44,14 +44,16 @@ def _multiscale(args: argparse.Namespace) -> int:
         to_8bit=args.to_8bit,
     )
     versions = [version for shrink in shrinks for version in shrink.versions]
-    if args.dry_run:
-        pixels = sum(version.size[0] * version.size[1] for version in versions if version.size)
-        return say(
-            f"would write {len(versions)} images, made of {len(shrinks)}, under {args.output}, {on_disk(pixels)}:"
-            f"{examples([version.target.path for version in versions])}"
-        )
     names = ("factors", "shortest", "with_original", "to_8bit")
     job = Job(args.output, "multiscale", {name: getattr(args, name) for name in names}, args.input)
+    if args.dry_run:
+        job.check(overwrite=args.overwrite)
+        pixels = sum(version.size[0] * version.size[1] for version in versions if version.size)
+        disk = on_disk(pixels, copied=[shrink.file for shrink in shrinks] if args.with_original else [])
+        return say(
+            f"would write {len(versions)} images, made of {len(shrinks)}, under {args.output}, {disk}:"
+            f"{examples([version.target.path for version in versions])}"
+        )
     job.begin(overwrite=args.overwrite)
     done = multiscale.run(shrinks, jobs=args.jobs)
     small = sum(len(shrink.versions) < len(args.factors) + bool(args.shortest) for shrink in shrinks)

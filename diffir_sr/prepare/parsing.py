@@ -34,7 +34,11 @@ def add_running(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespa
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--overwrite", action="store_true", help="make again what exists (default: keep it)")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="make again what exists (default: keep it) and remove what other parameters made in its place",
+    )
 
 
 def add_to_8bit(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +65,6 @@ def examples(paths: Sequence[Path]) -> str:
     return "".join(lines) + (f"\n  ... {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else "")
 
 
-def on_disk(pixels: float) -> str:
-    """A rough size of so many colour pixels as PNG: photographs take about 1.5 bytes of their 3."""
-    return f"about {pixels * 1.5 / 2**20:,.0f} MiB"
+def on_disk(pixels: float, *, copied: Sequence[Path] = ()) -> str:
+    """A rough size of so many colour pixels as PNG (photographs take about 1.5 bytes of their 3), and of copies."""
+    return f"about {(pixels * 1.5 + sum(file.stat().st_size for file in copied)) / 2**20:,.1f} MiB"

@@ -20,6 +20,8 @@ from diffir_sr.errors import InputError
 from diffir_sr.prepare.jobs import remove_leftovers
 from diffir_sr.version import __version__
 
+_ADDS_ONLY = {"to_8bit"}  # parameters that admit more images and change none of the others
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -83,35 +85,64 @@ class Job:
     def _unfinished(self) -> Path:
         return self.output.with_name(f"{self.output.name}.unfinished.json")
 
+    def check(self, *, overwrite: bool = False) -> None:
+        """Raise InputError where images made otherwise lie in `output` and would be mixed with those of this job."""
+        now, before = self._note(), self._before()
+        if overwrite:
+            before = self._of_other_sources()  # these are not made again
+        if before is not None and (difference := _difference(before, now)):
+            remedy = "" if overwrite else ", or give --overwrite"
+            raise InputError(
+                f"{self.output.absolute()} holds images made otherwise ({difference}); they would be mixed; choose "
+                f"another folder, or remove it and the files beside it that are called after it{remedy}"
+            )
+
     def begin(self, *, overwrite: bool = False) -> None:
-        """Raise InputError where `output` holds images made with other parameters; else note what is under way."""
-        now = json.loads(json.dumps({"job": self.name, "parameters": dict(self.parameters)}))
-        if not overwrite:
-            before = self._before()
-            if before is not None and before != now:
-                raise InputError(
-                    f"{self.output.absolute()} holds images made otherwise ({_difference(before, now)}); they would be "
-                    f"mixed; choose another folder, or remove it and the files beside it that are called after it, or "
-                    "give --overwrite"
-                )
+        """Raise as `check` does; else note what is under way."""
+        self.check(overwrite=overwrite)
+        if not self.output.exists():
+            manifest_path(self.output).unlink(missing_ok=True)  # of a folder that was removed
         if self._unfinished.is_file():
             remove_leftovers(self.output)
-        write_atomically(json.dumps(now).encode(), self._unfinished)
+        write_atomically(json.dumps({**self._note(), "overwrite": overwrite}).encode(), self._unfinished)
+
+    def _note(self) -> dict[str, Any]:
+        return json.loads(json.dumps({"job": self.name, "parameters": dict(self.parameters)}))
 
     def _before(self) -> dict[str, Any] | None:
         """Job and parameters of what is in the folder."""
+        if not self.output.exists():
+            return None
         if self._unfinished.is_file():
             return json.loads(self._unfinished.read_text())
-        if not manifest_path(self.output).is_file() or not self.output.exists():
+        found = self._listed()
+        return {"job": found.job, "parameters": dict(found.parameters)} if found else None
+
+    def _of_other_sources(self) -> dict[str, Any] | None:
+        found = self._listed()
+        if found is None or found.source == self._source:
             return None
-        found = read_manifest(manifest_path(self.output))
         return {"job": found.job, "parameters": dict(found.parameters)}
 
+    @property
+    def _source(self) -> str:
+        return self.source.resolve().as_posix()
+
+    def _listed(self) -> Manifest | None:
+        """The manifest of what is in the folder."""
+        path = manifest_path(self.output)
+        return read_manifest(path) if path.is_file() and self.output.exists() else None
+
     def finish(self, stored: Iterable[Stored], *, notes: Iterable[str] = (), what: str = "images") -> str:
-        """Write the manifest and print the summary; gives the summary."""
+        """Write the manifest and print the summary; gives the summary.
+
+        What --overwrite replaced and this job did not make anew is removed: it would be taken for a result.
+        """
         stored = list(stored)
-        entries = [one.entry for one in stored]
-        listing = write_manifest(self.output, self._manifest(entries))
+        entries, before = [one.entry for one in stored], self._listed()
+        if before is not None:
+            self._remove_replaced(before, {entry.name for entry in entries})
+        listing = write_manifest(self.output, self._manifest(entries, before))
         self._unfinished.unlink(missing_ok=True)
         made = sum(one.written for one in stored)
         told = [f"{made} made, {len(stored) - made} kept", f"{sum(entry.bytes for entry in entries) / 2**20:.1f} MiB"]
@@ -120,14 +151,20 @@ class Job:
         sys.stdout.write(text)
         return text
 
-    def _manifest(self, entries: list[Entry]) -> Manifest:
+    def _remove_replaced(self, before: Manifest, made: set[str]) -> None:
+        if not _difference({"job": before.job, "parameters": before.parameters}, self._note()):
+            return
+        for entry in before.entries:
+            if entry.name not in made:
+                (self.output / entry.name).unlink(missing_ok=True)
+
+    def _manifest(self, entries: list[Entry], before: Manifest | None) -> Manifest:
         """The entries of this run, and those that an earlier run from another source put into the same folder."""
-        source, path = self.source.resolve().as_posix(), manifest_path(self.output)
-        if path.is_file():
-            before = read_manifest(path)
+        source = self._source
+        if before is not None and before.source != source:
             names = {entry.name for entry in entries}
             others = [entry for entry in before.entries if entry.name not in names]
-            others = [entry for entry in others if before.source != source and (self.output / entry.name).is_file()]
+            others = [entry for entry in others if (self.output / entry.name).is_file()]
             if others:
                 source = " + ".join(dict.fromkeys([*before.source.split(" + "), source]))
                 entries = [*entries, *others]
@@ -135,7 +172,11 @@ class Job:
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What would make images of one run unlike those of another; empty where nothing would."""
     if before["job"] != now["job"]:
         return f"by {before['job']!r}, not {now['job']!r}"
-    pairs = ((name, before["parameters"].get(name), now["parameters"].get(name)) for name in now["parameters"])
-    return "; ".join(f"{name} {old!r}, now {new!r}" for name, old, new in pairs if old != new) or "fewer parameters"
+    if before.get("overwrite"):
+        return "a run with --overwrite was stopped half way"
+    old, new = before["parameters"], now["parameters"]
+    values = [(name, old.get(name), new.get(name)) for name in {**new, **old} if name not in _ADDS_ONLY]
+    return "; ".join(f"{name} {was!r}, now {value!r}" for name, was, value in values if was != value)

@@ -75,6 +75,8 @@ def plan(
         )
     if small == "skip":
         sizes = {name: size for name, size in sizes.items() if name not in set(little)}
+        if not sizes:
+            raise InputError(f"all images under {source.path.absolute()} are smaller than {size} pixels; lower --size")
     cuts = []
     for name, (height, width) in sizes.items():
         corners = [
