@@ -122,7 +122,6 @@ def test_a_bad_picture_is_told_and_the_rest_goes_on(capsys):
         (["net.pth", "-o", "out"], "neither an image nor a video by its name"),
         (["in/a.png", "-o", "out", "--samples", "0"], "--samples: expected 1 or more"),
         (["in/a.png", "-o", "out", "--blend", "net.pth", "much"], "--blend: expected a file and a share"),
-        (["in/a.png", "-o", "out", "--memory", "lots"], "--memory: expected a size such as 4G"),
     ],
 )
 def test_a_command_that_cannot_work_says_why_and_writes_nothing(capsys, words, said):

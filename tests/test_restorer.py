@@ -85,16 +85,6 @@ def test_bytes_do_not_depend_on_batch_order_or_thread(restorer):
     assert not np.array_equal(restorer(pictures[0], seed=1), alone[0])
 
 
-@pytest.mark.parametrize("tile_mode", ["whole", "exact", "prior"])
-def test_tiles_share_the_start_noise(tile_mode):
-    picture = photo(24, 24)
-    made = load_restorer(write_network(), tile_mode=tile_mode)(picture)
-    plain = load_restorer("net.pth")(picture)
-    assert made.shape == plain.shape
-    if tile_mode != "prior":
-        assert np.array_equal(made, plain)
-
-
 def test_every_kind_comes_back_as_itself(restorer):
     picture = photo()
     made = restorer(picture)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from diffir_sr.errors import InputError
 from diffir_sr.inference.files import STREAM, SUFFIX_OF, Job, plan
-
-TILE_MODES = ("auto", "whole", "exact", "prior")
 
 
 def add_restore_parser(commands: Any) -> None:
@@ -49,10 +46,6 @@ def add_restore_parser(commands: Any) -> None:
 def _add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto (CUDA where there is), cpu, cuda, cuda:N")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    parser.add_argument(
-        "--tile-mode", choices=TILE_MODES, default="auto", help="how pictures are cut (auto: if needed)"
-    )
-    parser.add_argument("--memory", metavar="SIZE", help="most memory for the network, such as 4G or 800M")
 
 
 def _restore(args: argparse.Namespace) -> int:
@@ -69,8 +62,6 @@ def _restore(args: argparse.Namespace) -> int:
         device=args.device,
         dtype=args.dtype,
         seed=args.seed,
-        tile_mode=args.tile_mode,
-        memory_limit=_bytes(args.memory),
     )
     folder = Path(args.output) if _is_folder(jobs, args.output) else None
     journal = Journal(folder, _settings(args), overwrite=args.overwrite)
@@ -101,15 +92,6 @@ def _blend(given: list[str] | None) -> tuple[str, float] | None:
         raise InputError(f"--blend: expected a file and a share from 0 to 1, got {' '.join(given)}") from error
 
 
-def _bytes(size: str | None) -> int | None:
-    if size is None:
-        return None
-    found = re.fullmatch(r"([\d.]+) ?([KMGT]?)i?B?", size, flags=re.IGNORECASE)
-    if not found:
-        raise InputError(f"--memory: expected a size such as 4G or 800M, got {size!r}")
-    return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
-
-
 def _is_folder(jobs: list[Job], output: str) -> bool:
     return all(job.target is not None and job.target != Path(output) for job in jobs)
 
@@ -126,5 +108,4 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
         "samples": args.samples,
         "quality": args.quality,
         "dtype": args.dtype,
-        "tile_mode": args.tile_mode,
     }

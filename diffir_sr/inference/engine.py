@@ -1,4 +1,4 @@
-"""Restoring pictures of any size with one network: the plain form of it, in one piece."""
+"""Restoring pictures with one network, in one piece: what is between a picture's tensor and its restored one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from torch import Tensor
 
 
 class Engine:
-    """A DiffIRS2 network ready to restore: lq (B, C, H, W) float in [0, 1] on the CPU, any size, to its picture."""
+    """A DiffIRS2 network ready to restore: lq (B, C, H, W) float in [0, 1] on the CPU, any size, to its picture.
+
+    The whole picture passes at once, so memory grows with its pixels.
+    """
 
     def __init__(
         self,
@@ -17,12 +20,6 @@ class Engine:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        tile_mode: str = "auto",
-        memory_limit: int | None = None,
-        strip: int | None = None,
-        tile: int | None = None,
-        overlap: int = 32,
-        optimized: bool = True,
     ) -> None:
         self.network = network
         self.device = torch.device(device)

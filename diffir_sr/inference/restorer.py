@@ -166,8 +166,6 @@ def load_restorer(
     device: str = "auto",
     dtype: str | torch.dtype = "float32",
     seed: int = 0,
-    tile_mode: str = "auto",
-    memory_limit: int | None = None,
 ) -> Restorer:
     """A restorer with the stage-2 network of a weights file, which says by itself what network that is.
 
@@ -176,7 +174,7 @@ def load_restorer(
     """
     network, about = load_stage_2(Path(weights)) if blend is None else blended(Path(weights), Path(blend[0]), blend[1])
     where, kind = device_of(device), _dtype_of(dtype)
-    engine = Engine(network, device=where, dtype=kind, tile_mode=tile_mode, memory_limit=memory_limit)
+    engine = Engine(network, device=where, dtype=kind)
     return Restorer(network, engine, device=where, seed=seed, about=about)
 
 
