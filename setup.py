@@ -44,11 +44,15 @@ setup(
         "pyyaml",
         "lmdb",
         "pydantic>=2.7",  # checks option files
+        "safetensors",  # weights with a model card inside, which cannot hold code
         "tqdm",
         "setuptools; python_version >= '3.12'",  # brings back distutils, which basicsr imports
     ],
     extras_require={
         "quickstart": ["scikit-image", "matplotlib"],  # its photographs; the pictures of the report
+        "video": ["imageio-ffmpeg"],  # brings an ffmpeg where the system has none
+        # LPIPS and its heads; DISTS' weights, FID and KID. ImageNet backbones: see CONTRIBUTING.md.
+        "metrics": ["lpips", "torchmetrics"],
         "dev": [
             "pytest",
             "pytest-xdist",

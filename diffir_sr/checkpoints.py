@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from diffir_sr.archs.frames import FRAMES, GT_UNSHUFFLE
+from diffir_sr.archs.layers import PRIOR_WIDTH
+from diffir_sr.cards import SUFFIX, read_card_file
 from diffir_sr.compat import why_unreadable
 from diffir_sr.errors import CheckpointError
 
 Tensors = Mapping[str, Tensor]
 LEVELS = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
 _KEYS = ("params_ema", "params")
+_LIGHTNING = "state_dict"
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Weights:
     path: Path
     key: str | None  # 'params_ema', 'params', or None where the file is the state dict itself
     tensors: dict[str, Tensor]
+    card: dict[str, Any] = field(default_factory=dict)  # what a safetensors file tells about its training
 
 
 @dataclass(frozen=True)
@@ -47,14 +51,18 @@ class Identity:
 def read_weights(path: str | Path, *, key: str | None = "params_ema") -> Weights:
     """The network stored in a `.pth` file under `key`, or under the other of params_ema and params, or bare.
 
-    Tensors arrive on the CPU; nothing in the file is executed. Raises CheckpointError for a missing, damaged or
-    foreign file.
+    A Lightning checkpoint (published inpainting) holds it under state_dict, with `generator.` before every name; a
+    `.safetensors` file holds one network and perhaps its model card. Tensors arrive on the CPU; nothing in the file
+    is executed. Raises CheckpointError for a missing, damaged or foreign file.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise CheckpointError(
             f"no such weights file: {path.resolve()}; train the stage that writes it, or correct the path"
         )
+    if path.suffix == SUFFIX:
+        tensors, card = read_card_file(path)
+        return Weights(path, None, {_bare(name): tensor for name, tensor in tensors.items()}, card)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
@@ -75,7 +83,18 @@ def _unwrap(content: Any, key: str | None) -> tuple[str | None, dict[str, Tensor
     for candidate in (key, *_KEYS):
         if candidate in content and _is_network(content[candidate]):
             return candidate, content[candidate]
+    if _is_network(content.get(_LIGHTNING)):
+        return _LIGHTNING, _generator(content[_LIGHTNING])
     return None, dict(content) if _is_network(content) else None
+
+
+def _generator(tensors: Tensors) -> dict[str, Tensor]:
+    """The restoring network of a Lightning module, which holds losses, a discriminator and a teacher beside it."""
+    for prefix in ("generator.", "generatorS2."):
+        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        if own:
+            return own
+    return dict(tensors)
 
 
 def _is_network(content: Any) -> bool:
@@ -96,7 +115,7 @@ def _summary(content: Any) -> str:
 def identify(tensors: Tensors) -> Identity | None:
     """Stage, task, scale and constructor arguments of the DiffIR network that has these tensors, or None.
 
-    Not told by the weights: whether the denoiser predicts x0 or noise (`prediction`).
+    Not told by the weights: whether the denoiser predicts x0 or noise (`prediction`), and `variance_noise`.
     """
     if "G.patch_embed.proj.weight" not in tensors or "G.latent.0.ffn.project_out.weight" not in tensors:
         return None
@@ -104,7 +123,10 @@ def identify(tensors: Tensors) -> Identity | None:
     encoder = "E" if stage == 1 else "condition"
     if f"{encoder}.E.0.weight" not in tensors:
         return None
-    frame = _frame_of(tensors, stage, tensors[f"{encoder}.E.0.weight"].shape[1])
+    seen = tensors[f"{encoder}.E.0.weight"].shape[1]
+    width = tensors[f"{encoder}.mlp.0.weight"].shape[0]
+    gt_alone = stage == 1 and seen == 3 * GT_UNSHUFFLE**2
+    frame = _frame_of(tensors, stage, None if gt_alone else seen)
     if frame is None:
         return None
     task, scale = frame
@@ -122,7 +144,13 @@ def identify(tensors: Tensors) -> Identity | None:
     }
     if task == "sr":
         arguments["scale"] = scale
-    if stage == 2:
+    if width != PRIOR_WIDTH:
+        arguments["prior_width"] = width
+    if gt_alone:
+        arguments["prior_sees"] = "gt"
+    if stage == 2 and "diffusion.betas" not in tensors:
+        arguments["use_diffusion"] = False
+    elif stage == 2:
         betas = tensors["diffusion.betas"]
         arguments |= {
             "n_denoise_res": _count(tensors, "denoise.resmlp", inside=".resmlp.0.weight"),
@@ -133,14 +161,15 @@ def identify(tensors: Tensors) -> Identity | None:
     return Identity(stage, task, scale, arguments)
 
 
-def _frame_of(tensors: Tensors, stage: int, prior_channels: int) -> tuple[str, int] | None:
+def _frame_of(tensors: Tensors, stage: int, prior_channels: int | None) -> tuple[str, int] | None:
+    """`prior_channels` None: the prior's encoder does not see the degraded image."""
     body_channels = tensors["G.patch_embed.proj.weight"].shape[1]
-    if stage == 1:
+    if stage == 1 and prior_channels is not None:
         prior_channels -= 3 * GT_UNSHUFFLE**2
     for (task, scale), frame in FRAMES.items():
         same_tail = ("G.tail.1.weight" in tensors) == (frame.upsample > 1)
         same_body = frame.channels * frame.body_unshuffle**2 == body_channels
-        if same_tail and same_body and frame.prior_channels == prior_channels:
+        if same_tail and same_body and prior_channels in (None, frame.prior_channels):
             return task, scale
     return None
 

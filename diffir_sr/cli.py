@@ -8,8 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffir_sr.ablation.commands import add_ablate_parser
 from diffir_sr.compat import SaveFailed
+from diffir_sr.doctor.commands import add_doctor_parser
 from diffir_sr.errors import DiffIRError
+from diffir_sr.evaluation.commands import add_evaluate_parser
+from diffir_sr.inference.commands import add_restore_parser
 from diffir_sr.options import load_options
 from diffir_sr.options.commands import add_options_parser
 from diffir_sr.plugins import load_plugins
@@ -75,21 +79,27 @@ def _test(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`diffir prepare|options|weights|describe|quickstart ...`."""
+    """`diffir restore|evaluate|prepare|doctor|options|weights|describe|quickstart ...`."""
     return _run(diffir_parser(), argv)
 
 
 def diffir_parser() -> argparse.ArgumentParser:
     """The arguments of `diffir`."""
-    parser = argparse.ArgumentParser(prog="diffir", description="Data, options and weights for DiffIR.")
+    parser = argparse.ArgumentParser(
+        prog="diffir", description="Restore pictures; data, options and weights for DiffIR."
+    )
     parser.add_argument("--version", action="version", version=f"diffir_sr {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (
+        add_restore_parser,
         add_prepare_parser,
         add_options_parser,
         add_weights_parser,
         add_describe_parser,
         add_quickstart_parser,
+        add_doctor_parser,
+        add_evaluate_parser,
+        add_ablate_parser,
     ):
         add(commands)
     return parser

@@ -240,15 +240,22 @@ class SaveFailed(BaseException):
     """A checkpoint could not be written. Not an Exception: BasicSR catches those and trains on."""
 
 
-def save_atomically(thing: Any, path: str | os.PathLike[str], *, tries: int = 3, wait_s: float = 1.0) -> None:
-    """`torch.save` to a temporary name beside `path`, then rename; raises SaveFailed after the last try."""
+def save_atomically(
+    thing: Any,
+    path: str | os.PathLike[str],
+    *,
+    tries: int = 3,
+    wait_s: float = 1.0,
+    save: Callable[[Any, str], None] | None = None,
+) -> None:
+    """`save` (torch.save) to a temporary name beside `path`, then rename; raises SaveFailed after the last try."""
     import torch
 
     path = os.fspath(path)
     partial = f"{path}.partial-{os.getpid()}"
     for left in reversed(range(tries)):
         try:
-            torch.save(thing, partial)
+            (save or torch.save)(thing, partial)
             os.replace(partial, path)
             return
         except (OSError, RuntimeError) as error:

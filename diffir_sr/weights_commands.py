@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from diffir_sr.checkpoints import identify, read_weights
+from diffir_sr.checkpoints import read_weights
 from diffir_sr.compat import save_atomically
-from diffir_sr.errors import CheckpointError
+from diffir_sr.describe import description
 from diffir_sr.losses.vgg_weights import PROJECT_FOLDER, convert_packaged_vgg16, converted_name
 
 
@@ -43,18 +43,5 @@ def add_describe_parser(commands: Any) -> None:
 
 
 def _describe(args: argparse.Namespace) -> int:
-    weights = read_weights(args.file)
-    identity = identify(weights.tensors)
-    if identity is None:
-        names = ", ".join(list(weights.tensors)[:3])
-        raise CheckpointError(f"{args.file}: not a DiffIR checkpoint; its tensors: {names}, ...")
-    count = sum(tensor.numel() for tensor in _once(weights.tensors).values())
-    lines = [f"{args.file}: {identity}", f"  weights: {weights.key or 'bare state dict'}, {count:,d} numbers"]
-    lines += [f"  {name}: {value}" for name, value in identity.arguments.items()]
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write(description(read_weights(args.file)) + "\n")
     return 0
-
-
-def _once(tensors: dict[str, Any]) -> dict[str, Any]:
-    """Without the second copies and the schedule that stage-2 files hold under `diffusion.`."""
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith("diffusion.")}

@@ -87,8 +87,8 @@ def test_published_options_reach_every_field():
         resize_prob=[0, 1, 0], noise_range2=[3, 4], second_blur_prob=0.3, jpeg_range2=[50, 60], gray_noise_prob=0.9
     )
     first, second = d.ranges_from_options(opt)
-    assert (first.resize_prob, first.gray_noise_prob, first.noise_range) == ([0, 1, 0], 0.9, (1, 30))
-    assert (second.noise_range, second.blur_prob, second.jpeg_range) == ([3, 4], 0.3, [50, 60])
+    assert (first.resize_prob, first.gray_noise_prob, first.noise_range) == ((0, 1, 0), 0.9, (1, 30))
+    assert (second.noise_range, second.blur_prob, second.jpeg_range) == ((3, 4), 0.3, (50, 60))
     assert d.ranges_from_options({}) == (d.FIRST, d.SECOND)
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from diffir_sr.errors import CheckpointError, OptionError
-from diffir_sr.losses import vgg_weights
+from diffir_sr.losses import packaged_weights, vgg_weights
 from diffir_sr.losses.prior_loss import KDLoss
 
 
@@ -124,7 +124,7 @@ def test_only_plain_arrays_are_unpickled():
     import os
 
     arrays = {"a": np.arange(3.0)}
-    again = vgg_weights._ArrayUnpickler(io.BytesIO(pickle.dumps(arrays))).load()
+    again = packaged_weights.ArrayUnpickler(io.BytesIO(pickle.dumps(arrays))).load()
     assert np.array_equal(again["a"], arrays["a"])
     with pytest.raises(CheckpointError, match="system"):
-        vgg_weights._ArrayUnpickler(io.BytesIO(pickle.dumps(os.system))).load()
+        packaged_weights.ArrayUnpickler(io.BytesIO(pickle.dumps(os.system))).load()

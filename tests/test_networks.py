@@ -7,7 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffir_sr.archs.diffir_arch import DiffIRS1, DiffIRS2
 from diffir_sr.archs.frames import frame_of, pad_to_multiple
 from diffir_sr.archs.layers import modulate
-from diffir_sr.diffusion.prior_diffusion import PriorDiffusion, start_noise
+from diffir_sr.diffusion.noise import picture_noise
+from diffir_sr.diffusion.prior_diffusion import PriorDiffusion
 from diffir_sr.errors import InputError, OptionError
 
 SR = dict(dim=64, num_blocks=[13, 1, 1, 1], num_refinement_blocks=13, heads=[1, 2, 4, 8])
@@ -64,9 +65,9 @@ def test_padding_mirrors_and_repeats_only_what_cannot_be_mirrored():
 
 def test_padding_is_applied_once_and_equals_restoring_the_padded_image():
     net = DiffIRS2(**TINY).eval()
-    lq = torch.rand(1, 3, 13, 10)
+    lq, noise = torch.rand(1, 3, 13, 10), torch.randn(1, 256)
     with torch.no_grad():
-        assert torch.equal(net(lq), net(net.padded(lq))[..., :52, :40])
+        assert torch.equal(net(lq, noise=noise), net(net.padded(lq), noise=noise)[..., :52, :40])
 
 
 @pytest.mark.parametrize("task", ["sr", "deblur", "inpaint"])
@@ -124,12 +125,23 @@ def test_results_do_not_depend_on_batch_size_order_or_call():
         assert torch.equal(net(images), together)
 
 
-def test_the_start_noise_touches_no_global_generator():
+def test_the_start_noise_is_the_pictures_own_and_touches_no_global_generator():
+    pictures = torch.rand(3, 3, 40, 8)
     before = torch.get_rng_state()
-    first, second = start_noise(2, width=256, seed=3), start_noise(4, width=256, seed=3)
+    rows = picture_noise(pictures, width=256, seed=3)
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(first[0], second[3])
-    assert not torch.equal(first, start_noise(2, width=256, seed=4))
+    assert torch.equal(picture_noise(pictures.flip(0), width=256, seed=3), rows.flip(0))
+    assert torch.equal(picture_noise(pictures[1:2], width=256, seed=3)[0], rows[1])
+    others = picture_noise(pictures, width=256, seed=4), picture_noise(pictures, width=256, seed=3, sample=1)
+    for other in (rows.roll(1, 0), *others):
+        assert not (other == rows).all(1).any()
+
+
+def test_the_start_noise_follows_8_and_16_bit_content_not_its_arithmetic():
+    levels = torch.arange(256).repeat(3).reshape(1, 3, 16, 16)
+    ways = [levels.float() / 255, levels.float() * (1 / 255), levels.double() / 255, (levels * 257).float() / 65535]
+    rows = [picture_noise(way, width=8) for way in ways]
+    assert all(torch.equal(row, rows[0]) for row in rows)
 
 
 def test_training_without_noise_or_prior_says_what_is_needed():

@@ -63,10 +63,13 @@ def test_other_methods_keep_the_mean_colour(method):
 def test_what_exists_is_kept_unless_told_otherwise(capsys):
     put(Path("in/a.png"), photo(64))
     run("downscale", "in", "-o", "lq", "--scale", 4)
-    Path("lq/a.png").write_bytes(b"mine")
+    put(Path("lq/a.png"), mine := photo(20))
     run("downscale", "in", "-o", "lq", "--scale", 4)
-    assert Path("lq/a.png").read_bytes() == b"mine"
+    assert np.array_equal(cv2.imread("lq/a.png")[..., ::-1], mine)
     assert "0 made, 1 kept" in capsys.readouterr().out
+    Path("lq/a.png").write_bytes(b"mine")
+    assert main(["prepare", "downscale", "in", "-o", "lq", "--scale", "4"]) == 1
+    assert "a.png: damaged or cut short" in capsys.readouterr().err
     run("downscale", "in", "-o", "lq", "--scale", 4, "--overwrite")
     assert cv2.imread("lq/a.png").shape == (16, 16, 3)
 
@@ -200,4 +203,4 @@ def test_a_killed_build_leaves_no_lmdb_and_the_next_one_succeeds():
     assert not Path("out.lmdb").exists()
     run("lmdb", "in", "-o", "out.lmdb", "--jobs", 1)
     assert len(open_source("out.lmdb").names) == 60
-    assert [path.name for path in Path().glob("out.lmdb*")] == ["out.lmdb"]
+    assert {path.name for path in Path().glob("out.lmdb*")} == {"out.lmdb", "out.lmdb.manifest.jsonl"}

@@ -144,7 +144,7 @@ def test_cutting_goes_on_where_it_stopped(capsys):
     kept = Path("out/a_s001.png").stat().st_mtime_ns
     Path("out/a_s003.png").unlink()
     run("subimages", "in", "-o", "out", "--size", 48, "--step", 48)
-    assert "1 written, 3 kept" in capsys.readouterr().out
+    assert "1 made, 3 kept" in capsys.readouterr().out
     assert Path("out/a_s001.png").stat().st_mtime_ns == kept
     assert np.array_equal(open_source("out").read("a_s003"), PHOTO[48:, :48])
 
@@ -232,7 +232,7 @@ def test_impossible_wishes_are_told_with_what_was_expected(words, said, capsys):
 def test_a_dry_run_says_which_files_and_refuses_what_the_run_would(capsys):
     put("in/sub/a.png")
     run("subimages", "in", "-o", "out", "--size", 48, "--step", 48, "--dry-run")
-    assert "4 squares of 48 pixels under out:\n  out/sub/a_s001.png\n" in capsys.readouterr().out
+    assert "4 squares of 48 pixels under out, about 0.0 MiB:\n  out/sub/a_s001.png\n" in capsys.readouterr().out
     run("lmdb", "in", "-o", "out", "--dry-run", code=1)
     assert "must end in .lmdb" in capsys.readouterr().err
 

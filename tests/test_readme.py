@@ -11,7 +11,14 @@ from diffir_sr.options import load_options
 from diffir_sr.quickstart.commands import data_commands, stage_commands
 
 REPO = Path(__file__).resolve().parents[1]
-NAMES = ("README.md", "CONTRIBUTING.md", "datasets/README.md", "experiments/README.md", "examples/plugin/README.md")
+NAMES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "datasets/README.md",
+    "experiments/README.md",
+    "examples/plugin/README.md",
+    "docs/restore.md",
+)
 DOCUMENTS = [REPO / name for name in NAMES]
 
 

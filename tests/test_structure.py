@@ -7,19 +7,39 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "diffir_sr"
 FILES = sorted(PACKAGE.rglob("*.py"))
-MAY_IMPORT_BASICSR = {"compat", "registration", "data", "models", "training", "options", "quickstart", "metrics"}
+MAY_IMPORT_BASICSR = {
+    "compat",
+    "registration",
+    "data",
+    "models",
+    "training",
+    "options",
+    "quickstart",
+    "metrics",
+    "evaluation",
+}
 ALLOWED = {
     "errors": {""},
     "archs": {"errors", "archs", "diffusion"},
     "diffusion": {"errors", "diffusion"},
     "losses": {"errors", "losses"},
+    "metrics": {"errors", "losses", "metrics"},
+    "evaluation": {"errors", "data", "metrics", "models", "evaluation"},
     "lmdb_reading": {"errors"},
-    "checkpoints": {"errors", "archs", "compat"},
+    "cards": {"errors"},
+    "checkpoints": {"errors", "archs", "compat", "cards"},
     "data": {"errors", "data", "lmdb_reading"},
+    "ablation": {"errors", "data", "options", "version", "ablation"},
     "prepare": {"errors", "data", "prepare", "options", "version"},
+    "doctor": {"errors", "data", "lmdb_reading", "losses", "options", "plugins", "prepare", "version", "doctor"},
     "options": {"errors", "archs", "options", "plugins"},
     "compat": {"errors", "lmdb_reading"},
-    "models": {"errors", "data", "archs", "diffusion", "losses", "checkpoints", "compat", "models", "training"},
+    "describe": {"errors", "checkpoints"},
+    "inference": {"errors", "cards", "data", "archs", "diffusion", "checkpoints", "describe", "inference"},
+    "models": {
+        *("errors", "data", "archs", "diffusion", "losses", "metrics", "checkpoints", "compat", "models", "training"),
+        *("cards", "inference", "version"),
+    },
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from diffir_sr.archs.dirformer import DIRformer
@@ -18,7 +19,9 @@ from diffir_sr.archs.frames import (
 )
 from diffir_sr.archs.layers import PRIOR_WIDTH
 from diffir_sr.archs.prior import CPEN, PriorDenoiser
-from diffir_sr.diffusion.prior_diffusion import PriorDiffusion, start_noise
+from diffir_sr.diffusion.noise import picture_noise
+from diffir_sr.diffusion.prior_diffusion import PriorDiffusion
+from diffir_sr.diffusion.schedule import retuned_end
 from diffir_sr.errors import InputError, OptionError
 
 _NORMS = {"BiasFree": False, "WithBias": True}
@@ -41,11 +44,13 @@ class _DiffIR(nn.Module):
         bias: bool,
         LayerNorm_type: str,  # noqa: N803 - published argument name
         task: str,
+        prior_width: int,
     ) -> None:
         super().__init__()
         self.frame = frame_of(task, scale)
         self.scale = self.frame.scale
         self.multiple_of = self.frame.multiple_of
+        self.prior_width = prior_width
         _check_body(dim, num_blocks, heads, LayerNorm_type, out_channels)
         _check_channels(inp_channels, self.frame)
         self.G = DIRformer(
@@ -58,6 +63,7 @@ class _DiffIR(nn.Module):
             expansion=ffn_expansion_factor,
             bias=bias,
             norm_bias=_NORMS[LayerNorm_type],
+            prior_width=prior_width,
         )
 
     def restore(self, lq: Tensor, prior: Tensor) -> Tensor:
@@ -78,7 +84,8 @@ class DiffIRS1(_DiffIR):
     """Stage 1: the prior comes from the degraded image and its ground truth.
 
     forward(lq, gt): training gives (image, [prior]), evaluation the image. lq is (B, C, H, W) in [0, 1]; for
-    inpainting C = 4, masked RGB then the mask (1 = missing). As official S1_arch.py:DiffIRS1.
+    inpainting C = 4, masked RGB then the mask (1 = missing). As official S1_arch.py:DiffIRS1. Ours: `prior_width`,
+    and `prior_sees`: both images (published) or gt alone.
     """
 
     def __init__(
@@ -96,6 +103,8 @@ class DiffIRS1(_DiffIR):
         bias: bool = False,
         LayerNorm_type: str = "WithBias",  # noqa: N803 - published argument name
         task: str = "sr",
+        prior_sees: str = "both",
+        prior_width: int = PRIOR_WIDTH,
     ) -> None:
         super().__init__(
             inp_channels=inp_channels,
@@ -109,12 +118,18 @@ class DiffIRS1(_DiffIR):
             bias=bias,
             LayerNorm_type=LayerNorm_type,
             task=task,
+            prior_width=prior_width,
         )
+        if prior_sees not in ("both", "gt"):
+            raise OptionError(f"prior_sees: expected 'both' or 'gt', got {prior_sees!r}")
+        sees_lq = prior_sees == "both"
         self.E = CPEN(
-            self.frame.prior_channels + 3 * GT_UNSHUFFLE**2,
+            (self.frame.prior_channels if sees_lq else 0) + 3 * GT_UNSHUFFLE**2,
             n_encoder_res=n_encoder_res,
             unshuffle=self.frame.prior_unshuffle,
             gt_unshuffle=GT_UNSHUFFLE,
+            prior_width=prior_width,
+            sees_lq=sees_lq,
         )
 
     def forward(self, lq: Tensor, gt: Tensor) -> Any:
@@ -136,8 +151,11 @@ class DiffIRS2(_DiffIR):
     """Stage 2: the prior comes from noise, walked back under a condition seen in the degraded image alone.
 
     forward(lq, prior, noise=...): training gives (image, priors after each reverse step) and needs the stage-1
-    prior and noise (B, 256). Evaluation gives the image and needs lq only; noise defaults to the draw of seed 0.
-    As official S2_arch.py:DiffIRS2. `prediction` is ours: 'x0' (published) or 'eps' (the paper's text).
+    prior and noise (B, 256). Evaluation gives the image and needs lq only; noise defaults to each picture's own.
+    As official S2_arch.py:DiffIRS2. The last six arguments are ours: `prediction` x0 (published) or eps (the paper's
+    text); `use_diffusion` False takes the condition itself for the prior (the paper's V1, worse); `variance_noise` adds
+    noise after each step (V4, worse); `retuned` ends the schedule in noise for any `timesteps` (the paper: large gains
+    up to 3, none beyond 4); `prior_width`.
     """
 
     def __init__(
@@ -160,6 +178,10 @@ class DiffIRS2(_DiffIR):
         timesteps: int = 4,
         task: str = "sr",
         prediction: str = "x0",
+        use_diffusion: bool = True,
+        variance_noise: bool = False,
+        retuned: bool = False,
+        prior_width: int = PRIOR_WIDTH,
     ) -> None:
         super().__init__(
             inp_channels=inp_channels,
@@ -173,11 +195,20 @@ class DiffIRS2(_DiffIR):
             bias=bias,
             LayerNorm_type=LayerNorm_type,
             task=task,
+            prior_width=prior_width,
         )
         self.condition = CPEN(
-            self.frame.prior_channels, n_encoder_res=n_encoder_res, unshuffle=self.frame.prior_unshuffle
+            self.frame.prior_channels,
+            n_encoder_res=n_encoder_res,
+            unshuffle=self.frame.prior_unshuffle,
+            prior_width=prior_width,
         )
-        self.denoise = PriorDenoiser(n_denoise_res=n_denoise_res, steps=timesteps)
+        self.use_diffusion = use_diffusion
+        if not use_diffusion:
+            return
+        if retuned:
+            linear_start, linear_end = retuned_end(timesteps, start=linear_start)
+        self.denoise = PriorDenoiser(n_denoise_res=n_denoise_res, steps=timesteps, prior_width=prior_width)
         # The same two objects again: published checkpoints hold them under both names.
         self.diffusion = PriorDiffusion(
             model=self.denoise,
@@ -186,6 +217,7 @@ class DiffIRS2(_DiffIR):
             linear_start=linear_start,
             linear_end=linear_end,
             prediction=prediction,
+            variance_noise=variance_noise,
         )
 
     def forward(
@@ -195,23 +227,39 @@ class DiffIRS2(_DiffIR):
         *,
         noise: Tensor | None = None,
         prior_only: bool = False,
+        step: Tensor | None = None,
     ) -> Any:
-        """See the class. `prior_only` stops before the body: training then gives the priors alone (warm-up)."""
+        """See the class. `prior_only` stops before the body: training then gives the priors alone (warm-up).
+
+        `step` (B,) trains the diffusion apart from the body (the paper's V2): gives (image, [guess at that step]), and
+        the image has no gradient to the estimator.
+        """
         check_image(lq, channels=self.frame.channels, name="lq")
         if self.training:
             check_multiple(lq, multiple_of=self.multiple_of, name="lq")
-            walked = self.diffusion(lq, prior, noise=noise)
+            if step is not None:
+                return self._apart(lq, prior, noise, step)
+            walked = self.diffusion(lq, prior, noise=noise) if self.use_diffusion else [self.condition(lq)]
             return walked if prior_only else (self.restore(lq, walked[-1]), walked)
         whole = self.padded(lq)
-        estimated = self.encode(whole, noise=noise)
+        estimated = self.encode(whole, noise=picture_noise(lq, width=self.prior_width) if noise is None else noise)
         return estimated if prior_only else self.cropped(self.restore(whole, estimated), lq)
 
-    def encode(self, lq: Tensor, *, noise: Tensor | None = None) -> Tensor:
-        """The prior (B, 256) of `lq` (padded sides), walked back from `noise` or from the draw of seed 0."""
-        if noise is None:
-            noise = start_noise(len(lq), width=PRIOR_WIDTH)
+    def encode(self, lq: Tensor, *, noise: Tensor) -> Tensor:
+        """The prior (B, 256) of `lq` (padded sides), walked back from `noise` (B, 256)."""
+        if not self.use_diffusion:
+            return self.condition(lq)
         noise = noise.to(lq)
         return cast(Tensor, self.diffusion.reverse(noise, self.condition(lq))[-1])
+
+    def _apart(self, lq: Tensor, prior: Tensor | None, noise: Tensor | None, step: Tensor) -> Any:
+        if prior is None or noise is None or not self.use_diffusion:
+            raise InputError("training the diffusion apart needs a diffusion, the stage-1 prior and noise")
+        condition = self.condition(lq)
+        guess = self.diffusion.guess(prior, noise, step, condition)
+        with torch.no_grad():
+            estimated = self.diffusion.reverse(noise, condition)[-1]
+        return self.restore(lq, estimated), [guess]
 
 
 def _check_body(dim: int, num_blocks: Sequence[int], heads: Sequence[int], norm: str, out_channels: int) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffir_sr.archs.frames import Frame
-from diffir_sr.archs.layers import Block, Down, Level, Up
+from diffir_sr.archs.layers import PRIOR_WIDTH, Block, Down, Level, Up
 
 
 class _PatchEmbed(nn.Module):
@@ -49,13 +49,21 @@ class DIRformer(nn.Module):
         expansion: float,
         bias: bool,
         norm_bias: bool,
+        prior_width: int = PRIOR_WIDTH,
     ) -> None:
         super().__init__()
         self.frame = frame
 
         def level(width: int, depth: int, head_count: int) -> Level:
             def block() -> Block:
-                return Block(dim * width, heads=head_count, expansion=expansion, bias=bias, norm_bias=norm_bias)
+                return Block(
+                    dim * width,
+                    heads=head_count,
+                    expansion=expansion,
+                    bias=bias,
+                    norm_bias=norm_bias,
+                    prior_width=prior_width,
+                )
 
             return Level([block() for _ in range(depth)])
 

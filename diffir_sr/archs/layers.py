@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PRIOR_WIDTH = 256  # numbers in a prior, the paper's 4 C' with C' = 64
+PRIOR_WIDTH = 256  # numbers in a prior as published, the paper's 4 C' with C' = 64
 
 
 class _Gain(nn.Module):
@@ -40,8 +40,8 @@ class ChannelNorm(nn.Module):
         return (x - mean) * scale * gain[:, None, None] + shift[:, None, None]
 
 
-def _modulation(channels: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(PRIOR_WIDTH, 2 * channels, bias=False))
+def _modulation(channels: int, prior_width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(prior_width, 2 * channels, bias=False))
 
 
 def modulate(x: Tensor, weights: Tensor) -> Tensor:
@@ -53,11 +53,11 @@ def modulate(x: Tensor, weights: Tensor) -> Tensor:
 class ChannelAttention(nn.Module):
     """DMTA, dynamic multi-head transposed attention: channels attend to channels, over all pixels at once."""
 
-    def __init__(self, channels: int, *, heads: int, bias: bool) -> None:
+    def __init__(self, channels: int, *, heads: int, bias: bool, prior_width: int = PRIOR_WIDTH) -> None:
         super().__init__()
         self.heads = heads
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
-        self.kernel = _modulation(channels)
+        self.kernel = _modulation(channels, prior_width)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=bias)
         self.qkv_dwconv = nn.Conv2d(3 * channels, 3 * channels, 3, padding=1, groups=3 * channels, bias=bias)
         self.project_out = nn.Conv2d(channels, channels, 1, bias=bias)
@@ -76,13 +76,13 @@ class ChannelAttention(nn.Module):
 class GatedFeedForward(nn.Module):
     """DGFN, dynamic gated feed-forward network: GELU(a) * b with a, b from a depth-wise convolution."""
 
-    def __init__(self, channels: int, *, expansion: float, bias: bool) -> None:
+    def __init__(self, channels: int, *, expansion: float, bias: bool, prior_width: int = PRIOR_WIDTH) -> None:
         super().__init__()
         hidden = int(channels * expansion)  # truncated, as published
         self.project_in = nn.Conv2d(channels, 2 * hidden, 1, bias=bias)
         self.dwconv = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, bias=bias)
         self.project_out = nn.Conv2d(hidden, channels, 1, bias=bias)
-        self.kernel = _modulation(channels)
+        self.kernel = _modulation(channels, prior_width)
 
     def forward(self, x: Tensor, prior: Tensor) -> Tensor:
         gate, value = self.dwconv(self.project_in(modulate(x, self.kernel(prior)))).chunk(2, dim=1)
@@ -92,12 +92,21 @@ class GatedFeedForward(nn.Module):
 class Block(nn.Module):
     """One transformer block: attention and feed-forward, each normalised before and added after."""
 
-    def __init__(self, channels: int, *, heads: int, expansion: float, bias: bool, norm_bias: bool) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        heads: int,
+        expansion: float,
+        bias: bool,
+        norm_bias: bool,
+        prior_width: int = PRIOR_WIDTH,
+    ) -> None:
         super().__init__()
         self.norm1 = ChannelNorm(channels, with_bias=norm_bias)
-        self.attn = ChannelAttention(channels, heads=heads, bias=bias)
+        self.attn = ChannelAttention(channels, heads=heads, bias=bias, prior_width=prior_width)
         self.norm2 = ChannelNorm(channels, with_bias=norm_bias)
-        self.ffn = GatedFeedForward(channels, expansion=expansion, bias=bias)
+        self.ffn = GatedFeedForward(channels, expansion=expansion, bias=bias, prior_width=prior_width)
 
     def forward(self, x: Tensor, prior: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x), prior)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffir_sr.archs.layers import PRIOR_WIDTH
+from diffir_sr.errors import OptionError
 
 
 def _activation() -> nn.LeakyReLU:
@@ -38,11 +39,24 @@ class CPEN(nn.Module):
     pixel unshuffle to the same size first (as published; the paper folds after concatenating).
     """
 
-    def __init__(self, in_channels: int, *, n_encoder_res: int, unshuffle: int, gt_unshuffle: int = 4) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        n_encoder_res: int,
+        unshuffle: int,
+        gt_unshuffle: int = 4,
+        prior_width: int = PRIOR_WIDTH,
+        sees_lq: bool = True,
+    ) -> None:
+        """`sees_lq` False leaves the degraded image out (stage 1 with the ground truth alone)."""
         super().__init__()
+        if prior_width < 4 or prior_width % 4:
+            raise OptionError(f"prior_width: expected a multiple of 4, got {prior_width}")
         self.unshuffle = unshuffle
         self.gt_unshuffle = gt_unshuffle
-        width = PRIOR_WIDTH // 4
+        self.sees_lq = sees_lq
+        width = prior_width // 4
         self.E = nn.Sequential(
             _conv(in_channels, width),
             _activation(),
@@ -51,14 +65,14 @@ class CPEN(nn.Module):
             _activation(),
             _conv(2 * width, 2 * width),
             _activation(),
-            _conv(2 * width, PRIOR_WIDTH),
+            _conv(2 * width, prior_width),
             _activation(),
             nn.AdaptiveAvgPool2d(1),
         )
         self.mlp = nn.Sequential(
-            nn.Linear(PRIOR_WIDTH, PRIOR_WIDTH),
+            nn.Linear(prior_width, prior_width),
             _activation(),
-            nn.Linear(PRIOR_WIDTH, PRIOR_WIDTH),
+            nn.Linear(prior_width, prior_width),
             _activation(),
         )
 
@@ -66,7 +80,8 @@ class CPEN(nn.Module):
         """(B, C, H, W) and, in stage 1, (B, 3, H * scale, W * scale) to a prior (B, 256)."""
         x = F.pixel_unshuffle(lq, self.unshuffle) if self.unshuffle > 1 else lq
         if gt is not None:
-            x = torch.cat([x, F.pixel_unshuffle(gt, self.gt_unshuffle)], dim=1)
+            folded = F.pixel_unshuffle(gt, self.gt_unshuffle)
+            x = torch.cat([x, folded], dim=1) if self.sees_lq else folded
         return self.mlp(self.E(x).flatten(1))
 
 
@@ -84,11 +99,11 @@ class _Dense(nn.Module):
 class PriorDenoiser(nn.Module):
     """Guess the clean prior from a noisy one, the step and the condition: (B, 256) each, step (B,)."""
 
-    def __init__(self, *, n_denoise_res: int, steps: int) -> None:
+    def __init__(self, *, n_denoise_res: int, steps: int, prior_width: int = PRIOR_WIDTH) -> None:
         super().__init__()
         self.max_period = 10 * steps
-        first = [nn.Linear(2 * PRIOR_WIDTH + 1, PRIOR_WIDTH), _activation()]
-        self.resmlp = nn.Sequential(*first, *(_Dense(PRIOR_WIDTH) for _ in range(n_denoise_res)))
+        first = [nn.Linear(2 * prior_width + 1, prior_width), _activation()]
+        self.resmlp = nn.Sequential(*first, *(_Dense(prior_width) for _ in range(n_denoise_res)))
 
     def forward(self, noisy: Tensor, step: Tensor, condition: Tensor) -> Tensor:
         # Published order: condition, step, noisy (the paper lists the noisy prior first).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,8 +26,9 @@ class DrawnDataset(Dataset[dict[str, Any]]):
     and then neither workers nor ranks nor resuming change a sample.
     """
 
-    def __init__(self, *, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, opt: Mapping[str, Any]) -> None:
+        self.opt = opt  # BasicSR's models read the name of a dataset from it
+        self.seed = int(opt.get("seed") or 0)
         # Else two passes would show the same crops, so that something that differs between passes and workers is
         # mixed in.
         self.draws_are_unique = False

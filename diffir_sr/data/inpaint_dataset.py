@@ -28,7 +28,7 @@ class InpaintDataset(DrawnDataset):
     """
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
-        super().__init__(seed=int(opt.get("seed") or 0))
+        super().__init__(opt)
         check_backend(opt)
         self.training = opt.get("phase") == "train"
         self.gt_size = int(opt["gt_size"]) if self.training else None

@@ -87,20 +87,3 @@ def read_manifest(path: Path) -> Manifest:
 def _entry(line: Mapping[str, Any]) -> Entry:
     height, width, channels = line["size"]
     return Entry(line["name"], line["from"], (height, width, channels), line["bytes"], line["sha256"])
-
-
-def refuse_other_job(output: Path, job: str, parameters: Mapping[str, Any]) -> None:
-    """Raise InputError where the images of `output` were made otherwise than `parameters` say: they would be mixed."""
-    path = manifest_path(output)
-    if not path.is_file():
-        return
-    before, now = read_manifest(path), json.loads(json.dumps(dict(parameters)))
-    changed = [f"{name} {before.parameters.get(name)!r}, now {value!r}" for name, value in now.items()]
-    changed = [text for text, name in zip(changed, now, strict=True) if before.parameters.get(name) != now[name]]
-    if before.job != job:
-        changed = [f"job {before.job!r}, now {job!r}"]
-    if changed:
-        raise InputError(
-            f"{output.absolute()} was made with other parameters ({'; '.join(changed)}) and would hold both; choose "
-            f"another folder, or remove it and {path.name}, or give --overwrite"
-        )

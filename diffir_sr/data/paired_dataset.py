@@ -27,9 +27,8 @@ class PairedDataset(DrawnDataset):
     pads = False  # whether images smaller than a patch are padded
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
-        super().__init__(seed=int(opt.get("seed") or 0))
+        super().__init__(opt)
         check_backend(opt)
-        self.opt = opt
         self.scale = int(opt.get("scale") or 1)
         self.training = opt.get("phase") == "train"
         self.gt_size = int(opt["gt_size"]) if self.training else None

@@ -47,7 +47,7 @@ def find_pairs(
     if scale < 1:
         raise InputError(f"scale: expected 1 or more, got {scale}")
     sources = open_source(lq), open_source(gt, meta_info=meta_info)
-    pairs = [Pair(_degraded_name(name, filename_tmpl), name) for name in sources[1].names]
+    pairs = [Pair(degraded_name(name, filename_tmpl), name) for name in sources[1].names]
     _check_partners(pairs, *sources, template=filename_tmpl, whole=not meta_info)
     _check_sizes(pairs, *sources, scale=scale, gt_size=gt_size, crop_gt=crop_gt)
     return PairedSources(*sources, pairs)
@@ -93,7 +93,8 @@ def lists_of(opt: Mapping[str, Any], key: str, count: int) -> list[str | None]:
     return lists
 
 
-def _degraded_name(name: str, template: str) -> str:
+def degraded_name(name: str, template: str) -> str:
+    """The name of the degraded image that belongs to a ground truth; raises InputError for an unusable template."""
     folder, _, stem = name.rpartition("/")
     try:
         made, other = template.format(stem), template.format(f"{stem}_")

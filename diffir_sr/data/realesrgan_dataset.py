@@ -30,7 +30,7 @@ class RealESRGANDataset(DrawnDataset):
     """
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
-        super().__init__(seed=int(opt.get("seed") or 0))
+        super().__init__(opt)
         check_backend(opt)
         roots = roots_of(opt, "dataroot_gt")
         lists = lists_of(opt, "meta_info", len(roots))

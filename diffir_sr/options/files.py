@@ -8,7 +8,7 @@ from functools import partial
 
 from diffir_sr.options.recipes import recipe_names, recipes_folder
 from diffir_sr.options.report import Report
-from diffir_sr.options.rules import TAUGHT, Found, apply_rules
+from diffir_sr.options.rules import ADVERSARIAL, TAUGHT, Found, apply_rules
 from diffir_sr.options.rules_data import ROOTS, is_lmdb, roots_in
 from diffir_sr.options.view import View
 
@@ -16,10 +16,14 @@ _MAKER = {
     "DiffIRS1Model": "train_DiffIRS1",
     "DiffIRS2Model": "train_DiffIRS2",
     "DiffIRGANS2Model": "train_DiffIRS2_GAN",
+    "DiffIRInpaintS1Model": "train_DiffIRS1",
+    "DiffIRInpaintS2Model": "train_DiffIRS2",
 }
 _STAGE = {"DiffIRS1Model": "stage 1", "DiffIRS2Model": "stage 2", "DiffIRGANS2Model": "the GAN stage"}
+_STAGE |= {"DiffIRInpaintS1Model": "stage 1", "DiffIRInpaintS2Model": "stage 2"}
 # What the weights of network_g that a training starts from were trained as.
 _BEFORE = {"DiffIRS2Model": "DiffIRS1Model", "DiffIRGANS2Model": "DiffIRS2Model"}
+_BEFORE |= {"DiffIRInpaintS2Model": "DiffIRInpaintS1Model"}
 
 
 def apply_file_rules(view: View, report: Report) -> None:
@@ -97,11 +101,12 @@ def _absent(what: str, path: str) -> str:
 def _origin(view: View, network: str) -> str:
     model = view.get("model_type")
     if network == "network_S1":
-        maker = "DiffIRS1Model" if model in TAUGHT else None
+        maker = _BEFORE.get(model, model) if model in TAUGHT else None
+        maker = "DiffIRS1Model" if maker == "DiffIRS2Model" else maker  # the GAN stage has the same teacher
     elif network == "network_g":
         maker = _BEFORE.get(model) if view.is_train else model
     else:
-        maker = model if network == "network_d" and model == "DiffIRGANS2Model" else None
+        maker = model if network == "network_d" and model in ADVERSARIAL else None
     if maker not in _MAKER:
         return "correct the path, or remove the option to start without"
     recipe = _recipe_of(view.get("path", f"pretrain_{network}"))

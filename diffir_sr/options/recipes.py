@@ -23,8 +23,15 @@ def recipes_folder() -> Path:
 
 def recipe_names(folder: Path) -> list[str]:
     """Names of all recipes in a folder, without .yml; those in subfolders come last, as subfolder/name."""
-    names = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yml")]
+    files = [path for path in folder.rglob("*.yml") if _is_recipe(path.read_text(encoding="utf-8"))]
+    names = [path.relative_to(folder).with_suffix("").as_posix() for path in files]
     return sorted(names, key=lambda name: (name.count("/"), name))
+
+
+def _is_recipe(text: str) -> bool:
+    """Whether a file can be run: parts that others build on have no name, ablations have variants."""
+    keys = {line.split(":")[0] for line in text.splitlines()}
+    return "name" in keys and "variants" not in keys
 
 
 def summary(path: Path) -> str:

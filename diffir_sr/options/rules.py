@@ -14,9 +14,11 @@ from diffir_sr.options.view import Unsettled, View
 Found = Iterator[tuple[Keys, str]]
 Rule = Callable[[View], Found]
 
+INPAINTING = ("DiffIRInpaintS1Model", "DiffIRInpaintS2Model")
 _STAGE_OF_MODEL = {"DiffIRS1Model": "DiffIRS1", "DiffIRS2Model": "DiffIRS2", "DiffIRGANS2Model": "DiffIRS2"}
-TAUGHT = ("DiffIRS2Model", "DiffIRGANS2Model")
-ADVERSARIAL = ("DiffIRGANS2Model", "SRGANModel", "ESRGANModel")
+_STAGE_OF_MODEL |= {"DiffIRInpaintS1Model": "DiffIRS1", "DiffIRInpaintS2Model": "DiffIRS2"}
+TAUGHT = ("DiffIRS2Model", "DiffIRGANS2Model", "DiffIRInpaintS2Model")
+ADVERSARIAL = ("DiffIRGANS2Model", "SRGANModel", "ESRGANModel", *INPAINTING)
 
 
 def apply_rules(rules: Iterable[Rule], view: View, report: Report) -> None:
@@ -82,6 +84,22 @@ def adversary_is_complete(view: View) -> Found:
         for keys in (("network_d",), ("train", "optim_d"), ("train", "gan_opt")):
             if not view.has(*keys):
                 yield keys, f"missing: {view.model} trains against a discriminator"
+
+
+def losses_suit_the_task(view: View) -> Found:
+    """Losses that see the holes belong to inpainting, and inpainting to them."""
+    if not view.is_train or view.model not in (*TAUGHT, *ADVERSARIAL, *_STAGE_OF_MODEL):
+        return
+    fills = view.model in INPAINTING
+    for section in ("pixel_opt", "gan_opt"):
+        kind = view.get("train", section, "type") if view.has("train", section) else None
+        masked = kind in ("MaskedL1Loss", "MaskedGANLoss")
+        if kind and masked and not fills:
+            yield ("train", section, "type"), f"{kind} needs masks, which only {' and '.join(INPAINTING)} have"
+        if kind and section == "gan_opt" and fills and not masked:
+            yield ("train", section, "type"), f"{view.model} takes MaskedGANLoss, found {kind!r}"
+    if fills and view.has("network_g") and view.task() != "inpaint":
+        yield ("network_g", "task"), f"{view.model} fills holes: set task: inpaint, found {view.task()!r}"
 
 
 def something_to_learn(view: View) -> Found:
@@ -220,6 +238,7 @@ RULES: tuple[Rule, ...] = (
     teacher_is_given,
     adversary_has_a_start,
     adversary_is_complete,
+    losses_suit_the_task,
     something_to_learn,
     warm_up_is_complete,
     geometry_exists,

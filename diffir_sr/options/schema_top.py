@@ -146,4 +146,5 @@ class Options(Degradation):
     train: TrainOptions | None = Field(None, description="Losses, optimizers, schedule; needed to train.")
     val: ValOptions | None = Field(None, description="Validation and testing; ~ switches validation off.")
     logger: LoggerOptions | None = Field(None, description="What is logged and saved.")
+    licence: str | None = Field(None, description="Licence of the weights, told in their model card; such as MIT.")
     dist_params: DistParams | None = Field(None, description="How processes find each other.")

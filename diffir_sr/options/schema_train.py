@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from diffir_sr.options.fields import (
@@ -43,11 +45,19 @@ class TrainOptions(TrainLoop):
 
     optim_d: Built | None = Field(None, description="Optimizer of network_d; has effect in GAN training.")
     gan_opt: Built | None = Field(None, description="Adversarial loss; has effect in GAN training.")
+    feature_matching_opt: Built | None = Field(
+        None, description="Distance between what the discriminator's layers make of both images; inpainting alone."
+    )
     kd_opt: Built | None = Field(None, description="Loss between the priors of stage 1 and stage 2 (KDLoss).")
     net_d_iters: Count = Field(1, description="Discriminator steps for each step of network_g.")
     net_d_init_iters: CountOrZero = Field(0, description="Iterations in which the discriminator trains alone.")
     clip_grad_norm: Positive | None = Field(
         None, description="Largest total norm of network_g's gradient; by default there is no limit."
+    )
+    diffusion_training: Literal["joint", "separate"] = Field(
+        "joint",
+        description="joint (published, the paper's V3): all steps run and the image loss reaches the prior; separate "
+        "(V2, worse in the paper): the diffusion learns single random steps, the body alone learns from the image.",
     )
     encoder_iter: CountOrZero = Field(
         0, description="Iterations of stage 2 in which the prior alone is learnt; 0 is none."

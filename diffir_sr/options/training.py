@@ -14,10 +14,18 @@ from diffir_sr.options.report import Keys, Report, nearest
 from diffir_sr.options.schema_train import SCHEDULERS, TrainLoop, TrainOptions
 from diffir_sr.options.sections import as_mapping, check_section
 
-OUR_MODELS = ("DiffIRS1Model", "DiffIRS2Model", "DiffIRGANS2Model")
+OUR_MODELS = (
+    "DiffIRS1Model",
+    "DiffIRS2Model",
+    "DiffIRGANS2Model",
+    "DiffIRInpaintS1Model",
+    "DiffIRInpaintS2Model",
+)
 BASICSR_MODELS = ("SRModel", "SRGANModel", "ESRGANModel")
 _VGG_PATH = {"vgg_path": TypeAdapter(str)}  # read before BasicSR builds its PerceptualLoss, which has no such argument
 _BETTER = {"better": TypeAdapter(Literal["higher", "lower"])}
+# BasicSR takes a metric whose options do not say so for one whose highest value is the best.
+_LOWER_IS_BETTER = ("calculate_niqe", "calculate_lpips", "calculate_dists")
 
 
 def kinship(model: Any) -> Literal["known", "derived", "other"]:
@@ -63,7 +71,9 @@ def check_metric(given: Any, keys: Keys, report: Report) -> Any:
     metric = check_type(METRIC_REGISTRY, options, keys, report, kind="metric")
     if metric is None:
         return given
-    return check_arguments(metric, options, keys, report, leave_out=("img", "img2"), also=_BETTER, any_keyword=False)
+    better = {"better": "lower"} if options["type"] in _LOWER_IS_BETTER else {}
+    left_out = ("img", "img2")
+    return better | check_arguments(metric, options, keys, report, leave_out=left_out, also=_BETTER, any_keyword=False)
 
 
 def _check_loss(given: dict[str, Any], keys: Keys, report: Report) -> dict[str, Any]:

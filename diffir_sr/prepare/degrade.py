@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +14,12 @@ import torch
 
 from diffir_sr.data.arrays import to_tensor
 from diffir_sr.data.degradation import Degradation, StepRanges, ranges_from_options
-from diffir_sr.data.images import decode, encode_png, read_file, write_atomically
+from diffir_sr.data.images import decode, read_file
 from diffir_sr.data.kernels import KernelRanges, blur_kernel, final_kernel
-from diffir_sr.data.manifest import Entry
 from diffir_sr.data.sources import FolderSource
 from diffir_sr.errors import InputError
 from diffir_sr.prepare.jobs import check_apart, run_all
+from diffir_sr.prepare.stored import Stored, Target, relative
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,9 @@ class Task:
     """One image to degrade."""
 
     name: str
-    origin: str
     file: Path
-    output: Path
-    cropped: Path | None
+    output: Target
+    cropped: Target | None
     recipe: Recipe
     overwrite: bool
 
@@ -61,8 +59,8 @@ class Task:
 class Done:
     """What became of one image."""
 
-    entry: Entry
-    written: bool
+    lq: Stored
+    cropped: Stored | None
 
 
 def plan(
@@ -70,18 +68,15 @@ def plan(
 ) -> list[Task]:
     """What to degrade; the result follows from the recipe and the image's name, not from the order."""
     check_apart(source.path, output, crop_gt)
-    return [
-        Task(
-            name,
-            source.file(name).relative_to(source.path).as_posix(),
-            source.file(name),
-            output / f"{name}.png",
-            crop_gt / f"{name}.png" if crop_gt is not None else None,
-            given,
-            overwrite,
+    tasks = []
+    for name in source.names:
+        file = source.file(name)
+        lq, gt = (
+            Target(root, f"{name}.png", relative(file, source.path)) if root else None for root in (output, crop_gt)
         )
-        for name in source.names
-    ]
+        assert lq is not None
+        tasks.append(Task(name, file, lq, gt, given, overwrite))
+    return tasks
 
 
 def run(tasks: Sequence[Task], *, jobs: int) -> list[Done]:
@@ -97,19 +92,14 @@ def _degradation(given: Recipe) -> Degradation:
 
 def _degrade(task: Task) -> Done:
     given = task.recipe
-    made = task.overwrite or not task.output.exists()
-    if made or (task.cropped is not None and not task.cropped.exists()):
-        image = decode(read_file(task.file), where=str(task.file))
-        height, width = (side // given.scale * given.scale for side in image.shape[:2])
-        gt = image[:height, :width]
-        if task.cropped is not None:
-            write_atomically(encode_png(_eight_bit_rgb(gt)), task.cropped)
-        if made:
-            write_atomically(encode_png(degraded(gt, given, name=task.name)), task.output)
-    data = read_file(task.output)
-    shape = decode(data, where=str(task.output)).shape
-    size = (shape[0], shape[1], shape[2])
-    return Done(Entry(f"{task.name}.png", task.origin, size, len(data), hashlib.sha256(data).hexdigest()), made)
+    targets = [target for target in (task.output, task.cropped) if target is not None]
+    if not task.overwrite and all(target.path.exists() for target in targets):
+        return Done(task.output.keep(), task.cropped.keep() if task.cropped else None)
+    image = decode(read_file(task.file), where=str(task.file))
+    height, width = (side // given.scale * given.scale for side in image.shape[:2])
+    gt = image[:height, :width]
+    cropped = task.cropped.store_png(_eight_bit_rgb(gt)) if task.cropped else None
+    return Done(task.output.store_png(degraded(gt, given, name=task.name)), cropped)
 
 
 def degraded(gt: np.ndarray, given: Recipe, *, name: str) -> np.ndarray:

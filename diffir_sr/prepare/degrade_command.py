@@ -13,14 +13,13 @@ import cv2
 import numpy as np
 
 from diffir_sr.data.images import decode, encode_png, read_file, write_atomically
-from diffir_sr.data.manifest import Manifest, refuse_other_job, write_manifest
 from diffir_sr.data.sources import FolderSource, open_source
 from diffir_sr.errors import InputError
 from diffir_sr.options import load_options
 from diffir_sr.prepare import degrade
 from diffir_sr.prepare.contact_sheet import centre, contact_sheet, enlarged
 from diffir_sr.prepare.jobs import default_jobs
-from diffir_sr.version import __version__
+from diffir_sr.prepare.stored import Job
 
 _SHOWN = 12
 _TILE = 256
@@ -49,24 +48,22 @@ def _degrade(args: argparse.Namespace) -> int:
     if args.seed < 0:
         raise InputError(f"--seed: expected 0 or more, got {args.seed}")
     given = _recipe(args)
-    parameters = asdict(given)
-    if not args.overwrite:
-        refuse_other_job(args.output, "degrade", parameters)
     tasks = degrade.plan(source, args.output, given, crop_gt=args.crop_gt, overwrite=args.overwrite)
+    job = Job(args.output, "degrade", asdict(given), source.path)
+    crops = Job(args.crop_gt, "crop", {"scale": given.scale}, source.path) if args.crop_gt else None
+    planned = [one for one in (job, crops) if one is not None]
+    for one in planned:
+        one.check(overwrite=args.overwrite)
     if args.dry_run:
         sys.stdout.write(f"would degrade {len(tasks)} images, x1/{given.scale}, seed {args.seed}, to {args.output}\n")
         return 0
+    for one in planned:
+        one.begin(overwrite=args.overwrite)
     done = degrade.run(tasks, jobs=args.jobs)
-    made = sum(one.written for one in done)
-    listing = write_manifest(
-        args.output,
-        Manifest("degrade", asdict(given), source.path.resolve().as_posix(), __version__, [one.entry for one in done]),
-    )
     sheet = _write_sheet(tasks, args.output, given.scale)
-    sys.stdout.write(
-        f"{args.output}: {len(done)} images, x1/{given.scale} ({made} made, {len(done) - made} kept); see {sheet}, "
-        f"{listing}\n"
-    )
+    job.finish((one.lq for one in done), notes=[f"x1/{given.scale}", f"see {sheet}"])
+    if crops is not None:
+        crops.finish(one.cropped for one in done if one.cropped is not None)
     return 0
 
 
@@ -84,7 +81,7 @@ def _write_sheet(tasks: Sequence[degrade.Task], output: Path, scale: int) -> Pat
     side = _TILE // scale * scale
     for task in tasks[:_SHOWN]:
         image = decode(read_file(task.file), where=str(task.file))
-        lq = decode(read_file(task.output), where=str(task.output))
+        lq = decode(read_file(task.output.path), where=str(task.output.path))
         gt = image[: lq.shape[0] * scale, : lq.shape[1] * scale]
         tiles.append((task.name, _colours(centre(gt, side))))
         tiles.append(("degraded", enlarged(_colours(centre(lq, side // scale)), scale)))

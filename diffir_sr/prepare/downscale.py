@@ -9,12 +9,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from diffir_sr.data.images import encode_png, write_atomically
+from diffir_sr.data.images import encode_png
 from diffir_sr.data.sources import FolderSource, some
 from diffir_sr.errors import InputError
 from diffir_sr.prepare.jobs import check_apart, run_all
 from diffir_sr.prepare.matlab_resize import bicubic_resize
 from diffir_sr.prepare.storable import read_storable
+from diffir_sr.prepare.stored import Stored, Target, relative
 
 METHODS = ("bicubic", "area", "lanczos")
 
@@ -24,19 +25,21 @@ class Shrink:
     """One image, where its small version goes, and where its cropped self goes (None: nowhere)."""
 
     file: Path
-    output: Path
-    cropped: Path | None
+    output: Target
+    cropped: Target | None
     scale: int
     method: str
     overwrite: bool
     to_8bit: bool
+    pixels: int  # of the image
 
 
 @dataclass(frozen=True)
 class Done:
     """What became of one image."""
 
-    written: bool
+    small: Stored
+    cropped: Stored | None
     dropped_alpha: bool = False
 
 
@@ -65,12 +68,13 @@ def plan(
     return [
         Shrink(
             source.file(name),
-            output / f"{name}.png",
-            crop_gt / f"{name}.png" if crop_gt else None,
+            Target(output, f"{name}.png", relative(source.file(name), source.path)),
+            Target(crop_gt, f"{name}.png", relative(source.file(name), source.path)) if crop_gt else None,
             scale,
             method,
             overwrite,
             to_8bit,
+            sizes[name][0] * sizes[name][1],
         )
         for name in source.names
     ]
@@ -82,17 +86,18 @@ def run(shrinks: list[Shrink], *, jobs: int) -> list[Done]:
 
 
 def _shrink(shrink: Shrink) -> Done:
-    targets = [path for path in (shrink.output, shrink.cropped) if path is not None]
-    if not shrink.overwrite and all(path.exists() for path in targets):
-        return Done(written=False)
+    targets = [target for target in (shrink.output, shrink.cropped) if target is not None]
+    if not shrink.overwrite and all(target.path.exists() for target in targets):
+        return Done(shrink.output.keep(), shrink.cropped.keep() if shrink.cropped else None)
     stored = read_storable(shrink.file, to_8bit=shrink.to_8bit)
     height, width = (side - side % shrink.scale for side in stored.image.shape[:2])
     image = np.ascontiguousarray(stored.image[:height, :width])
+    cropped = None
     if shrink.cropped is not None:
         whole = stored.png if image.shape == stored.image.shape else None
-        write_atomically(whole or encode_png(image), shrink.cropped)
-    write_atomically(encode_png(smaller(image, scale=shrink.scale, method=shrink.method)), shrink.output)
-    return Done(written=True, dropped_alpha=stored.dropped_alpha)
+        cropped = shrink.cropped.store(whole or encode_png(image), image)
+    small = smaller(image, scale=shrink.scale, method=shrink.method)
+    return Done(shrink.output.store_png(small), cropped, stored.dropped_alpha)
 
 
 def smaller(image: np.ndarray, *, scale: int, method: str = "bicubic") -> np.ndarray:

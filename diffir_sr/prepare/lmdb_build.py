@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import lmdb
 
 from diffir_sr.data.images import encode_png
+from diffir_sr.data.manifest import Entry, Manifest, write_manifest
 from diffir_sr.data.pairs import find_pairs
 from diffir_sr.data.sources import FolderSource, key_of, some
 from diffir_sr.errors import InputError
-from diffir_sr.prepare.jobs import stream
+from diffir_sr.prepare.jobs import is_running, stream
 from diffir_sr.prepare.storable import read_storable
+from diffir_sr.version import __version__
 
 _PAGE = 4096
 _LONGEST_KEY = 511  # bytes, LMDB's own limit
@@ -25,10 +29,11 @@ _CHUNK = 256  # images per transaction: what is held in memory at most
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One image to store."""
+class Wanted:
+    """One image to store; `origin` is its path relative to the input folder."""
 
     file: Path
+    origin: str
     key: str
     compress_level: int
     to_8bit: bool
@@ -39,10 +44,20 @@ class Entry:
 class Encoded:
     """One image as it will be stored; `line` is its line of meta_info.txt."""
 
-    key: str
+    entry: Entry
     data: bytes
     line: str
     dropped_alpha: bool
+
+
+@dataclass(frozen=True)
+class Built:
+    """What an LMDB holds: images, their bytes, how many lost their alpha; and where its manifest is."""
+
+    count: int
+    bytes: int
+    dropped_alpha: int
+    listing: Path
 
 
 def check_output(output: Path) -> None:
@@ -53,11 +68,21 @@ def check_output(output: Path) -> None:
         raise InputError(f"{output.absolute()} exists; remove it or choose another name")
 
 
-def plan(source: FolderSource, *, compress_level: int, to_8bit: bool, raw: bool = False) -> list[Entry]:
+def plan(source: FolderSource, *, compress_level: int, to_8bit: bool, raw: bool = False) -> list[Wanted]:
     """What to store, under which keys (relative paths without extension, escaped for BasicSR's parser)."""
     if not 0 <= compress_level <= 9:
         raise InputError(f"--compress-level: expected 0 to 9, got {compress_level}")
-    entries = [Entry(source.file(name), key_of(name), compress_level, to_8bit, raw) for name in source.names]
+    entries = [
+        Wanted(
+            source.file(name),
+            source.file(name).relative_to(source.path).as_posix(),
+            key_of(name),
+            compress_level,
+            to_8bit,
+            raw,
+        )
+        for name in source.names
+    ]
     long = [str(entry.file) for entry in entries if len(entry.key) > _LONGEST_KEY]
     if long:
         raise InputError(
@@ -78,8 +103,8 @@ def check_partner(folder: Path, partner: Path, *, scale: int) -> None:
     find_pairs(folder, partner, scale=scale)
 
 
-def build(entries: list[Entry], output: Path, *, jobs: int) -> tuple[int, int]:
-    """Write the LMDB under a temporary name and rename it; (bytes of images, images whose alpha was dropped)."""
+def build(entries: list[Wanted], output: Path, *, jobs: int, source: Path, parameters: Mapping[str, Any]) -> Built:
+    """Write the LMDB under a temporary name, its manifest, and rename it: an LMDB that is there is whole and listed."""
     check_output(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(output)
@@ -87,46 +112,35 @@ def build(entries: list[Entry], output: Path, *, jobs: int) -> tuple[int, int]:
     try:
         images = stream(_encode, entries, jobs=jobs, label=f"lmdb {output.stem}")
         with contextlib.closing(images):
-            counts = _write(images, partial)
+            held, dropped = _write(images, partial)
+        manifest = Manifest("lmdb", parameters, source.resolve().as_posix(), __version__, held)
+        listing = write_manifest(output, manifest)
         os.replace(partial, output)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return counts
+    return Built(len(held), sum(entry.bytes for entry in held), dropped, listing)
 
 
 def _remove_leftovers(output: Path) -> None:
     """Folders of builds that were killed; a build that still runs keeps its own."""
     for leftover in output.parent.glob(f"{output.name}.partial-*"):
         number = leftover.name.rpartition("-")[2]
-        if number.isdigit() and not _is_running(int(number)):
+        if number.isdigit() and not is_running(int(number)):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _is_running(process: int) -> bool:
-    """Whether a process of this number runs; where that cannot be asked without harm, it is taken to run."""
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(process, 0)  # asks only: signal 0 is not sent
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
-
-
-def _write(images: Iterator[Encoded], folder: Path) -> tuple[int, int]:
-    lines, total, dropped = [], 0, 0
+def _write(images: Iterator[Encoded], folder: Path) -> tuple[list[Entry], int]:
+    lines, entries, dropped = [], [], 0
     with contextlib.closing(lmdb.open(str(folder), map_size=64 * _PAGE)) as environment:
         while chunk := list(islice(images, _CHUNK)):
             _put(environment, chunk)
             lines += [image.line for image in chunk]
-            total += sum(len(image.data) for image in chunk)
+            entries += [image.entry for image in chunk]
             dropped += sum(image.dropped_alpha for image in chunk)
         environment.sync(True)
     (folder / "meta_info.txt").write_text("".join(lines), encoding="ascii")
-    return total, dropped
+    return entries, dropped
 
 
 def _put(environment: lmdb.Environment, images: Iterable[Encoded]) -> None:
@@ -137,13 +151,13 @@ def _put(environment: lmdb.Environment, images: Iterable[Encoded]) -> None:
         try:
             with environment.begin(write=True) as transaction:
                 for image in images:
-                    transaction.put(image.key.encode("ascii"), image.data)
+                    transaction.put(image.entry.name.encode("ascii"), image.data)
             return
         except lmdb.MapFullError:
             environment.set_mapsize(2 * environment.info()["map_size"])
 
 
-def _encode(entry: Entry) -> Encoded:
+def _encode(entry: Wanted) -> Encoded:
     stored = read_storable(entry.file, to_8bit=entry.to_8bit)
     height, width, channels = stored.image.shape
     if entry.raw:
@@ -152,4 +166,6 @@ def _encode(entry: Entry) -> Encoded:
         # A PNG is stored byte for byte; anything else is decoded once, here, and not at every reading.
         data, codec = stored.png or encode_png(stored.image, compress_level=entry.compress_level), entry.compress_level
     line = f"{entry.key}.png ({height},{width},{channels}) {codec}\n"
-    return Encoded(entry.key, data, line, stored.dropped_alpha)
+    size = (height, width, channels)
+    held = Entry(entry.key, entry.origin, size, len(data), hashlib.sha256(data).hexdigest())
+    return Encoded(held, data, line, stored.dropped_alpha)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +10,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from diffir_sr.data.images import decode, encode_png, read_file, write_atomically
-from diffir_sr.data.manifest import Entry
+from diffir_sr.data.images import decode, read_file, write_atomically
 from diffir_sr.data.masks import evaluation_mask
 from diffir_sr.data.sources import FolderSource
 from diffir_sr.errors import InputError
 from diffir_sr.prepare.jobs import check_apart, run_all
 from diffir_sr.prepare.storable import read_storable
+from diffir_sr.prepare.stored import Stored, Target, relative
 
 KINDS = ("thin", "medium", "thick")
 SIZES = (256, 512)
@@ -29,10 +28,9 @@ class Cover:
     """One image: the mask to make for it and, if wanted, the square of it."""
 
     name: str
-    origin: str
     file: Path | None
-    output: Path
-    square: Path | None
+    output: Target
+    square: Target | None
     kind: str
     size: int
     seed: int
@@ -43,9 +41,9 @@ class Cover:
 class Made:
     """What became of one mask."""
 
-    entry: Entry
+    mask: Stored
+    square: Stored | None
     share: float  # of the image that is missing
-    written: bool
 
 
 def plan(
@@ -65,20 +63,14 @@ def plan(
     if source is not None:
         check_apart(source.path, output, squares)
     names = source.names if source is not None else [f"{index:06d}" for index in range(count or 0)]
-    return [
-        Cover(
-            name,
-            source.file(name).relative_to(source.path).as_posix() if source is not None else name,
-            source.file(name) if source is not None else None,
-            output / f"{name}.png",
-            squares / f"{name}.png" if squares is not None else None,
-            kind,
-            size,
-            seed,
-            overwrite,
-        )
-        for name in names
-    ]
+    covers = []
+    for name in names:
+        file = source.file(name) if source is not None else None
+        origin = relative(file, source.path) if source is not None and file is not None else name
+        mask = Target(output, f"{name}.png", origin)
+        square = Target(squares, f"{name}.png", origin) if squares is not None else None
+        covers.append(Cover(name, file, mask, square, kind, size, seed, overwrite))
+    return covers
 
 
 def run(covers: Sequence[Cover], *, jobs: int) -> list[Made]:
@@ -87,18 +79,18 @@ def run(covers: Sequence[Cover], *, jobs: int) -> list[Made]:
 
 
 def _cover(cover: Cover) -> Made:
-    if cover.square is not None and cover.file is not None and (cover.overwrite or not cover.square.exists()):
-        write_atomically(encode_png(_square(cover)), cover.square)
-    written = cover.overwrite or not cover.output.exists()
-    if written:
+    square = None
+    if cover.square is not None:
+        fresh = cover.overwrite or not cover.square.path.exists()
+        square = cover.square.store_png(_square(cover)) if fresh else cover.square.keep()
+    if cover.overwrite or not cover.output.path.exists():
         mask = evaluation_mask(cover.kind, size=cover.size, seed=cover.seed, name=cover.name)
-        write_atomically(encode_png(mask[..., None] * np.uint8(255), compress_level=9), cover.output)
-    data = read_file(cover.output)
-    mask = decode(data, where=str(cover.output))
+        stored = cover.output.store_png(mask[..., None] * np.uint8(255), compress_level=9)
+        return Made(stored, square, float(mask.mean()))
+    mask = decode(read_file(cover.output.path), where=str(cover.output.path))
     if mask.shape != (cover.size, cover.size, 1):
-        raise InputError(f"{cover.output}: a file of shape {mask.shape} is in the way; remove it or give --overwrite")
-    entry = Entry(f"{cover.name}.png", cover.origin, mask.shape, len(data), hashlib.sha256(data).hexdigest())
-    return Made(entry, float((mask > 0).mean()), written)
+        raise InputError(f"{cover.output.path}: an image of shape {mask.shape} is in the way; remove it")
+    return Made(cover.output.keep(), square, float((mask > 0).mean()))
 
 
 def _square(cover: Cover) -> np.ndarray:
@@ -128,6 +120,7 @@ def coverage(made: Sequence[Made]) -> str:
 def write_sums(made: Sequence[Made], output: Path) -> Path:
     """A list that `sha256sum -c` reads inside the output folder, beside it; gives its path."""
     path = output.with_name(f"{output.name}.sha256")
-    lines = (f"{one.entry.sha256}  {one.entry.name}\n" for one in sorted(made, key=lambda one: one.entry.name))
+    entries = sorted((one.mask.entry for one in made), key=lambda entry: entry.name)
+    lines = (f"{entry.sha256}  {entry.name}\n" for entry in entries)
     write_atomically("".join(lines).encode(), path)
     return path

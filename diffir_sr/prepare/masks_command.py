@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from diffir_sr.data.images import decode, encode_png, read_file, write_atomically
-from diffir_sr.data.manifest import Manifest, refuse_other_job, write_manifest
 from diffir_sr.data.sources import FolderSource, open_source
 from diffir_sr.errors import InputError
 from diffir_sr.prepare import masks
 from diffir_sr.prepare.contact_sheet import contact_sheet
 from diffir_sr.prepare.jobs import default_jobs
-from diffir_sr.version import __version__
+from diffir_sr.prepare.stored import Job
 
 _SHOWN = 24
 
@@ -67,9 +66,6 @@ def _images(folder: Path | None) -> FolderSource | None:
 def _make(args: argparse.Namespace, source: FolderSource | None, *, kind: str, size: int) -> None:
     output = args.output / f"{kind}_{size}"
     squares = args.images_out / str(size) if args.images_out is not None else None
-    parameters = {"kind": kind, "size": size, "seed": args.seed}
-    if not args.overwrite:
-        refuse_other_job(output, "masks", parameters)
     covers = masks.plan(
         source,
         output,
@@ -80,20 +76,24 @@ def _make(args: argparse.Namespace, source: FolderSource | None, *, kind: str, s
         squares=squares,
         overwrite=args.overwrite,
     )
+    where = source.path if source is not None else Path("names")
+    job = Job(output, "masks", {"kind": kind, "size": size, "seed": args.seed}, where)
+    images = Job(squares, "squares", {"size": size, "seed": args.seed}, where) if squares is not None else None
+    planned = [one for one in (job, images) if one is not None]
+    for one in planned:
+        one.check(overwrite=args.overwrite)
     if args.dry_run:
         also = f" and square images in {squares}" if squares else ""
         sys.stdout.write(f"would write {len(covers)} {kind} masks of {size} pixels to {output}{also}\n")
         return
+    for one in planned:
+        one.begin(overwrite=args.overwrite)
     made = masks.run(covers, jobs=args.jobs)
-    where = source.path.resolve().as_posix() if source else f"{args.count} names"
-    listing = write_manifest(output, Manifest("masks", parameters, where, __version__, [one.entry for one in made]))
     sums = masks.write_sums(made, output)
-    sheet = write_sheet([(cover.name, cover.output) for cover in covers], output)
-    written = sum(one.written for one in made)
-    sys.stdout.write(
-        f"{output}: {len(made)} masks ({written} made, {len(made) - written} kept), {masks.coverage(made)}; "
-        f"see {sheet}, {sums}, {listing}\n"
-    )
+    sheet = write_sheet([(cover.name, cover.output.path) for cover in covers], output)
+    job.finish((one.mask for one in made), notes=[masks.coverage(made), f"see {sheet} and {sums}"], what="masks")
+    if images is not None:
+        images.finish(one.square for one in made if one.square is not None)
 
 
 def write_sheet(pictures: Sequence[tuple[str, Path]], output: Path) -> Path:

@@ -1,11 +1,13 @@
-"""A list of the images of a folder in BasicSR's format: `name (h,w,c)` per line."""
+"""A list of the images of a folder or LMDB in BasicSR's format: `name (h,w,c)` per line."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from diffir_sr.data.images import header, write_atomically
-from diffir_sr.data.sources import FolderSource
+from diffir_sr.data.images import header, without_suffix, write_atomically
+from diffir_sr.data.meta_info import read_meta
+from diffir_sr.data.sources import FolderSource, Source, name_of
 from diffir_sr.errors import InputError
 from diffir_sr.prepare.jobs import run_all
 
@@ -18,11 +20,18 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         raise InputError(f"{output.absolute()} exists; choose another name or give --overwrite")
 
 
-def write_meta(source: FolderSource, output: Path, *, jobs: int) -> int:
-    """Write relative path with extension and shape (channels without alpha) of every image; the number of lines."""
-    shapes = run_all(_shape, [source.file(name) for name in source.names], jobs=jobs, label="meta")
-    names = [source.file(name).relative_to(source.path).as_posix() for name in source.names]
-    lines = [f"{name} {shape}\n" for name, shape in zip(names, shapes, strict=True)]
+def write_meta(source: Source, output: Path, *, jobs: int) -> int:
+    """Write relative path with extension and shape (channels without alpha) of every image; the number of lines.
+
+    Images of an LMDB have no extension; they are listed as .png, which readers of such lists take off again.
+    """
+    if isinstance(source, FolderSource):
+        files = [source.file(name) for name in source.names]
+        shapes = run_all(_shape, files, jobs=jobs, label="meta")
+        names = [file.relative_to(source.path).as_posix() for file in files]
+        lines = [f"{name} {shape}\n" for name, shape in zip(names, shapes, strict=True)]
+    else:
+        lines = [f"{name}.png {shape}\n" for name, shape in _listed_within(source)]
     write_atomically("".join(sorted(lines)).encode(), output)
     return len(lines)
 
@@ -30,3 +39,10 @@ def write_meta(source: FolderSource, output: Path, *, jobs: int) -> int:
 def _shape(file: Path) -> str:
     found = header(file)
     return f"({found.height},{found.width},{found.channels})"
+
+
+def _listed_within(lmdb: Source) -> Iterator[tuple[str, str]]:
+    for line in read_meta(lmdb.path / "meta_info.txt"):
+        name = name_of(without_suffix(line.name))
+        if name in lmdb and line.size is not None:
+            yield name, f"({line.size[0]},{line.size[1]},{line.channels})"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from diffir_sr.data.images import encode_png, write_atomically
 from diffir_sr.data.sources import FolderSource, some
 from diffir_sr.errors import InputError
 from diffir_sr.prepare.jobs import check_apart, run_all
 from diffir_sr.prepare.storable import read_storable
+from diffir_sr.prepare.stored import Stored, Target, relative
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Cut:
     """One image and the squares to cut out of it."""
 
     file: Path
-    outputs: tuple[tuple[Path, int, int], ...]  # path, top, left
+    outputs: tuple[tuple[Target, int, int], ...]  # where to, top, left
     size: int
     compress_level: int
     to_8bit: bool
@@ -27,9 +27,9 @@ class Cut:
 
 @dataclass(frozen=True)
 class Done:
-    """How many squares of one image were written."""
+    """The squares of one image."""
 
-    written: int
+    squares: tuple[Stored, ...]
     dropped_alpha: bool = False
 
 
@@ -52,8 +52,10 @@ def plan(
     compress_level: int,
     drop_suffix: str = "",
     to_8bit: bool = False,
+    small: str = "error",
 ) -> list[Cut]:
-    """What to cut; raises InputError that lists all images smaller than a square. Files `<name>_s001.png` on.
+    """What to cut: files `<name>_s001.png` on. Images smaller than a square, in height or width, are skipped, kept
+    whole, or told in one InputError (`small` is skip, keep or error).
 
     `drop_suffix` is taken from the end of names, so that squares of 0801x4 are named as those of their ground truth.
     """
@@ -64,20 +66,26 @@ def plan(
     check_apart(source.path, output)
     stems = _stems(source, drop_suffix)
     sizes = source.sizes(source.names)
-    small = [f"{source.file(name)}: {high}x{wide}" for name, (high, wide) in sizes.items() if min(high, wide) < size]
-    if small:
+    little = [name for name, (high, wide) in sizes.items() if min(high, wide) < size]
+    if little and small == "error":
+        told = [f"{source.file(name)}: {sizes[name][0]}x{sizes[name][1]}" for name in little]
         raise InputError(
-            f"{len(small)} images are smaller than a {size}-pixel square: {some(small)}; lower --size or remove them"
+            f"{len(little)} images are smaller than a {size}-pixel square: {some(told)}; lower --size, or give --small "
+            "skip or keep"
         )
+    if small == "skip":
+        sizes = {name: size for name, size in sizes.items() if name not in set(little)}
+        if not sizes:
+            raise InputError(f"all images under {source.path.absolute()} are smaller than {size} pixels; lower --size")
     cuts = []
     for name, (height, width) in sizes.items():
         corners = [
             (top, left)
-            for top in starts(height, size=size, step=step, threshold=threshold)
-            for left in starts(width, size=size, step=step, threshold=threshold)
+            for top in starts(max(height, size), size=size, step=step, threshold=threshold)
+            for left in starts(max(width, size), size=size, step=step, threshold=threshold)
         ]
         outputs = tuple(
-            (output / f"{stems[name]}_s{number:03d}.png", top, left)
+            (Target(output, f"{stems[name]}_s{number:03d}.png", relative(source.file(name), source.path)), top, left)
             for number, (top, left) in enumerate(corners, start=1)
         )
         cuts.append(Cut(source.file(name), outputs, size, compress_level, to_8bit))
@@ -100,18 +108,21 @@ def run(cuts: list[Cut], *, jobs: int, overwrite: bool) -> list[Done]:
 
 
 def _cut_missing(cut: Cut) -> Done:
-    return _cut(cut, [output for output in cut.outputs if not output[0].exists()])
+    return _cut(cut, {target for target, _, _ in cut.outputs if not target.path.exists()})
 
 
 def _cut_all(cut: Cut) -> Done:
-    return _cut(cut, list(cut.outputs))
+    return _cut(cut, {target for target, _, _ in cut.outputs})
 
 
-def _cut(cut: Cut, outputs: list[tuple[Path, int, int]]) -> Done:
-    if not outputs:
-        return Done(written=0)
-    stored = read_storable(cut.file, to_8bit=cut.to_8bit)
-    for path, top, left in outputs:
-        square = np.ascontiguousarray(stored.image[top : top + cut.size, left : left + cut.size])
-        write_atomically(encode_png(square, compress_level=cut.compress_level), path)
-    return Done(len(outputs), stored.dropped_alpha)
+def _cut(cut: Cut, missing: set[Target]) -> Done:
+    if not missing:
+        return Done(tuple(target.keep() for target, _, _ in cut.outputs))
+    stored, squares = read_storable(cut.file, to_8bit=cut.to_8bit), []
+    for target, top, left in cut.outputs:
+        if target in missing:
+            square = np.ascontiguousarray(stored.image[top : top + cut.size, left : left + cut.size])
+            squares.append(target.store_png(square, compress_level=cut.compress_level))
+        else:
+            squares.append(target.keep())
+    return Done(tuple(squares), stored.dropped_alpha)

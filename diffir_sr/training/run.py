@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from diffir_sr.data.checks import check_dataset_options
 from diffir_sr.errors import InputError, OptionError
+from diffir_sr.metrics.image_api import check_metrics
 from diffir_sr.training.sampler import DrawSampler, GrowingBatchSampler
 from diffir_sr.version import __version__
 
@@ -119,10 +120,14 @@ def check_data(opt: dict[str, Any]) -> None:
 
 
 def check_weights(opt: dict[str, Any]) -> None:
-    """Raise CheckpointError for weights that do not fit, likewise; models that cannot tell find out when loading."""
+    """Raise CheckpointError for weights that do not fit, likewise, and for those that metrics lack.
+
+    Models that cannot tell find out when loading.
+    """
     check = getattr(MODEL_REGISTRY.get(opt["model_type"]), "check_weights", None)
     if check is not None:
         check(opt)
+    check_metrics((opt.get("val") or {}).get("metrics") or {})
 
 
 def start_log(opt: dict[str, Any], *, verb: str, option_file: Path, new: bool) -> None:

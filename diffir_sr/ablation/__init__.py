@@ -1,0 +1,1 @@
+"""Experiments that train variants of one recipe alike and compare them."""

@@ -1,0 +1,118 @@
+"""`diffir ablate FILE`: train the variants, measure them, write the report."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from diffir_sr.ablation.plan import AblationFile, Run, plan, read_ablation
+from diffir_sr.ablation.report import Found, write_report
+from diffir_sr.data.images import write_atomically
+from diffir_sr.errors import InputError
+from diffir_sr.options import load_options
+from diffir_sr.version import __version__
+
+logger = logging.getLogger("diffir_sr.ablation")
+
+
+def add_ablate_parser(commands: Any) -> None:
+    """Add `diffir ablate`."""
+    what = "train variants of a recipe alike and compare them"
+    parser = commands.add_parser("ablate", help=what, description=what[0].upper() + what[1:] + ".")
+    parser.add_argument("file", type=Path, help="what is compared; see options/ablations")
+    parser.add_argument("-o", "--output", type=Path, help="folder of the report (default: results/ablate_<name>)")
+    parser.add_argument("--seeds", nargs="+", type=int, help="seeds in place of the file's")
+    parser.add_argument("--iterations", type=int, help="iterations of each stage in place of the file's")
+    parser.add_argument("--dry-run", action="store_true", help="say which trainings there would be")
+    parser.set_defaults(run=_ablate)
+
+
+def _ablate(args: argparse.Namespace) -> int:
+    ablation = read_ablation(args.file)
+    if args.seeds:
+        ablation = ablation.model_copy(update={"seeds": args.seeds})
+    if args.iterations is not None:
+        if args.iterations < 1:
+            raise InputError(f"--iterations: expected 1 or more, got {args.iterations}")
+        ablation = ablation.model_copy(update={"iterations": args.iterations})
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("the report's picture needs matplotlib: pip install 'diffir_sr[quickstart]'")
+    runs = plan(ablation, args.file.parent)
+    if args.dry_run:
+        sys.stdout.write("".join(f"{run.name}: stage {run.stage}, seed {run.seed}\n" for run in runs))
+        return 0
+    folder = args.output or Path("results") / f"ablate_{ablation.name}"
+    measured = {run.name: _measured(run, ablation, number, runs) for number, run in enumerate(runs, start=1)}
+    found = {
+        name: Found(tuple(measured[run.name] for run in runs if run.variant == name and run.stage == 2))
+        for name in ablation.variants
+    }
+    plain = [run for run in runs if run.stage == 1 and run.variant == next(iter(ablation.variants))]
+    oracle = Found(tuple(measured[run.name] for run in plain))
+    report = write_report(ablation, found, oracle, folder, setting=_setting(ablation, runs))
+    sys.stdout.write(f"{report.read_text(encoding='utf-8')}\n{report}\n")
+    return 0
+
+
+def _measured(run: Run, ablation: AblationFile, number: int, runs: list[Run]) -> float:
+    """The metric after the last iteration of a run, which is trained now unless it was finished before."""
+    file = Path("experiments") / "ablations" / f"{run.name}.yml"
+    text = yaml.safe_dump(run.values, sort_keys=False, allow_unicode=True)
+    if file.is_file() and file.read_text(encoding="utf-8") != text:
+        raise InputError(
+            f"{file}: an earlier run of this name had other options; remove experiments/{run.name} and this file"
+        )
+    write_atomically(text.encode(), file)
+    total = int(load_options(file, check_files=False).values["train"]["total_iter"])
+    record = Path("experiments") / run.name / "validation.jsonl"
+    if _last(record, ablation.metric, total) is None:
+        sys.stdout.write(f"[{number}/{len(runs)}] {run.name}: stage {run.stage}, seed {run.seed}\n")
+        sys.stdout.flush()
+        _train(run, file)
+    value = _last(record, ablation.metric, total)
+    if value is None:
+        raise InputError(f"{record}: no {ablation.metric} after iteration {total}; does the recipe validate with it?")
+    return value
+
+
+def _train(run: Run, file: Path) -> None:
+    """In a process of its own, so that a run neither inherits nor leaves anything."""
+    words = [sys.executable, "-m", "diffir_sr", "basicsr", "train", "-opt", str(file), "--auto_resume"]
+    done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ)
+    if done.returncode:
+        where = f"see experiments/{run.name}"
+        last = "\n".join(done.stderr.strip().splitlines()[-3:])
+        raise InputError(f"{run.name}: the training ended with code {done.returncode}: {last}; {where}")
+
+
+def _last(record: Path, metric: str, total: int) -> float | None:
+    """The metric's mean over the validation sets after iteration `total`, if there."""
+    if not record.is_file():
+        return None
+    rows = [json.loads(line) for line in record.read_text().splitlines()]
+    values = {row["dataset"]: row[metric] for row in rows if row["iter"] == total and metric in row}
+    return sum(values.values()) / len(values) if values else None
+
+
+def _setting(ablation: AblationFile, runs: list[Run]) -> str:
+    steps = {run.stage: load_options(_file(run), check_files=False).values["train"]["total_iter"] for run in runs}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return (
+        f"`diffir ablate`: {steps[1]} iterations of stage 1, {steps[2]} of stage 2, seeds "
+        f"{', '.join(map(str, ablation.seeds))}; same data, budget and validation for all. diffir_sr {__version__}, "
+        f"torch {torch.__version__}, {device}."
+    )
+
+
+def _file(run: Run) -> Path:
+    return Path("experiments") / "ablations" / f"{run.name}.yml"

@@ -1,0 +1,121 @@
+"""An ablation file: which variants of which recipes are trained with which seeds, and what the paper says of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from diffir_sr.errors import OptionError
+from diffir_sr.options.fields import Count, CountOrZero, Section
+
+_ERRORS = (OSError, UnicodeDecodeError, yaml.YAMLError)
+
+
+class Variant(Section):
+    """One way to train; the keys of stage_1 and stage_2 replace those of the recipes."""
+
+    paper: str = Field("", description="What the paper found of it, in words.")
+    stage_1: dict[str, Any] = Field({}, description="Options of stage 1 that differ; such a stage 1 is its own.")
+    stage_2: dict[str, Any] = Field({}, description="Options of stage 2 that differ.")
+
+
+class AblationFile(Section):
+    """What a file in options/ablations says."""
+
+    name: str = Field(min_length=1, description="Name of the runs and of the report's folder.")
+    about: str = Field(description="What is compared, in a sentence.")
+    stage_1: str = Field(description="Option file of stage 1, relative to this file.")
+    stage_2: str = Field(description="Option file of stage 2, relative to this file.")
+    both: dict[str, Any] = Field({}, description="Options that both stages of all variants have.")
+    seeds: list[CountOrZero] = Field([0, 1, 2], min_length=1, description="Seeds of weights, patches and noise.")
+    iterations: Count | None = Field(None, description="Iterations of each stage; by default the recipes'.")
+    metric: str = Field(description="Name of the metric, as the validation of the recipes has it.")
+    lower_is_better: bool = Field(False, description="Whether a smaller value of the metric is the better one.")
+    reference: str = Field(description="The variant that the others are compared with.")
+    paper: str = Field("", description="The paper's conclusion, in words.")
+    variants: dict[str, Variant] = Field(min_length=2, description="What is compared, by name.")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: its name, its option file (as values) and the run whose weights it starts from."""
+
+    name: str
+    values: dict[str, Any]
+    variant: str
+    seed: int
+    stage: int
+
+
+def read_ablation(path: Path) -> AblationFile:
+    """The file, checked; raises OptionError that tells every fault."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except _ERRORS as error:
+        raise OptionError(f"{path.absolute()}: cannot be read as an ablation ({error})") from error
+    try:
+        found = AblationFile.model_validate(values)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, one['loc'])) or 'file'}: {one['msg']}" for one in error.errors()]
+        lines = "".join(f"\n  {fault}" for fault in faults)
+        raise OptionError(f"{path}: {len(faults)} problems{lines}") from error
+    if found.reference not in found.variants:
+        raise OptionError(f"{path}: reference: no variant is called {found.reference!r}; there are: {_names(found)}")
+    for stage in (found.stage_1, found.stage_2):
+        if not (path.parent / stage).is_file():
+            raise OptionError(f"{path}: no such option file: {(path.parent / stage).absolute()}")
+    return found
+
+
+def _names(ablation: AblationFile) -> str:
+    return ", ".join(ablation.variants)
+
+
+def plan(ablation: AblationFile, folder: Path) -> list[Run]:
+    """Every training in order; stage 1 is shared by the variants that do not change it. `folder`: that of the file."""
+    runs: dict[str, Run] = {}
+    for seed in ablation.seeds:
+        for variant, change in ablation.variants.items():
+            first = _run_name(ablation, "S1", change.stage_1, seed)
+            if first not in runs:
+                values = _values(ablation, folder / ablation.stage_1, first, change.stage_1, seed)
+                runs[first] = Run(first, values, variant, seed, 1)
+            second = f"ablate_{ablation.name}_{_word(variant)}_s{seed}"
+            weights = f"experiments/{first}/models/net_g_latest.pth"
+            values = _values(ablation, folder / ablation.stage_2, second, change.stage_2, seed)
+            path = {"pretrain_network_g": weights, "pretrain_network_S1": weights, "strict_load_g": False}
+            values["path"] = path | values.get("path", {})
+            runs[second] = Run(second, values, variant, seed, 2)
+    return list(runs.values())
+
+
+def _values(ablation: AblationFile, recipe: Path, name: str, change: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    values: dict[str, Any] = {"base": str(recipe.resolve()), "name": name, "manual_seed": seed}
+    values = _merged(values, ablation.both)
+    if ablation.iterations:
+        values = _merged(values, {"train": {"total_iter": ablation.iterations}})
+    return _merged(values, change)
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _run_name(ablation: AblationFile, stage: str, change: Mapping[str, Any], seed: int) -> str:
+    mark = hashlib.sha256(json.dumps(change, sort_keys=True).encode()).hexdigest()[:6] if change else "plain"
+    return f"ablate_{ablation.name}_{stage}_{mark}_s{seed}"
+
+
+def _word(text: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in text)

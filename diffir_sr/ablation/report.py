@@ -1,0 +1,93 @@
+"""What an ablation found: a table, a picture with error bars, and the paper's words beside the measured ones."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+
+from diffir_sr.ablation.plan import AblationFile
+from diffir_sr.data.images import write_atomically
+
+
+@dataclass(frozen=True)
+class Found:
+    """Values of the metric, one per seed, of a variant (or of stage 1 with its oracle prior)."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.values)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation over the seeds; nan for a single one."""
+        return stdev(self.values) if len(self.values) > 1 else math.nan
+
+
+def against(found: Found, reference: Found, *, lower_is_better: bool) -> tuple[float, str]:
+    """Mean gain over the reference, seed by seed, and what it amounts to: better, worse or within the noise.
+
+    A difference counts from twice its standard error on (pairs share their seed); with one seed nothing can be said.
+    """
+    sign = -1 if lower_is_better else 1
+    gains = [sign * (one - other) for one, other in zip(found.values, reference.values, strict=True)]
+    if len(gains) < 2:
+        return fmean(gains), "one seed: no statement"
+    error = stdev(gains) / math.sqrt(len(gains))
+    if abs(fmean(gains)) < 2 * error:
+        return fmean(gains), "within the noise"
+    return fmean(gains), "better" if fmean(gains) > 0 else "worse"
+
+
+def write_report(
+    ablation: AblationFile, found: Mapping[str, Found], oracle: Found, folder: Path, *, setting: str
+) -> Path:
+    """report.md, results.json and plot.png in `folder`; gives the path of the first."""
+    reference = found[ablation.reference]
+    lines = [
+        f"# Ablation: {ablation.name}",
+        "",
+        ablation.about,
+        "",
+        setting,
+        "",
+        f"| variant | {ablation.metric}, mean | deviation | against {ablation.reference} | measured | paper |",
+        "| --- | ---: | ---: | ---: | --- | --- |",
+        f"| stage 1 (oracle prior) | {oracle.mean:.3f} | {oracle.deviation:.3f} | | | |",
+    ]
+    for name, values in found.items():
+        gain, said = against(values, reference, lower_is_better=ablation.lower_is_better)
+        gap, said = ("", "reference") if name == ablation.reference else (f"{gain:+.3f}", said)
+        paper = ablation.variants[name].paper
+        lines.append(f"| {name} | {values.mean:.3f} | {values.deviation:.3f} | {gap} | {said} | {paper} |")
+    lines += ["", f"Paper: {ablation.paper}"] if ablation.paper else []
+    lines += ["", "![Means and deviations over the seeds](plot.png)", ""]
+    folder.mkdir(parents=True, exist_ok=True)
+    results = {"stage 1": oracle.values} | {name: values.values for name, values in found.items()}
+    write_atomically(json.dumps(results, indent=1).encode(), folder / "results.json")
+    write_atomically("\n".join(lines).encode(), folder / "report.md")
+    _plot(ablation, found, oracle, folder / "plot.png")
+    return folder / "report.md"
+
+
+def _plot(ablation: AblationFile, found: Mapping[str, Found], oracle: Found, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 0.5 * len(found) + 1.6), layout="constrained")
+    axes = figure.subplots()
+    for place, (name, values) in enumerate(found.items()):
+        spread = 0 if math.isnan(values.deviation) else values.deviation
+        colour = "tab:orange" if name == ablation.reference else "tab:blue"
+        axes.errorbar(values.mean, place, xerr=spread, fmt="o", capsize=4, color=colour)
+        axes.plot(values.values, [place + 0.18] * len(values.values), "|", color="grey")
+    axes.axvline(oracle.mean, linestyle="--", color="grey", label="stage 1 (oracle prior)")
+    axes.set_yticks(range(len(found)), list(found))
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{ablation.metric}; dots: means, bars: deviation over {len(oracle.values)} seeds, ticks: seeds")
+    axes.legend(loc="best", fontsize=8)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,63 @@
+"""Weights as safetensors with a model card inside: what the network is, how it was trained, under which licence."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from diffir_sr.errors import CheckpointError
+
+SUFFIX = ".safetensors"
+_ENTRY = "diffir_card"  # of the file's metadata, which holds strings alone
+
+
+def write_card_file(tensors: Mapping[str, Tensor], card: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write tensors and their card; a torch.save of the same tensors is the `.pth` beside it."""
+    # Stage-2 networks hold some tensors under two names, which the format refuses to share.
+    apart = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    data = save(apart, metadata={"format": "pt", _ENTRY: json.dumps(dict(card))})
+    Path(path).write_bytes(data)
+
+
+# Arguments of DiffIRS2 that the shapes of its weights do not tell.
+UNTOLD = ("prediction", "variance_noise")
+
+
+def read_card_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors on the CPU and the card ({} where there is none); raises CheckpointError for a damaged file."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            card = json.loads((file.metadata() or {}).get(_ENTRY, "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, card  # noqa: SIM118 - it is no mapping
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path.resolve()}: not a readable safetensors file ({str(error).splitlines()[0]}); copy or fetch it again"
+        ) from error
+
+
+def training_card(
+    opt: Mapping[str, Any], *, weights: str, iteration: int, metrics: Mapping[str, Any], version: str
+) -> dict[str, Any]:
+    """The card of a network that a training with these options saves."""
+    train = (opt.get("datasets") or {}).get("train") or {}
+    network = opt.get("network_g") or {}
+    data = {key: train[key] for key in ("name", "type", "dataroot_gt", "dataroot_lq") if train.get(key)}
+    return {
+        "name": opt["name"],
+        "model": opt["model_type"],
+        **{name: network[name] for name in UNTOLD if name in network},
+        "weights": weights,
+        "iterations": iteration,
+        "data": data,
+        "metrics": dict(metrics),
+        "licence": opt.get("licence") or "not stated",
+        "made with": f"diffir_sr {version}, torch {torch.__version__}",
+    }

@@ -1,0 +1,67 @@
+"""What a weights file is, in words: task, stage, scale, size, arguments, training record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffir_sr.checkpoints import Identity, Weights, identify
+from diffir_sr.errors import CheckpointError
+
+_TASKS = {"sr": "super-resolution", "deblur": "deblurring", "inpaint": "inpainting"}
+
+
+def identity_of(weights: Weights) -> Identity:
+    """What DiffIR network these weights are; raises CheckpointError for another one."""
+    identity = identify(weights.tensors)
+    if identity is None:
+        names = ", ".join(list(weights.tensors)[:3])
+        raise CheckpointError(f"{weights.path}: not a DiffIR checkpoint; its tensors: {names}, ...")
+    return identity
+
+
+def description(weights: Weights) -> str:
+    """Several lines about a DiffIR checkpoint; raises CheckpointError for another one."""
+    identity = identity_of(weights)
+    once = [tensor for name, tensor in weights.tensors.items() if not name.startswith("diffusion.")]  # no second copies
+    count = sum(tensor.numel() for tensor in once)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in once)
+    types = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in once}))
+    scale = f" x{identity.scale}" if identity.task == "sr" else ""
+    lines = [
+        f"{weights.path}: {identity}",
+        f"  task: {_TASKS[identity.task]}{scale}",
+        f"  {_stage(identity)}",
+        f"  weights: {_layout(weights)}, {count:,d} numbers ({types}, {size / 2**20:.1f} MiB)",
+        *(f"  {name}: {value}" for name, value in identity.arguments.items()),
+    ]
+    return "\n".join([*lines, *_record(weights.card)])
+
+
+def _layout(weights: Weights) -> str:
+    return weights.key or ("safetensors" if weights.path.suffix == ".safetensors" else "bare state dict")
+
+
+def _stage(identity: Identity) -> str:
+    if identity.stage == 1:
+        return "stage: 1, restores with the ground truth; trains stage 2"
+    return "stage: 2, restores pictures (weights alone do not tell whether a discriminator helped to train them)"
+
+
+def _record(card: Mapping[str, Any]) -> list[str]:
+    """The training record of the model card, one line per entry."""
+    if not card:
+        return ["  training: not recorded in this file"]
+    lines = []
+    for name, value in card.items():
+        if name in ("stage", "task", "scale"):
+            continue
+        text = "; ".join(_entry(key, entry) for key, entry in value.items()) if isinstance(value, dict) else str(value)
+        lines.append(f"  {name}: {text or 'none'}")
+    return lines
+
+
+def _entry(key: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{key}: " + ", ".join(f"{name} {number}" for name, number in value.items())
+    return f"{key} {value}"

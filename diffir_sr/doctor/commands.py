@@ -1,0 +1,115 @@
+"""`diffir doctor data | env`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from diffir_sr.data.images import write_atomically
+from diffir_sr.doctor import environment
+from diffir_sr.doctor.data import examine_data
+from diffir_sr.doctor.environment import facts
+from diffir_sr.doctor.report import as_json, as_table, facts_as_json, facts_as_table
+from diffir_sr.doctor.targets import Target, Targets, targets_of_options
+from diffir_sr.errors import InputError
+from diffir_sr.plugins import load_plugins
+from diffir_sr.prepare.jobs import default_jobs
+
+_ROLES = ("lq", "gt", "mask")
+
+
+def add_doctor_parser(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add `diffir doctor` and its two examinations; each sets `run`, from parsed arguments to exit code."""
+    parser = commands.add_parser("doctor", help="find what is wrong with data or with this installation")
+    kinds = parser.add_subparsers(required=True, metavar="WHAT")
+    data = kinds.add_parser(
+        "data",
+        help="decode and check every image of an option file, folders or LMDBs",
+        description="Decode and check every image. Exit code: 0 nothing or notes, 3 warnings, 1 errors.",
+    )
+    data.add_argument("target", nargs="*", help="option file (.yml), or folders or LMDBs of pictures")
+    data.add_argument("--lq", metavar="DIR", help="degraded images, partners of those of --gt")
+    data.add_argument("--gt", metavar="DIR", help="ground truth")
+    data.add_argument("--mask", metavar="DIR", help="masks, partners of --gt where they have the same names")
+    data.add_argument("--against", metavar="DIR", action="append", default=[], help="test pictures: are they in these?")
+    data.add_argument(
+        "--scale", type=int, help="how many times larger the ground truth is (default: option file, or 1)"
+    )
+    data.add_argument("--template", default="{}", metavar="{}x4", help="name of a degraded image (default {})")
+    data.add_argument("--gt-size", type=int, metavar="PX", help="side of training patches, which images must have")
+    data.add_argument("--meta-info", metavar="FILE", help="list of the images to use")
+    _add_json(data)
+    data.add_argument("--jobs", type=int, default=default_jobs(), help="processes (default: one per core)")
+    data.set_defaults(run=_data)
+    about = "tell versions, hardware, weights and disk speed, and what of them would spoil a run"
+    env = kinds.add_parser("env", help=about, description=f"{about.capitalize()}. Exit codes as those of data.")
+    env.add_argument("--folder", type=Path, default=Path(), metavar="DIR", help="where disk speed is measured (here)")
+    _add_json(env)
+    env.set_defaults(run=_env)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="write everything here; without a name or with - to the terminal, instead of the table",
+    )
+
+
+def _data(args: argparse.Namespace) -> int:
+    load_plugins()
+    found = _targets(args)
+    report = examine_data(found.targets, jobs=args.jobs, known=found.findings)
+    _give(args.json, as_json(report), as_table(report))
+    return report.exit_code
+
+
+def _env(args: argparse.Namespace) -> int:
+    found = facts(args.folder)
+    _give(args.json, facts_as_json(found), facts_as_table(found))
+    return environment.exit_code(found)
+
+
+def _give(target: str | None, values: dict[str, Any], table: str) -> None:
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    if target and target != "-":
+        write_atomically(text.encode(), Path(target))
+    sys.stdout.write(text if target == "-" else table)
+
+
+def _targets(args: argparse.Namespace) -> Targets:
+    if args.scale is not None and args.scale < 1:
+        raise InputError(f"--scale: expected 1 or more, got {args.scale}")
+    found = Targets()
+    for target in args.target:
+        if Path(target).suffix.lower() in (".yml", ".yaml"):
+            described = targets_of_options(Path(target), scale=args.scale)
+            found.targets += described.targets
+            found.findings += described.findings
+        else:
+            found.targets.append(Target(target, {"gt": target}, training=True, gt_size=args.gt_size))
+    roots = {role: root for role in _ROLES if (root := getattr(args, role))}
+    if roots:
+        named = Target("pairs" if len(roots) > 1 else next(iter(roots)), roots, training=True, scale=args.scale or 1)
+        found.targets.append(_restricted(named, args))
+    found.targets += [Target(f"test {folder}", {"gt": folder}, training=False) for folder in args.against]
+    if not any(target.training for target in found.targets) and not args.target:
+        raise InputError("nothing to examine: name an option file, folders, or --lq and --gt")
+    return found
+
+
+def _restricted(target: Target, args: argparse.Namespace) -> Target:
+    return Target(
+        target.name,
+        target.roots,
+        target.training,
+        target.scale,
+        template=args.template,
+        meta_info=args.meta_info,
+        gt_size=args.gt_size,
+    )

@@ -1,0 +1,202 @@
+"""What this installation and this machine are, and what about them would spoil a run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.version import cuda as BUILT_FOR
+
+from diffir_sr.doctor.findings import EXIT_CODES, Severity
+from diffir_sr.doctor.machine import Speed, available_cpus, gpu_driver, measure_disk, memory_bytes
+from diffir_sr.errors import InputError
+from diffir_sr.losses.vgg_weights import places
+from diffir_sr.version import __version__
+
+_PACKAGES = ("torch", "torchvision", "opencv-python", "numpy", "scipy", "lmdb", "pillow", "pydantic", "pyyaml")
+_BASICSR = "1.4.2"
+_LEAST_SHARED = 2**30  # bytes: several readers with batches of large patches need more than Docker's 64 MiB
+_LEAST_MEMORY = 8 * 2**30
+_COMMANDS = ("diffir", "basicsr")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing about the environment; with a severity, also what to do about it."""
+
+    name: str
+    value: str
+    severity: Severity | None = None
+    do: str = ""
+
+
+def facts(folder: Path) -> list[Fact]:
+    """Everything about this environment; `folder` is where disk speed is measured."""
+    return [
+        *_versions(),
+        *basicsr_facts(
+            _loaded_from("basicsr"), _version("basicsr"), _installed_at("basicsr"), [os.getcwd(), *sys.path]
+        ),
+        *_machine(),
+        *_gpus(),
+        *_weights(),
+        *_commands(),
+        *_disk(folder),
+    ]
+
+
+def exit_code(found: Sequence[Fact]) -> int:
+    """1 with any error, else 3 with any warning, else 0."""
+    worst = {fact.severity for fact in found}
+    return next((EXIT_CODES[severity] for severity in Severity if severity in worst), 0)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _installed_at(package: str) -> Path | None:
+    try:
+        return Path(str(importlib.metadata.distribution(package).locate_file(package)))
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _loaded_from(package: str) -> Path | None:
+    file = getattr(sys.modules.get(package), "__file__", None)
+    return Path(file).parent if file else None
+
+
+def _versions() -> Iterator[Fact]:
+    yield Fact("diffir_sr", f"{__version__}, {Path(__file__).resolve().parents[1]}")
+    yield Fact("python", f"{platform.python_version()}, {sys.executable}, {platform.platform()}")
+    for package in _PACKAGES:
+        # OpenCV goes by several names; what counts is the module.
+        module = sys.modules.get("cv2") if package == "opencv-python" else None
+        yield Fact(package, getattr(module, "__version__", None) or _version(package) or "not installed")
+
+
+def basicsr_facts(
+    loaded: Path | None, version: str | None, installed: Path | None, path: Sequence[str]
+) -> Iterator[Fact]:
+    """Which BasicSR is in use, whether another one hides it, and whether one of `path` could.
+
+    `loaded` is the package's folder in use; `version` and `installed` are what the package manager tells.
+    """
+    reinstall = f"pip install basicsr=={_BASICSR}"
+    if loaded is None:
+        yield Fact("basicsr", "not found", Severity.ERROR, reinstall)
+        return
+    value = f"{version or 'no installed version'}, {loaded}"
+    if installed is None:
+        yield Fact("basicsr", f"{value}: a copy that was never installed", Severity.ERROR, reinstall)
+    elif loaded.resolve() != installed.resolve():
+        do = f"rename {loaded} or start elsewhere, so that {installed} is used"
+        yield Fact("basicsr", f"{value}: hides the installed package", Severity.ERROR, do)
+    elif version != _BASICSR:
+        yield Fact("basicsr", f"{value}: not the release this package repairs", Severity.ERROR, reinstall)
+    else:
+        yield Fact("basicsr", value)
+    others = {Path(entry or ".").resolve() / "basicsr" for entry in path} - {loaded.resolve()}
+    for other in sorted(other for other in others if (other / "__init__.py").is_file() and other != installed):
+        do = "rename it: scripts that are started there would take it for the installed package"
+        yield Fact("another basicsr", f"{other}", Severity.WARNING, do)
+
+
+def _machine() -> Iterator[Fact]:
+    torch_threads, settings = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    threads = f"{torch_threads} threads in torch" + (f" (OMP_NUM_THREADS={settings})" if settings else "")
+    yield Fact("cpu", f"{available_cpus()} of {os.cpu_count()} cores may be used, {threads}")
+    memory = memory_bytes()
+    if memory is not None:
+        small = memory < _LEAST_MEMORY
+        do = "lower num_worker_per_gpu and batch sizes" if small else ""
+        yield Fact("memory", _gib(memory), Severity.WARNING if small else None, do)
+    if os.path.isdir("/dev/shm"):
+        shared = shutil.disk_usage("/dev/shm")
+        small = shared.total < _LEAST_SHARED
+        do = "start the container with --shm-size=8g or --ipc=host, or set num_worker_per_gpu: 0" if small else ""
+        value = f"{_gib(shared.total)}, {_gib(shared.free)} free (data readers pass batches through it)"
+        yield Fact("shared memory", value, Severity.WARNING if small else None, do)
+
+
+def _gpus() -> Iterator[Fact]:
+    driver = gpu_driver()
+    yield Fact("driver", f"{driver or 'no NVIDIA driver found'}; torch is built for CUDA {BUILT_FOR or 'none'}")
+    if not torch.cuda.is_available():
+        if driver:
+            do = "install a build of torch for this driver: https://pytorch.org/get-started/locally"
+            yield Fact("gpu", "there is a driver, but torch cannot use a GPU", Severity.WARNING, do)
+        else:
+            also = "; Apple's GPU is there" if torch.backends.mps.is_available() else ""
+            yield Fact("gpu", f"none: training runs on the CPU, which is for trials only{also}")
+        return
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        major, minor = torch.cuda.get_device_capability(index)
+        name = torch.cuda.get_device_name(index)
+        bf16 = "bf16" if major >= 8 else "no fast bf16"
+        yield Fact(f"gpu {index}", f"{name}, {_gib(total)}, {_gib(free)} free, capability {major}.{minor}, {bf16}")
+
+
+def _weights() -> Iterator[Fact]:
+    """Where the backbones of perceptual losses are; none of them is needed but for training with such a loss."""
+    for kind in ("vgg16", "vgg19"):
+        there = [place.path.resolve() for place in places(kind) if place.path.is_file()]
+        way = " (made by 'diffir weights vgg16' or downloaded at need)" if kind == "vgg16" else " (downloaded at need)"
+        yield Fact(f"weights {kind}", str(there[0]) if there else f"not here{way}")
+
+
+def _commands() -> Iterator[Fact]:
+    for command in _COMMANDS:
+        file = shutil.which(command)
+        if file is None:
+            do = f"activate the environment, or use: {sys.executable} -m diffir_sr"
+            yield Fact(f"command {command}", "not on PATH", Severity.WARNING, do)
+        elif not belongs_here(Path(file)):
+            do = f"activate the environment of {sys.executable}, or use: python -m diffir_sr"
+            yield Fact(f"command {command}", f"{file}: belongs to something else", Severity.WARNING, do)
+        else:
+            yield Fact(f"command {command}", file)
+
+
+def belongs_here(script: Path) -> bool:
+    """Whether a command on PATH starts this package in this Python."""
+    try:
+        text = script.read_bytes()
+    except OSError:
+        return False
+    # Windows wraps scripts into programs; there, lying beside this Python must do.
+    beside = script.resolve().parent in (Path(sys.executable).parent, Path(sys.executable).resolve().parent)
+    mine = sys.executable.encode() in text or os.path.realpath(sys.executable).encode() in text
+    return b"diffir_sr" in text and (mine or beside)
+
+
+def _disk(folder: Path) -> Iterator[Fact]:
+    name = f"disk {folder.absolute()}"
+    try:
+        speed: Speed = measure_disk(folder)
+    except InputError as error:
+        yield Fact(name, str(error), Severity.ERROR, "choose a folder that can be written")
+        return
+    free = shutil.disk_usage(folder).free
+    cached = "after the cache was asked to drop it" if speed.dropped else "perhaps from memory"
+    yield Fact(
+        name,
+        f"writes {speed.write_mib_s:.0f} MiB/s (synced), reads {speed.read_mib_s:.0f} MiB/s ({cached}; one file of "
+        f"{speed.mib} MiB), {_gib(free)} free",
+    )
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"

@@ -1,0 +1,137 @@
+"""What shows only when images are compared with each other: mixtures, duplicates, and test pictures in training."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from diffir_sr.doctor.findings import Finding
+from diffir_sr.doctor.fingerprints import near, near_within, shows_the_same
+from diffir_sr.doctor.images import Seen
+
+_SAME_SHAPE = 0.03  # relative difference of width over height
+_LEAST_LANDMARKS = 3
+_LEAST_SHARE = 0.3  # of the landmarks of the smaller picture
+_MOST_NEAR = 100_000  # near pairs that are looked at: a set of one picture thousands of times must not fill the report
+
+
+def compare_all(seen: Sequence[Seen], *, training: frozenset[str]) -> list[Finding]:
+    """Everything about sets as a whole; `training` names the datasets that are trained on."""
+    groups: dict[str, list[Seen]] = defaultdict(list)
+    for image in seen:
+        groups[group_of(image.dataset)].append(image)
+    findings: list[Finding] = []
+    for images in groups.values():
+        findings += _mixtures(images)
+        for role in ("gt", "lq"):  # apart, since a degraded image without partner looks like its ground truth
+            findings += _duplicates([image for image in images if _is_picture(image) and image.role == role])
+    pictures = [image for image in seen if _is_picture(image)]
+    trained = [image for image in pictures if image.dataset in training]
+    findings += _leaks(trained, [image for image in pictures if image.dataset not in training])
+    return findings
+
+
+def group_of(dataset: str) -> str:
+    """The dataset that a source belongs to: train of `train #1`."""
+    return dataset.partition(" #")[0]
+
+
+def _is_picture(image: Seen) -> bool:
+    """Whether an image can be recognised; those of one colour all over are told already, and all alike."""
+    return image.is_main and image.role != "mask" and image.colours != "one colour"
+
+
+def _mixtures(images: Sequence[Seen]) -> Iterator[Finding]:
+    """Images unlike most of their set and role, in bits and in colour."""
+    by_role: dict[str, list[Seen]] = defaultdict(list)
+    for image in images:
+        by_role[image.role].append(image)
+    for role, members in by_role.items():
+        bits = Counter(image.bits for image in members)
+        usual, count = bits.most_common(1)[0]
+        for image in members if len(bits) > 1 else ():
+            if image.bits != usual:
+                found = f"{image.bits} bits; {count} of {len(members)} {role} images have {usual}"
+                yield Finding("bit depth", image.where, found, image.dataset)
+        coloured = sum(image.colours == "colour" for image in members)
+        # Of a degraded image, the ground truth has told already.
+        for image in members if coloured and role != "mask" else ():
+            if image.colours.startswith("grey") and image.is_main:
+                found = f"{image.colours}; {coloured} of {len(members)} {role} images are coloured"
+                yield Finding("grey", image.where, found, image.dataset)
+
+
+def _duplicates(images: Sequence[Seen]) -> Iterator[Finding]:
+    first: dict[bytes, Seen] = {}
+    distinct = []
+    for image in images:
+        known = first.setdefault(image.digest, image)
+        if known is image:
+            distinct.append(image)
+        else:
+            yield Finding("duplicate", image.where, f"same pixels as {known.where}", image.dataset)
+    hashed = [image for image in distinct if image.hash is not None]
+    told: set[int] = set()
+    for count, (one, other) in enumerate(near_within(_hashes(hashed))):
+        if count >= _MOST_NEAR:
+            break
+        if other not in told and _same_picture(hashed[one], hashed[other]):
+            told.add(other)
+            found = f"looks like {hashed[one].where}"
+            yield Finding("near duplicate", hashed[other].where, found, hashed[other].dataset)
+
+
+def _leaks(trained: Sequence[Seen], tested: Sequence[Seen]) -> Iterator[Finding]:
+    """For each test picture that is in the training data: where, and how that is known."""
+    if not trained or not tested:
+        return
+    hits: dict[int, dict[str, str]] = defaultdict(dict)
+    by_digest: dict[bytes, list[Seen]] = defaultdict(list)
+    for image in trained:
+        by_digest[image.digest].append(image)
+    for index, image in enumerate(tested):
+        hits[index].update({known.where: "same pixels as" for known in by_digest.get(image.digest, ())})
+    hashed = [image for image in trained if image.hash is not None]
+    numbers = [index for index, image in enumerate(tested) if image.hash is not None]
+    for test, train in near(_hashes([tested[index] for index in numbers]), _hashes(hashed)):
+        if _same_picture(tested[numbers[test]], hashed[train]):
+            hits[numbers[test]].setdefault(hashed[train].where, "looks like")
+    for test, train in _cuts(tested, trained):
+        hits[test].setdefault(trained[train].where, "shares a part, pixel for pixel, with")
+    for index, found in sorted(hits.items()):
+        if found:
+            where, how = next(iter(found.items()))
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            image = tested[index]
+            yield Finding("leak", image.where, f"{how} {where}{more}, which is trained on", image.dataset)
+
+
+def _cuts(tested: Sequence[Seen], trained: Sequence[Seen]) -> Iterator[tuple[int, int]]:
+    """(test, training) indices of pictures with landmarks in common: one was cut out of the other."""
+    marks = np.concatenate([image.landmarks for image in tested])
+    owners = np.repeat(np.arange(len(tested)), [len(image.landmarks) for image in tested])
+    order = np.argsort(marks, kind="stable")
+    marks, owners = marks[order], owners[order]
+    for index, image in enumerate(trained):
+        start, stop = (np.searchsorted(marks, image.landmarks, side=side) for side in ("left", "right"))
+        if not np.any(stop > start):
+            continue
+        shared = Counter[int]()
+        for one, other in zip(start.tolist(), stop.tolist(), strict=True):
+            shared.update(owners[one:other].tolist())
+        for test, count in shared.items():
+            smaller = min(len(image.landmarks), len(tested[test].landmarks))
+            if count >= max(_LEAST_LANDMARKS, _LEAST_SHARE * smaller):
+                yield test, index
+
+
+def _same_picture(one: Seen, other: Seen) -> bool:
+    shapes = abs(one.aspect / other.aspect - 1) <= _SAME_SHAPE
+    return shapes and shows_the_same(one.thumb, other.thumb)
+
+
+def _hashes(images: Sequence[Seen]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    return np.array([image.hash for image in images], np.uint64)

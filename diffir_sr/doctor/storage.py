@@ -1,0 +1,135 @@
+"""Every image under a root as something a worker process can read, and what is wrong with the root itself."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+
+from diffir_sr.data.images import decode, read_file, without_suffix
+from diffir_sr.data.meta_info import read_meta
+from diffir_sr.data.sources import FolderSource, is_lmdb, name_of, open_source
+from diffir_sr.doctor.findings import Finding
+from diffir_sr.errors import InputError
+from diffir_sr.lmdb_reading import SharedLmdb
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One image: a file, or a key of an LMDB; there with the size its list tells, and the shape of bare pixels."""
+
+    name: str
+    path: Path
+    key: str | None = None
+    listed: tuple[int, int] | None = None
+    raw: tuple[int, int, int] | None = None
+    sha256: str | None = None  # as the manifest tells it
+    is_absent: bool = False  # listed in the LMDB's meta_info.txt, but not in its data
+
+    @property
+    def where(self) -> str:
+        return str(self.path) if self.key is None else f"{self.path}[{self.key}]"
+
+    def read(self) -> bytes:
+        """The bytes as they are stored; raises InputError."""
+        if self.key is None:
+            return read_file(self.path)
+        with SharedLmdb(self.path).begin() as transaction:
+            data = transaction.get(self.key.encode())
+        if data is None:
+            raise InputError(f"{self.where}: the data does not hold this key; build the LMDB again")
+        return data
+
+    def pixels(self, data: bytes) -> np.ndarray:
+        """(H, W, C) from the stored bytes; raises InputError where they are no image."""
+        if self.raw is None:
+            return decode(data, where=self.where)
+        if len(data) != math.prod(self.raw):
+            raise InputError(f"{self.where}: {len(data)} bytes, expected {math.prod(self.raw)} for {self.raw}")
+        return np.frombuffer(data, np.uint8).reshape(self.raw)
+
+
+@dataclass
+class Storage:
+    """The images under one root, by name, and the faults that show before any is decoded."""
+
+    root: Path
+    images: dict[str, Stored] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+
+def open_storage(root: str, *, dataset: str) -> Storage:
+    """List what is at a root; nothing raises, since faults are findings."""
+    path = Path(root).expanduser()
+    storage = Storage(path)
+    try:
+        images = _of_lmdb(storage, dataset) if path.is_dir() and is_lmdb(path) else _of_folder(path)
+    except (InputError, lmdb.Error) as error:
+        storage.findings.append(Finding("source", root, str(error), dataset))
+        return storage
+    storage.images = images
+    _compare_with_manifest(storage, dataset)
+    return storage
+
+
+def _of_folder(path: Path) -> dict[str, Stored]:
+    source = open_source(path)
+    if not isinstance(source, FolderSource):
+        raise InputError(f"{path}: expected a folder of images")
+    return {name: Stored(name, source.file(name)) for name in source.names}
+
+
+def _of_lmdb(storage: Storage, dataset: str) -> dict[str, Stored]:
+    path = storage.root
+    open_source(path)  # says in its own words what an LMDB without a usable list lacks
+    images, listed = {}, set()
+    for line in read_meta(path / "meta_info.txt"):
+        key = without_suffix(line.name)
+        shape = (*line.size, line.channels) if line.raw and line.size else None
+        images[name_of(key)] = Stored(name_of(key), path, key, line.size, shape)
+        listed.add(key)
+    with SharedLmdb(path).begin() as transaction:
+        held = {bytes(key).decode(errors="replace") for key in transaction.cursor().iternext(keys=True, values=False)}
+    for key in listed - held:
+        images[name_of(key)] = replace(images[name_of(key)], is_absent=True)
+    for key in sorted(held - listed):
+        storage.findings.append(
+            Finding("lmdb", f"{path}[{key}]", "in the data, not listed in meta_info.txt: is never read", dataset)
+        )
+    return images
+
+
+def _compare_with_manifest(storage: Storage, dataset: str) -> None:
+    path = storage.root.with_name(f"{storage.root.name}.manifest.jsonl")
+    if not path.is_file():
+        return
+    try:
+        entries = _read_manifest(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        storage.findings.append(Finding("manifest", str(path), f"cannot be read ({error})", dataset))
+        return
+    made = {_name_in(storage, without_suffix(entry["name"])): entry for entry in entries}
+    for name in sorted(made.keys() - storage.images.keys()):
+        storage.findings.append(Finding("manifest", str(path), f"{name}: was made, but is not there", dataset))
+    for name in sorted(storage.images.keys() - made.keys()):
+        where = storage.images[name].where
+        storage.findings.append(Finding("manifest", where, f"not in {path.name}: came later", dataset))
+    for name in made.keys() & storage.images.keys():
+        storage.images[name] = replace(storage.images[name], sha256=str(made[name]["sha256"]))
+
+
+def _name_in(storage: Storage, written: str) -> str:
+    """The name that a manifest means: of a file, or of an LMDB's key."""
+    return written if written in storage.images else name_of(written)
+
+
+def _read_manifest(path: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines or "diffir_manifest" not in lines[0]:
+        raise ValueError("the first line is no header of a manifest")
+    return [line for line in lines[1:] if "name" in line and "sha256" in line]

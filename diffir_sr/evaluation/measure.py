@@ -1,0 +1,134 @@
+"""Measuring pairs of images and the sets that they make."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+from basicsr.metrics import calculate_metric
+from tqdm import tqdm
+
+from diffir_sr.data.images import as_rgb_float
+from diffir_sr.data.mask_options import binary
+from diffir_sr.data.sources import Source, some
+from diffir_sr.errors import CheckpointError, InputError
+from diffir_sr.evaluation.pairing import Sets
+from diffir_sr.evaluation.presets import SET_METRICS, Plan
+from diffir_sr.metrics.fid import Features, Kind, SetDistance, inception_features, vgg16_features
+from diffir_sr.metrics.images import as_unit_tensor
+
+_NIQE_BLOCK = 96
+
+
+@dataclass
+class Row:
+    """The values of one image; `hole` is the share of it that was restored, where masks are given."""
+
+    name: str
+    values: dict[str, float]
+    hole: float | None = None
+
+
+@dataclass
+class Measured:
+    """Values per image and per set; `titles` names the distances of sets."""
+
+    plan: Plan
+    rows: list[Row]
+    cropped: int
+    sets: dict[str, float] = field(default_factory=dict)
+    titles: dict[str, str] = field(default_factory=dict)
+
+    def mean(self, metric: str, rows: list[Row] | None = None) -> float:
+        """Mean over images, as in validation; infinite where one image equals its ground truth."""
+        return float(np.mean([row.values[metric] for row in rows or self.rows]))
+
+    def bins(self) -> dict[str, list[Row]]:
+        """Rows by size of the hole in tenths of the image ('20-30%'), without empty bins; {} without masks."""
+        found: dict[int, list[Row]] = {}
+        for row in self.rows:
+            if row.hole is not None:
+                found.setdefault(min(int(row.hole * 10), 9), []).append(row)
+        return {f"{10 * tenth}-{10 * tenth + 10}%": found[tenth] for tenth in sorted(found)}
+
+
+def measure(sets: Sets, plan: Plan, *, masks: Source | None = None, weights: str | None = None) -> Measured:
+    """Measure every pair and the sets by `plan`; a bar on stderr where that is a terminal.
+
+    `masks` names holes by the names of the ground truth; what is not 0 is a hole. `weights` is the file of
+    Inception for FID and KID. Raises InputError that names the image.
+    """
+    _check_masks(sets, masks)
+    distances = _distances(plan, weights)
+    rows, cropped = [], 0
+    for pair in tqdm(sets.pairs, unit="image", disable=not sys.stderr.isatty(), leave=False):
+        restored, gt = as_stored(sets.restored.read(pair.restored)), as_stored(sets.gt.read(pair.gt))
+        whole = gt.shape
+        gt = gt[: restored.shape[0], : restored.shape[1]]
+        cropped += gt.shape != whole
+        try:
+            values = {name: _value(restored, gt, opt) for name, opt in plan.images.items()}
+            for distance in distances.values():
+                distance.update(as_unit_tensor(restored), real=False)
+                distance.update(as_unit_tensor(gt), real=True)
+        except InputError as error:
+            raise InputError(f"{pair.gt}: {error}") from error
+        hole = None if masks is None else float(binary(masks.read(pair.gt), dilate=0).mean())
+        rows.append(Row(pair.gt, values, hole))
+    measured = Measured(plan, rows, cropped)
+    for name, distance in distances.items():
+        measured.sets[name], measured.titles[name] = distance.compute(), distance.title
+    return measured
+
+
+def as_stored(image: np.ndarray) -> np.ndarray:
+    """RGB (H, W, 3) of uint8, rounded as validation rounds: grey is repeated, alpha dropped, 16 bits made 8."""
+    return (as_rgb_float(image) * np.float32(255)).round().astype(np.uint8)
+
+
+def _value(restored: np.ndarray, gt: np.ndarray, opt: dict[str, Any]) -> float:
+    border = opt["crop_border"]
+    height, width = (side - 2 * border for side in restored.shape[:2])
+    if opt["type"] == "calculate_niqe" and (height // _NIQE_BLOCK) * (width // _NIQE_BLOCK) < 2:
+        raise InputError(f"NIQE needs two blocks of {_NIQE_BLOCK} pixels, found {height}x{width} inside the border")
+    if opt["type"] == "calculate_ssim" and min(height, width) < 11:
+        raise InputError(f"SSIM needs 11 pixels at each side, found {height}x{width} inside the border")
+    if min(height, width) < 1:
+        raise InputError(f"a border of {border} pixels leaves nothing of {restored.shape[0]}x{restored.shape[1]}")
+    return float(calculate_metric({"img": restored[..., ::-1], "img2": gt[..., ::-1]}, opt))
+
+
+def _distances(plan: Plan, weights: str | None) -> dict[str, SetDistance]:
+    wanted = {SET_METRICS[name][1] for name in plan.sets}
+    features = {"inception": _inception(plan, weights)} if "inception" in wanted else {}
+    features |= {"vgg16": vgg16_features()} if "vgg16" in wanted else {}
+    kinds = {name: SET_METRICS[name] for name in plan.sets}
+    return {name: SetDistance(features[what], cast(Kind, kind)) for name, (kind, what) in kinds.items()}
+
+
+def _inception(plan: Plan, weights: str | None) -> Features:
+    try:
+        return inception_features(weights)
+    except CheckpointError as error:
+        others = [*plan.images, "fd_vgg16"]
+        raise CheckpointError(
+            f"{error}\nor name it with --inception; to measure without FID and KID: --metrics {' '.join(others)}"
+        ) from error
+
+
+def _check_masks(sets: Sets, masks: Source | None) -> None:
+    if masks is None:
+        return
+    names = [pair.gt for pair in sets.pairs]
+    absent = [name for name in names if name not in masks]
+    if absent:
+        raise InputError(
+            f"{len(absent)} of {len(names)} images have no mask of the same name under {masks.path.resolve()}: "
+            f"{some(absent)}; add them, or leave --masks out"
+        )
+    sizes, gt = masks.sizes(names), sets.gt.sizes(names)
+    wrong = [f"{name}: {gt[name]}, its mask {sizes[name]}" for name in names if sizes[name] != gt[name]]
+    if wrong:
+        raise InputError(f"{len(wrong)} masks are not as large (height, width) as their images: {some(wrong)}")

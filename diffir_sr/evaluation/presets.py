@@ -1,0 +1,83 @@
+"""Which metrics each table of the paper holds, and how they are measured there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diffir_sr.errors import OptionError
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The protocol of one table: `metrics` in its order, Y or RGB and the border of PSNR, SSIM and NIQE.
+
+    `spare` is how many pixels more than the restored image a ground truth may have; they are cut off at the bottom
+    and the right.
+    """
+
+    metrics: tuple[str, ...]
+    luma: bool
+    border: int
+    spare: int = 0
+
+
+PRESETS = {
+    "sr": Preset(("psnr", "ssim", "lpips_alex", "dists"), luma=True, border=4, spare=3),
+    "realsr": Preset(("lpips_vgg", "dists", "psnr", "ssim"), luma=True, border=4, spare=3),
+    "deblur": Preset(("psnr", "ssim_matlab"), luma=False, border=0),
+    "inpaint": Preset(("lpips_vgg", "ssim", "fid"), luma=False, border=0),
+}
+IMAGE_METRICS: dict[str, dict[str, Any]] = {
+    "psnr": {"type": "calculate_psnr"},
+    "ssim": {"type": "calculate_ssim"},
+    "ssim_matlab": {"type": "calculate_ssim_matlab"},
+    "niqe": {"type": "calculate_niqe"},
+    "lpips_alex": {"type": "calculate_lpips", "net": "alex"},
+    "lpips_vgg": {"type": "calculate_lpips", "net": "vgg"},
+    "dists": {"type": "calculate_dists"},
+}
+# name: (kind of distance, features)
+SET_METRICS = {
+    "fid": ("frechet", "inception"),
+    "kid": ("kernel", "inception"),
+    "fd_vgg16": ("frechet", "vgg16"),
+    "kd_vgg16": ("kernel", "vgg16"),
+}
+HIGHER_IS_BETTER = ("psnr", "ssim", "ssim_matlab")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: entries as in `val.metrics` for each image, and distances between the two sets."""
+
+    preset: str
+    images: dict[str, dict[str, Any]]
+    sets: tuple[str, ...]
+    spare: int
+
+
+def plan(preset: str, metrics: Sequence[str] = (), *, border: int | None = None, luma: bool | None = None) -> Plan:
+    """The metrics of a preset, or those named, with its border and channel unless others are given."""
+    chosen = PRESETS[preset]
+    names = list(dict.fromkeys(metrics or chosen.metrics))
+    unknown = [name for name in names if name not in IMAGE_METRICS and name not in SET_METRICS]
+    if unknown:
+        known = ", ".join((*IMAGE_METRICS, *SET_METRICS))
+        raise OptionError(f"--metrics: unknown {', '.join(unknown)}; known: {known}")
+    if border is not None and border < 0:
+        raise OptionError(f"--border: expected 0 or more pixels, found {border}")
+    how = {
+        "crop_border": chosen.border if border is None else border,
+        "test_y_channel": chosen.luma if luma is None else luma,
+    }
+    images = {name: IMAGE_METRICS[name] | _how(name, how) for name in names if name in IMAGE_METRICS}
+    return Plan(preset, images, tuple(name for name in names if name in SET_METRICS), chosen.spare)
+
+
+def _how(name: str, how: dict[str, Any]) -> dict[str, Any]:
+    if name in HIGHER_IS_BETTER:
+        return how
+    # Networks see whole colour images in every table; NIQE is defined on brightness.
+    return {"crop_border": how["crop_border"]} if name == "niqe" else {"crop_border": 0}

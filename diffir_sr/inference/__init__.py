@@ -1,0 +1,1 @@
+"""Restoring pictures: one code path for Python, the command, validation and test."""

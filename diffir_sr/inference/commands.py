@@ -1,0 +1,130 @@
+"""`diffir restore`: pictures, folders, videos and streams to restored ones."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from diffir_sr.errors import InputError
+from diffir_sr.inference.files import STREAM, SUFFIX_OF, Job, plan
+
+TILE_MODES = ("auto", "whole", "exact", "prior")
+
+
+def add_restore_parser(commands: Any) -> None:
+    """Add `diffir restore`."""
+    parser = commands.add_parser(
+        "restore",
+        help="restore pictures, folders and videos",
+        description="Restores pictures and videos with a stage-2 network; the weights file says which network it is.",
+    )
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="files, folders, quoted globs, or - (standard input)")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="OUT", help="folder, file name, or - (standard output)"
+    )
+    parser.add_argument("-w", "--weights", type=Path, required=True, metavar="FILE", help=".pth or .safetensors")
+    parser.add_argument(
+        "--blend",
+        nargs=2,
+        metavar=("FILE", "SHARE"),
+        help="mix in the weights of FILE: 0 is --weights alone, 1 is FILE alone (such as a GAN training's)",
+    )
+    parser.add_argument(
+        "--mask", help="inpainting: what is missing, as file, folder of files, or colour like '#ff00ff'"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="with the picture's content it sets the start noise (0)")
+    parser.add_argument(
+        "--samples", type=int, default=1, metavar="K", help="K start noises: K results, their mean, sensitivity map"
+    )
+    parser.add_argument("--format", choices=SUFFIX_OF, help="format of results (default: each keeps its own)")
+    parser.add_argument("--quality", type=int, default=95, help="of JPEG and WebP, 1 to 100 (95)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what exists (default: it is kept)")
+    _add_machine(parser)
+    parser.set_defaults(run=_restore)
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto (CUDA where there is), cpu, cuda, cuda:N")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument(
+        "--tile-mode", choices=TILE_MODES, default="auto", help="how pictures are cut (auto: if needed)"
+    )
+    parser.add_argument("--memory", metavar="SIZE", help="most memory for the network, such as 4G or 800M")
+
+
+def _restore(args: argparse.Namespace) -> int:
+    # What follows takes a while to import, and most commands do without it.
+    from diffir_sr.inference.journal import Journal
+    from diffir_sr.inference.restorer import load_restorer
+    from diffir_sr.inference.run import Runner, Wishes
+
+    _check_numbers(args)
+    jobs = plan(args.inputs, args.output, form=args.format)
+    restorer = load_restorer(
+        args.weights,
+        blend=_blend(args.blend),
+        device=args.device,
+        dtype=args.dtype,
+        seed=args.seed,
+        tile_mode=args.tile_mode,
+        memory_limit=_bytes(args.memory),
+    )
+    folder = Path(args.output) if _is_folder(jobs, args.output) else None
+    journal = Journal(folder, _settings(args), overwrite=args.overwrite)
+    wishes = Wishes(form=args.format, mask=args.mask, samples=args.samples, quality=args.quality)
+    outcome = Runner(restorer, wishes, journal).run(jobs)
+    out = sys.stderr if args.output == STREAM else sys.stdout
+    parts = [f"{outcome.restored} restored"]
+    parts += [f"{outcome.kept} kept"] if outcome.kept else []
+    parts += [f"{len(outcome.failures)} failed"] if outcome.failures else []
+    each = f", {outcome.seconds / outcome.restored:.2f} s each" if outcome.restored else ""
+    out.write(f"{args.output}: {', '.join(parts)}{each} (seed {args.seed}, {restorer.device})\n")
+    return 1 if outcome.failures else 0
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    if args.samples < 1:
+        raise InputError(f"--samples: expected 1 or more, got {args.samples}")
+    if not 1 <= args.quality <= 100:
+        raise InputError(f"--quality: expected 1 to 100, got {args.quality}")
+
+
+def _blend(given: list[str] | None) -> tuple[str, float] | None:
+    if given is None:
+        return None
+    try:
+        return given[0], float(given[1])
+    except ValueError as error:
+        raise InputError(f"--blend: expected a file and a share from 0 to 1, got {' '.join(given)}") from error
+
+
+def _bytes(size: str | None) -> int | None:
+    if size is None:
+        return None
+    found = re.fullmatch(r"([\d.]+) ?([KMGT]?)i?B?", size, flags=re.IGNORECASE)
+    if not found:
+        raise InputError(f"--memory: expected a size such as 4G or 800M, got {size!r}")
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
+
+
+def _is_folder(jobs: list[Job], output: str) -> bool:
+    return all(job.target is not None and job.target != Path(output) for job in jobs)
+
+
+def _settings(args: argparse.Namespace) -> dict[str, object]:
+    """What decides the bytes of results, for the journal."""
+    from diffir_sr.inference.journal import digest_of_file
+
+    blend = [digest_of_file(Path(args.blend[0])), float(args.blend[1])] if args.blend else None
+    return {
+        "weights": digest_of_file(args.weights.expanduser()),
+        "blend": blend,
+        "seed": args.seed,
+        "samples": args.samples,
+        "quality": args.quality,
+        "dtype": args.dtype,
+        "tile_mode": args.tile_mode,
+    }

@@ -1,0 +1,167 @@
+"""From what the command line names to a list of jobs: one input, one output, no two outputs alike."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from diffir_sr.data.images import is_image_name
+from diffir_sr.errors import InputError
+from diffir_sr.inference.picture import FORMATS
+
+VIDEOS = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg")
+STREAM = "-"
+SUFFIX_OF = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture or video: where it comes from and where its result goes; None is standard input or output."""
+
+    source: Path | None
+    target: Path | None
+    relative: str  # under its input folder, or the bare name
+
+    @property
+    def is_video(self) -> bool:
+        return self.source is not None and is_video(self.source)
+
+    def __str__(self) -> str:
+        return "standard input" if self.source is None else str(self.source)
+
+
+def is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEOS
+
+
+def plan(inputs: Sequence[str], output: str, *, form: str | None = None) -> list[Job]:
+    """Jobs for files, folders (their tree is kept), globs and '-', sorted within each input.
+
+    `form` is the format asked for (a key of SUFFIX_OF); without it a result has the format of its picture. `output` is
+    a folder, or for one picture a file name with a known suffix, or '-'. Raises InputError for what does not exist.
+    """
+    if STREAM in inputs:
+        return [_stream(inputs, output)]
+    found = list(dict.fromkeys(file for given in inputs for file in _files(given)))
+    if output == STREAM:
+        if len(found) != 1 or is_video(found[0][0]):
+            raise InputError(f"-o -: standard output takes one picture, found {len(found)} inputs; name a folder")
+        return [Job(found[0][0], None, found[0][1])]
+    target = Path(output)
+    if _names_a_file(target, found):
+        return _never_in_place([Job(found[0][0], target, found[0][1])])
+    _check_apart(inputs, target)
+    names = _distinct([_renamed(relative, form) for _, relative in found], [path for path, _ in found], form)
+    jobs = [Job(path, target / name, relative) for (path, relative), name in zip(found, names, strict=True)]
+    return _never_in_place(jobs)
+
+
+def _never_in_place(jobs: list[Job]) -> list[Job]:
+    for job in jobs:
+        if job.source and job.target and job.source.resolve() == job.target.resolve():
+            raise InputError(f"{job.source}: the result would take the place of the picture; choose another folder")
+    return jobs
+
+
+def _stream(inputs: Sequence[str], output: str) -> Job:
+    if len(inputs) > 1:
+        raise InputError("-: standard input is one picture; give it alone")
+    target = None if output == STREAM else Path(output)
+    if target is not None and target.suffix.lower() not in FORMATS:
+        raise InputError(f"-o {output}: the result of standard input needs a file name such as out.png, or '-'")
+    return Job(None, target, "stdin")
+
+
+def _files(given: str) -> Iterator[tuple[Path, str]]:
+    """The files that one argument means, each with its path under the folder that was named."""
+    path = Path(given).expanduser()
+    if path.is_dir():
+        names = sorted(_under(path))
+        if not names:
+            raise InputError(f"{path.resolve()}: 0 pictures or videos; looked for {' '.join((*FORMATS, *VIDEOS))}")
+        yield from ((path / name, name) for name in names)
+    elif path.exists():
+        if path.suffix.lower() not in FORMATS and not is_video(path):
+            raise InputError(
+                f"{path}: neither an image nor a video by its name; known: {' '.join((*FORMATS, *VIDEOS))}"
+            )
+        yield path, path.name
+    elif glob.has_magic(given):
+        matches = sorted(glob.glob(str(path), recursive=True))
+        known = [Path(match) for match in matches if Path(match).suffix.lower() in (*FORMATS, *VIDEOS)]
+        if not known:
+            raise InputError(f"{given}: matches no picture or video (and {len(matches)} other names)")
+        yield from ((match, match.name) for match in known)
+    else:
+        raise InputError(f"{path.absolute()}: no such file or folder; correct the path")
+
+
+def _under(folder: Path) -> Iterator[str]:
+    seen = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        if real not in seen:
+            wanted = (name for name in files if is_image_name(name) or (is_video(Path(name)) and name[0] != "."))
+            yield from (Path(here, name).relative_to(folder).as_posix() for name in wanted)
+        seen.add(real)
+
+
+def _names_a_file(target: Path, found: Sequence[tuple[Path, str]]) -> bool:
+    known = target.suffix.lower() in (*FORMATS, *VIDEOS)
+    if not known or target.is_dir():
+        return False
+    if len(found) > 1:
+        raise InputError(f"-o {target}: one file name for {len(found)} inputs; name a folder")
+    if is_video(found[0][0]) != is_video(target):
+        raise InputError(f"-o {target}: a video becomes a video and a picture a picture; change the suffix")
+    return True
+
+
+def _renamed(relative: str, form: str | None) -> str:
+    """The name of a result: that of its input, with the suffix of another format after it where one is asked for."""
+    path = PurePosixPath(relative)
+    if form is None or is_video(Path(relative)) or FORMATS[path.suffix.lower()] == FORMATS[SUFFIX_OF[form]]:
+        return relative
+    return relative + SUFFIX_OF[form]
+
+
+def _distinct(names: list[str], sources: list[Path], form: str | None) -> list[str]:
+    """`names`, with the folders of their sources in front (and at last a number) where two would be one file.
+
+    Letters of different case count as the same: on many file systems they are.
+    """
+    counts = Counter(name.casefold() for name in names)
+    doubled = [path for path, name in zip(sources, names, strict=True) if counts[name.casefold()] > 1]
+    taken = {name.casefold() for name in names if counts[name.casefold()] == 1}
+    root = os.path.commonpath([path.resolve().parent for path in doubled]) if doubled else ""
+    chosen = []
+    for name, source in zip(names, sources, strict=True):
+        if counts[name.casefold()] > 1:
+            name = _renamed(source.resolve().relative_to(root).as_posix(), form)
+            name = _numbered(name, taken)
+            taken.add(name.casefold())
+        chosen.append(name)
+    return chosen
+
+
+def _numbered(name: str, taken: set[str]) -> str:
+    path, number, free = PurePosixPath(name), 1, name
+    while free.casefold() in taken:
+        number += 1
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}").as_posix()
+    return free
+
+
+def _check_apart(inputs: Sequence[str], output: Path) -> None:
+    for given in inputs:
+        folder = Path(given).expanduser()
+        if folder.is_dir() and folder.resolve() in (output.resolve(), *output.resolve().parents):
+            raise InputError(
+                f"-o {output}: is the input folder {folder} or lies in it, and its pictures would be restored again "
+                "the next time; choose a folder beside it"
+            )

@@ -1,0 +1,119 @@
+"""What a caller may give as a picture, and the same kind back: path, Picture, PIL image, array; one or several."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from diffir_sr.data.images import read_file
+from diffir_sr.errors import InputError
+from diffir_sr.inference.images import Facts, facts, plain_exif, read_picture
+from diffir_sr.inference.picture import Picture, as_bits
+
+Back = Callable[[Picture], Any]
+
+
+def opened(image: Any, *, check: Callable[[int, int, str], None]) -> tuple[Picture, Back, str]:
+    """One picture, how to give a result back as the same kind, and what to call it in messages.
+
+    `check(height, width, where)` may refuse a size before pixels are decoded. Raises InputError for anything else.
+    """
+    if isinstance(image, str | os.PathLike):
+        where = os.fspath(image)
+        return from_bytes(read_file(Path(where)), where=where, check=check), lambda result: result, where
+    if isinstance(image, Picture):
+        found, back, where = image, _same, "picture"
+    elif isinstance(image, Image.Image):
+        where = getattr(image, "filename", "") or "PIL image"
+        found, back = _from_pil(image, where), _to_pil
+    elif isinstance(image, np.ndarray):
+        found, back, where = _from_array(image), _to_array(image), "array"
+    else:
+        raise InputError(
+            f"expected a path, a PIL image, a numpy array, or a list of them, got {type(image).__name__}; "
+            "a torch tensor goes as .numpy() with channels last"
+        )
+    check(*found.size, where)
+    return found, back, where
+
+
+def from_bytes(data: bytes, *, where: str, check: Callable[[int, int, str], None]) -> Picture:
+    """The picture of an encoded file, refused by `check` before it is decoded."""
+    known: Facts = facts(data, where=where)
+    check(known.height, known.width, where)
+    return read_picture(data, where=where, known=known)
+
+
+def is_batch(image: Any) -> bool:
+    """Whether `image` is several pictures: a list, a tuple, or an array (N, H, W, C)."""
+    return isinstance(image, list | tuple) or (isinstance(image, np.ndarray) and image.ndim == 4)
+
+
+def _same(picture: Picture) -> Picture:
+    return picture
+
+
+def _from_array(image: np.ndarray) -> Picture:
+    shape = image.shape
+    if not (image.ndim == 2 or (image.ndim == 3 and 1 <= shape[2] <= 4)) or 0 in shape:
+        raise InputError(
+            f"expected an array (H, W), (H, W, 1 to 4) or a batch (N, H, W, C) that is not empty, got {shape}"
+        )
+    if image.dtype.kind == "f":
+        low, high = float(image.min()), float(image.max())
+        if not (low >= -1e-3 and high <= 1 + 1e-3):  # so that NaN is refused, too
+            raise InputError(
+                f"a float array holds values in [0, 1], found {low:g} to {high:g}; divide it, or give uint8 or uint16"
+            )
+        image = np.clip(image, 0, 1)
+    elif image.dtype not in (np.uint8, np.uint16):
+        raise InputError(f"expected an array of uint8, uint16 or float, got {image.dtype}")
+    channels = image[..., None] if image.ndim == 2 else image
+    has_alpha = channels.shape[2] in (2, 4)
+    colours = channels[..., :-1] if has_alpha else channels
+    return Picture(np.ascontiguousarray(colours), np.ascontiguousarray(channels[..., -1]) if has_alpha else None)
+
+
+def _to_array(given: np.ndarray) -> Back:
+    def back(result: Picture) -> np.ndarray:
+        channels = result.channels
+        return channels[..., 0] if given.ndim == 2 else channels
+
+    return back
+
+
+def _from_pil(image: Image.Image, where: str) -> Picture:
+    if getattr(image, "n_frames", 1) > 1 and getattr(image, "is_animated", True) and image.format != "MPO":
+        raise InputError(f"{where}: {image.n_frames} pictures in one, expected one; give the frame you mean")  # type: ignore[attr-defined]
+    icc, exif = image.info.get("icc_profile"), plain_exif(image)
+    upright = ImageOps.exif_transpose(image)
+    pixels = np.asarray(_plain_mode(upright, where))
+    if pixels.dtype == np.int32:
+        pixels = np.clip(pixels, 0, 65535).astype(np.uint16)
+    found = _from_array(pixels)
+    return Picture(found.colours, found.alpha, icc, exif)
+
+
+def _plain_mode(image: Image.Image, where: str) -> Image.Image:
+    """The image in a mode that arrays can follow; palettes become colours, bits grey."""
+    if image.mode == "P":
+        return image.convert("RGBA" if "transparency" in image.info else "RGB")
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode in ("L", "LA", "RGB", "RGBA", "I", "F") or image.mode.startswith("I;16"):
+        return image
+    raise InputError(f"{where}: mode {image.mode} is not restored; convert it to RGB, as in image.convert('RGB')")
+
+
+def _to_pil(result: Picture) -> Image.Image:
+    channels = result.channels.squeeze(2) if result.channels.shape[2] == 1 else result.channels
+    if channels.ndim == 3 and channels.dtype != np.uint8:  # Pillow has no such modes
+        channels = as_bits(channels, np.uint8)
+    image = Image.fromarray(channels.astype(np.float32) if channels.dtype.kind == "f" else channels)
+    image.info |= {name: value for name, value in (("icc_profile", result.icc), ("exif", result.exif)) if value}
+    return image

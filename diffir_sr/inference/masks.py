@@ -1,0 +1,100 @@
+"""Masks for inpainting: white, or a colour in the picture itself, is what is missing."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageColor
+
+from diffir_sr.data.images import SUFFIXES, decode, read_file, without_suffix
+from diffir_sr.errors import InputError
+from diffir_sr.inference.picture import Picture
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Missing pixels (H, W), bool, and what is worth telling about how they were found."""
+
+    missing: np.ndarray
+    notes: tuple[str, ...] = ()
+
+
+def mask_for(picture: Picture, given: Any, *, where: str) -> Mask:
+    """The mask of a picture from a path, PIL image, array, or the name of a colour ('#ff00ff', 'white').
+
+    Values of half or more of the full range are missing. Raises InputError for a mask of another size.
+    """
+    if isinstance(given, str) and not Path(given).exists():
+        return _by_colour(picture, given, where)
+    if isinstance(given, str | os.PathLike):
+        values, name = decode(read_file(Path(given)), where=os.fspath(given)), os.fspath(given)
+    else:
+        values, name = _values(given), "mask"
+    return _checked(values, picture, name, where)
+
+
+def _values(given: Any) -> np.ndarray:
+    if isinstance(given, Image.Image):
+        return np.asarray(given.convert("L"))
+    if not isinstance(given, np.ndarray) or given.dtype.kind not in "bfu" or given.ndim not in (2, 3):
+        kind = f"{given.dtype} {given.shape}" if isinstance(given, np.ndarray) else type(given).__name__
+        raise InputError(f"a mask is a path, a PIL image or an array (H, W) of bool, uint8 or float, got {kind}")
+    return given
+
+
+def _checked(values: np.ndarray, picture: Picture, name: str, where: str) -> Mask:
+    height, width = picture.size
+    if values.shape[:2] != (height, width):
+        raise InputError(
+            f"{where}: its mask {name} is {values.shape[0]}x{values.shape[1]}, expected {height}x{width} as the "
+            "picture; make the mask from this very picture"
+        )
+    # Alpha of a mask says nothing: a mask is black and white.
+    channels = values.reshape(height, width, -1)
+    colours = channels[..., :-1] if channels.shape[2] in (2, 4) else channels
+    top = {"b": 1, "u": np.iinfo(values.dtype).max if values.dtype.kind == "u" else 1, "f": 1}[values.dtype.kind]
+    share = colours.mean(axis=2) / top
+    notes = ()
+    between = float(((share > 0) & (share < 1)).mean())
+    if between:
+        notes = (f"{name}: {between:.1%} of the mask is grey; from half white on, a pixel counts as missing",)
+    return _told(share >= 0.5, notes, f"{name}: the mask is black: no pixel is missing")
+
+
+def _by_colour(picture: Picture, colour: str, where: str) -> Mask:
+    try:
+        wanted = ImageColor.getrgb(colour)[:3]
+    except ValueError as error:
+        raise InputError(
+            f"{where}: mask {colour!r} is neither a file nor a colour; give a path, or a colour such as '#ff00ff'"
+        ) from error
+    if picture.colours.dtype.kind == "f":
+        same = np.rint(picture.colours * 255) == wanted
+    else:
+        same = picture.colours == np.array(wanted) * (np.iinfo(picture.colours.dtype).max // 255)
+    return _told(same.all(axis=2), (), f"{where}: no pixel has exactly the colour {colour}: none is missing")
+
+
+def _told(missing: np.ndarray, notes: tuple[str, ...], when_none: str) -> Mask:
+    return Mask(missing, notes if missing.any() else (*notes, when_none))
+
+
+def find_mask(given: str, relative: str) -> str:
+    """What `--mask` means for one picture: the file or colour itself, or of a folder the file of the same name.
+
+    `relative` is the picture's path under its input folder. Its mask may have another image suffix, or `_mask`
+    after its name. Raises InputError where the folder has none.
+    """
+    folder = Path(given)
+    if not folder.is_dir():
+        return given
+    stem = without_suffix(relative)
+    names = [relative, *(f"{stem}{extra}{suffix}" for extra in ("", "_mask") for suffix in SUFFIXES)]
+    for name in names:
+        if (folder / name).is_file():
+            return str(folder / name)
+    raise InputError(f"{relative}: no mask of this name in {folder.resolve()}; looked for {stem}.png, {stem}_mask.png")

@@ -1,0 +1,213 @@
+"""Restoring pictures from Python: `load_restorer(weights)` and the `Restorer` it gives."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffir_sr.archs.diffir_arch import DiffIRS2
+from diffir_sr.data.paired_dataset import to_tensor
+from diffir_sr.errors import InputError
+from diffir_sr.inference.blend import blended, load_stage_2
+from diffir_sr.inference.core import restored_under, start
+from diffir_sr.inference.engine import Engine
+from diffir_sr.inference.kinds import is_batch, opened
+from diffir_sr.inference.masks import Mask, mask_for
+from diffir_sr.inference.picture import Picture
+from diffir_sr.inference.room import check_room
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Several restorations of one picture, which differ in their start noise alone.
+
+    `spread` (H, W) float32 is their standard deviation (root mean square over colours, of values in [0, 1]): how
+    much the result depends on the estimated prior. It does not measure how far from the truth the result is.
+    """
+
+    restored: list[Any]
+    mean: Any
+    spread: np.ndarray
+
+
+class Restorer:
+    """A loaded network that restores pictures; it keeps nothing about them, so threads may share it.
+
+    `seed` and the picture's content decide the start noise, and so the result: equal bytes in any batch and order.
+    """
+
+    def __init__(
+        self, network: DiffIRS2, engine: Engine, *, device: torch.device, seed: int = 0, about: str = ""
+    ) -> None:
+        self.frame = network.frame
+        self.network = network
+        self.engine = engine
+        self.device = device
+        self.seed = seed
+        self._about = about
+
+    @property
+    def task(self) -> str:
+        return self.frame.task
+
+    @property
+    def scale(self) -> int:
+        """Output size over input size."""
+        return self.frame.scale
+
+    def describe(self) -> str:
+        """What the network is, in several lines, as `diffir describe` tells it."""
+        return self._about
+
+    def __call__(self, image: Any, *, mask: Any = None, seed: int | None = None) -> Any:
+        """`image` restored, as the same kind: Picture (also for a path), PIL image, array; or a list or batch of them.
+
+        Arrays are (H, W), (H, W, C) or (N, H, W, C), uint8, uint16 or float in [0, 1], RGB. Inpainting needs `mask`
+        (for a list, one each). Alpha is carried, enlarged bicubically. Raises InputError for what cannot be restored.
+        """
+        if is_batch(image):
+            masks = mask if isinstance(mask, list | tuple) else [mask] * len(image)
+            if len(masks) != len(image):
+                raise InputError(
+                    f"{len(image)} pictures and {len(masks)} masks; give one mask for each, or one for all"
+                )
+            results = [self(one, mask=of, seed=seed) for one, of in zip(image, masks, strict=True)]
+            return np.stack(results) if isinstance(image, np.ndarray) else type(image)(results)
+        picture, back, where = opened(image, check=self.check_room)
+        lq, _ = self.prepared(picture, mask, where=where)
+        return back(self.finished(picture, self.run(lq, self.start(lq, seed=seed)), lq))
+
+    def samples(self, image: Any, count: int, *, mask: Any = None, seed: int | None = None) -> Samples:
+        """`count` restorations of one picture, their mean and spread; the first is what a plain call gives."""
+        if count < 2:
+            raise InputError(f"samples: expected 2 or more, got {count}")
+        picture, back, where = opened(image, check=self.check_room)
+        lq, _ = self.prepared(picture, mask, where=where)
+        results, mean, squares = [], torch.zeros(()), torch.zeros(())
+        for sample in range(count):
+            made = self.run(lq, self.start(lq, seed=seed, sample=sample)).clamp(0, 1)
+            results.append(back(self.finished(picture, made, lq)))
+            step = made - mean  # Welford 1962: no large sums that cancel
+            mean = mean + step / (sample + 1)
+            squares = squares + step * (made - mean)
+        spread = (squares / count).mean(dim=1)[0].sqrt().numpy()
+        return Samples(results, back(self.finished(picture, mean, lq)), spread)
+
+    # Its steps, for callers that hold pictures already
+
+    def check_room(self, height: int, width: int, where: str) -> None:
+        """Raise InputError for a picture whose result would not fit into memory."""
+        check_room(height, width, scale=self.scale, where=where)
+
+    def start(self, lq: Tensor, *, seed: int | None = None, sample: int = 0) -> Tensor:
+        """The start noise (1, 256) of a prepared picture."""
+        width = self.network.prior_width
+        return start(lq, seed=self.seed if seed is None else seed, sample=sample, width=width)
+
+    def run(self, lq: Tensor, noise: Tensor) -> Tensor:
+        """A prepared picture restored, (1, 3, H * scale, W * scale), not clipped."""
+        return restored_under(self.engine, lq, noise=noise)
+
+    def prepared(self, picture: Picture, mask: Any, *, where: str) -> tuple[Tensor, Mask | None]:
+        """What the network is given, (1, C, H, W) in [0, 1], and the mask that it is given with."""
+        colours = picture.colours
+        lq = to_tensor(colours)[None] if colours.dtype.kind == "u" else _from_float(colours)
+        if self.frame.channels == 3:
+            if mask is not None:
+                raise InputError(f"{where}: this network is for {self.task} and takes no mask; leave the mask out")
+            return lq, None
+        if mask is None:
+            raise InputError(f"{where}: this network fills in what is missing; say what is with a mask")
+        found = mask if isinstance(mask, Mask) else mask_for(picture, mask, where=where)
+        missing = torch.from_numpy(found.missing).float()[None, None]
+        return torch.cat([lq * (1 - missing), missing], dim=1), found
+
+    def finished(self, picture: Picture, made: Tensor, lq: Tensor) -> Picture:
+        """The result as a picture of the same type, grey where the input is, with its alpha and metadata."""
+        kind = picture.colours.dtype
+        values = made[0].clamp(0, 1).permute(1, 2, 0).numpy()
+        if picture.colours.shape[2] == 1:
+            values = values.mean(axis=2, keepdims=True)
+        if kind.kind == "u":
+            values = np.rint(values * np.float32(np.iinfo(kind).max))
+        colours = np.ascontiguousarray(values.astype(kind))
+        if lq.shape[1] == 4:
+            colours = np.where(lq[0, 3].numpy()[..., None] > 0.5, colours, picture.colours)
+        return Picture(colours, self._enlarged(picture.alpha), picture.icc, picture.exif, picture.format)
+
+    def _enlarged(self, alpha: np.ndarray | None) -> np.ndarray | None:
+        if alpha is None or self.scale == 1:
+            return alpha
+        size = (alpha.shape[1] * self.scale, alpha.shape[0] * self.scale)
+        larger = cv2.resize(alpha.astype(np.float32), size, interpolation=cv2.INTER_CUBIC)
+        if alpha.dtype.kind == "u":
+            return np.rint(np.clip(larger, 0, np.iinfo(alpha.dtype).max)).astype(alpha.dtype)
+        return np.clip(larger, 0, 1).astype(alpha.dtype)
+
+
+def _from_float(colours: np.ndarray) -> Tensor:
+    values = np.repeat(colours, 3, axis=2) if colours.shape[2] == 1 else colours
+    return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32))[None]
+
+
+def load_restorer(
+    weights: str | os.PathLike[str],
+    *,
+    blend: tuple[str | os.PathLike[str], float] | None = None,
+    device: str = "auto",
+    dtype: str | torch.dtype = "float32",
+    seed: int = 0,
+    tile_mode: str = "auto",
+    memory_limit: int | None = None,
+) -> Restorer:
+    """A restorer with the stage-2 network of a weights file, which says by itself what network that is.
+
+    `blend` (file, share) mixes in the weights of a second file, 0 to 1. `device` is auto (CUDA where there is),
+    cpu, cuda or cuda:N. Raises CheckpointError for a file that holds no stage 2 of DiffIR.
+    """
+    network, about = load_stage_2(Path(weights)) if blend is None else blended(Path(weights), Path(blend[0]), blend[1])
+    where, kind = device_of(device), _dtype_of(dtype)
+    engine = Engine(network, device=where, dtype=kind, tile_mode=tile_mode, memory_limit=memory_limit)
+    return Restorer(network, engine, device=where, seed=seed, about=about)
+
+
+def restore(
+    image: Any,
+    weights: str | os.PathLike[str],
+    *,
+    mask: Any = None,
+    device: str = "auto",
+    dtype: str | torch.dtype = "float32",
+    seed: int = 0,
+) -> Any:
+    """`image` restored by the network of `weights`; to restore many, keep what `load_restorer` gives."""
+    return load_restorer(weights, device=device, dtype=dtype, seed=seed)(image, mask=mask)
+
+
+def device_of(name: str) -> torch.device:
+    """The device of this name; raises InputError where there is none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device {name!r} is unknown; choose auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {name!r}: {torch.cuda.device_count()} CUDA devices found; choose auto or cpu")
+    return device
+
+
+def _dtype_of(dtype: str | torch.dtype) -> torch.dtype:
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found is None:
+        raise InputError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+    return found

@@ -1,0 +1,229 @@
+"""The loop of `diffir restore`: job by job, failures told and left behind, what is done kept."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from diffir_sr.data.images import read_file
+from diffir_sr.errors import InputError
+from diffir_sr.inference.files import SUFFIX_OF, Job
+from diffir_sr.inference.journal import Journal, digest, digest_of_file, forget_partials
+from diffir_sr.inference.kinds import from_bytes
+from diffir_sr.inference.masks import find_mask
+from diffir_sr.inference.picture import FORMATS, Picture, encode, format_of, not_held
+from diffir_sr.inference.restorer import Restorer
+from diffir_sr.inference.video import probe, restore_video
+
+_NO_POINT_IN_GOING_ON = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_BAR = "{desc}{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_inv_fmt}]"
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the command line asks for beside inputs and outputs."""
+
+    form: str | None = None
+    mask: str | None = None
+    samples: int = 1
+    quality: int = 95
+
+
+@dataclass
+class Outcome:
+    """What became of the jobs."""
+
+    restored: int = 0
+    kept: int = 0
+    failures: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class Runner:
+    """Restores jobs one after the other and says on standard error what a user should know."""
+
+    def __init__(self, restorer: Restorer, wishes: Wishes, journal: Journal) -> None:
+        self.restorer = restorer
+        self.wishes = wishes
+        self.journal = journal
+        self.outcome = Outcome()
+
+    def run(self, jobs: Sequence[Job]) -> Outcome:
+        """Do all jobs; raises InputError where going on is in vain (no room on the disk)."""
+        with tqdm(total=len(jobs), unit="image", bar_format=_BAR, file=sys.stderr, disable=len(jobs) < 2) as bar:
+            for job in jobs:
+                started = time.perf_counter()
+                try:
+                    self._do(job)
+                except (InputError, OSError, MemoryError, RuntimeError) as error:
+                    self._fail(job, error)
+                self.outcome.seconds += time.perf_counter() - started
+                bar.update()
+        return self.outcome
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        if isinstance(error, OSError) and error.errno in _NO_POINT_IN_GOING_ON:
+            raise InputError(
+                f"{job.target}: {error.strerror}; {self.outcome.restored} restored so far; make room and start the "
+                "same command again, it goes on from there"
+            ) from error
+        said = why(error, job)
+        self.outcome.failures.append(said)
+        self.say(f"failed: {said}")
+
+    def say(self, text: str) -> None:
+        tqdm.write(text, file=sys.stderr)
+
+    def _do(self, job: Job) -> None:
+        if job.is_video:
+            self._video(job)
+            return
+        data = sys.stdin.buffer.read() if job.source is None else read_file(job.source)
+        mask = None if self.wishes.mask is None else find_mask(self.wishes.mask, job.relative)
+        source = digest(data) + _mask_digest(mask)
+        if job.target is not None:
+            _check_writable(job.target)
+            done = [self.journal.is_done(target, source) for target in self._targets(job.target)]
+            if all(done):
+                self.outcome.kept += 1
+                return
+        started = time.perf_counter()
+        files = self._restored(job, data, mask)
+        for target, content in files:
+            if target is None:
+                sys.stdout.buffer.write(content)
+                sys.stdout.flush()
+            else:
+                self.journal.write(target, content, source=source, seconds=time.perf_counter() - started)
+        self.outcome.restored += 1
+
+    def _targets(self, target: Path) -> list[Path]:
+        count = self.wishes.samples
+        if count == 1:
+            return [target]
+        names = [*(f"sample{number}" for number in range(1, count + 1)), "mean"]
+        return [*(target.with_name(f"{target.stem}.{name}{target.suffix}") for name in names), map_name(target)]
+
+    def _restored(self, job: Job, data: bytes, mask: str | None) -> list[tuple[Path | None, bytes]]:
+        picture = from_bytes(data, where=str(job), check=self.restorer.check_room)
+        form = format_of(job.target) if job.target else self._stream_format(picture)
+        for lost in not_held(picture, form):
+            self.say(f"{job}: {form} does not hold {lost}")
+        if picture.alpha is not None:
+            self.say(f"{job}: its transparency is carried, {_how_carried(self.restorer.scale)}, not restored")
+        lq, found = self.restorer.prepared(picture, mask, where=str(job))
+        for note in found.notes if found else ():
+            self.say(note)
+        if self.wishes.samples > 1:
+            return self._sampled(job, picture, form, found)
+        made = self.restorer.finished(picture, self.restorer.run(lq, self.restorer.start(lq)), lq)
+        return [(job.target, encode(made, form, quality=self.wishes.quality))]
+
+    def _stream_format(self, picture: Picture) -> str:
+        return FORMATS[SUFFIX_OF[self.wishes.form]] if self.wishes.form else picture.format
+
+    def _sampled(self, job: Job, picture: Picture, form: str, mask: object) -> list[tuple[Path | None, bytes]]:
+        if job.target is None:
+            raise InputError("--samples writes several files; name a folder with -o")
+        drawn = self.restorer.samples(picture, self.wishes.samples, mask=mask)
+        pictures = [encode(one, form, quality=self.wishes.quality) for one in (*drawn.restored, drawn.mean)]
+        shown, largest = sensitivity_map(drawn.spread)
+        self.say(
+            f"{job}: sensitivity to the prior (standard deviation over {self.wishes.samples} start noises): mean "
+            f"{drawn.spread.mean():.2g}, largest {largest:.2g} of 1, which is white in {map_name(job.target).name}; it "
+            "says how far the start noise moves the result, not how far the result is from the truth"
+        )
+        return list(zip(self._targets(job.target), [*pictures, encode(shown, "png")], strict=True))
+
+    def _video(self, job: Job) -> None:
+        source, target = job.source, job.target
+        if source is None or target is None or self.wishes.samples > 1 or self.wishes.mask is not None:
+            raise InputError(f"{job}: a video is restored once, without a mask, into a file")
+        if self.restorer.frame.channels != 3:
+            raise InputError(f"{job}: this network fills in what is missing, which no mask tells of a video")
+        _check_writable(target)
+        sha = digest_of_file(source)
+        if self.journal.is_done(target, sha):
+            self.outcome.kept += 1
+            return
+        video = probe(source)
+        self.restorer.check_room(video.height, video.width, str(job))
+        started = time.perf_counter()
+        with tqdm(total=video.frames or None, unit="frame", desc=target.name, file=sys.stderr, leave=False) as bar:
+            frames = VideoFrames(self.restorer, bar)
+            partial = target.with_name(f".{target.name}.partial-{os.getpid()}{target.suffix}")
+            forget_partials(target)
+            restore_video(source, partial, video, scale=self.restorer.scale, restore=frames)
+        self.journal.note(target, digest_of_file(partial), source=sha, seconds=time.perf_counter() - started)
+        partial.replace(target)
+        self.outcome.restored += 1
+
+
+class VideoFrames:
+    """Restores frames one by one, all under the start noise of the first, so that they do not flicker by it."""
+
+    def __init__(self, restorer: Restorer, bar: tqdm) -> None:
+        self.restorer = restorer
+        self._bar = bar
+        self._noise: torch.Tensor | None = None
+
+    def __call__(self, frame: np.ndarray) -> np.ndarray:
+        picture = Picture(frame)
+        lq, _ = self.restorer.prepared(picture, None, where="frame")
+        if self._noise is None:
+            self._noise = self.restorer.start(lq)
+        self._bar.update()
+        return self.restorer.finished(picture, self.restorer.run(lq, self._noise), lq).colours
+
+
+def why(error: Exception, job: Job) -> str:
+    """One sentence about what went wrong with a job."""
+    if isinstance(error, InputError):
+        return str(error) if str(job) in str(error) else f"{job}: {error}"
+    if isinstance(error, OSError):
+        return f"{error.filename or job.target}: {error.strerror or error}; check the folder and its permissions"
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate" in text:
+        return f"{job}: out of memory ({text[:120]}); set --memory lower, or cut the picture into parts"
+    raise error  # a fault of this program, whose place should be seen
+
+
+def map_name(target: Path) -> Path:
+    """Where the sensitivity map of a result goes; the whole name stays, so that a.png and a.jpg have one each."""
+    return target.with_name(f"{target.name}.sensitivity.png")
+
+
+def sensitivity_map(spread: np.ndarray) -> tuple[Picture, float]:
+    """The spread (H, W) as a grey picture of 16 bits, white where it is largest, and that largest value."""
+    largest = float(spread.max())
+    share = spread / largest if largest > 0 else spread
+    return Picture(np.rint(share * 65535).astype(np.uint16)[..., None]), largest
+
+
+def _how_carried(scale: int) -> str:
+    return "as it is" if scale == 1 else f"enlarged x{scale} bicubically"
+
+
+def _mask_digest(mask: str | None) -> str:
+    if mask is None:
+        return ""
+    return "+" + (digest_of_file(Path(mask)) if Path(mask).is_file() else mask)
+
+
+def _check_writable(target: Path) -> None:
+    """Find out before the work whether a file can be made there; leaves nothing."""
+    probe_file = target.with_name(f".{target.name}.partial-{os.getpid()}")  # what a kill leaves, the next run removes
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        probe_file.touch()
+    finally:
+        probe_file.unlink(missing_ok=True)

@@ -1,0 +1,149 @@
+"""How far two sets of images are from each other: Fréchet and kernel distance of their features.
+
+FID and KID are these distances on the features of one network, TensorFlow's Inception of 2015, and on no others.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffir_sr.errors import CheckpointError, InputError, OptionError
+from diffir_sr.metrics.images import check_tensors, default_device
+from diffir_sr.metrics.vgg_features import VGGStages
+from diffir_sr.metrics.weights import check_published, find_weights, load_backbone
+
+Kind = Literal["frechet", "kernel"]
+_TITLES = {"frechet": "Frechet distance", "kernel": "kernel distance"}
+_INCEPTION_TITLES = {"frechet": "FID", "kernel": "KID"}
+_SUBSET = 1000  # images in each draw of KID, as published
+
+
+@dataclass(frozen=True)
+class Features:
+    """What turns images (N, 3, H, W) in [0, 1] into vectors (N, D), and the name under which its distances go."""
+
+    name: str
+    network: nn.Module
+    is_inception: bool = False
+
+
+def inception_features(path: str | None = None) -> Features:
+    """The 2048 features on which FID is defined; images are resized to 299 pixels as pytorch-fid does.
+
+    `path` is the file of the weights, which is looked for if not given (see `metrics.weights`). Raises
+    CheckpointError where there is none, or one that is not the published one.
+    """
+    file = find_weights("inception", path=path)
+    check_published(file, "inception")
+    from basicsr.archs import inception
+
+    inception.LOCAL_FID_WEIGHTS = str(file)  # where BasicSR looks before it downloads
+    network = inception.InceptionV3((3,))  # pyright: ignore[reportArgumentType] - a list of blocks, whatever it says
+    return Features("Inception 2048", _First(network), is_inception=True)
+
+
+def vgg16_features(path: str | None = None) -> Features:
+    """Means of VGG16's last stage, 512 numbers: orders sets of images without FID's weights, and is not FID."""
+    return Features("VGG16 conv5_3", _Pooled(VGGStages(load_backbone("vgg16", path=path))))
+
+
+class SetDistance:
+    """Distance between a set of restored images and one of true ones, which need not be partners.
+
+    "frechet" is the squared Fréchet distance of Gaussians fitted to the features (Heusel et al. 2017). "kernel" is
+    the unbiased squared MMD under (x.y / D + 1)^3 (Bińkowski et al. 2018) over all images; where a set has more than
+    1000, or the other one fewer, the mean over 100 seeded draws of as many from each. The arithmetic is that of
+    torchmetrics, in float64. Features are taken on the GPU where there is one.
+    """
+
+    def __init__(self, features: Features, kind: Kind = "frechet") -> None:
+        if kind not in _TITLES:
+            raise OptionError(f"kind: expected one of {', '.join(_TITLES)}, found {kind!r}")
+        self.kind: Kind = kind
+        self._features = features
+        self._device = default_device()
+        self._network = features.network.eval().to(self._device)
+        self._vectors: dict[bool, list[Tensor]] = {True: [], False: []}
+
+    @property
+    def title(self) -> str:
+        """FID or KID where the features are Inception's; else what it is and whose features they are."""
+        if self._features.is_inception:
+            return _INCEPTION_TITLES[self.kind]
+        return f"{_TITLES[self.kind]}, features: {self._features.name}"
+
+    def update(self, images: Tensor, *, real: bool) -> None:
+        """Add images (N, 3, H, W) in [0, 1] to the true set or to the restored one; sizes may differ."""
+        check_tensors(images, images, channels=(3,))
+        with torch.no_grad():
+            vectors = self._network(images.float().to(self._device)).cpu()
+        if vectors.ndim != 2 or len(vectors) != len(images):
+            raise InputError(f"{self._features.name}: expected ({len(images)}, D), found {tuple(vectors.shape)}")
+        self._vectors[real].append(vectors)
+
+    def compute(self) -> float:
+        """The distance between the two sets; raises InputError where one has fewer than two images."""
+        sets = {real: torch.cat(parts) if parts else torch.empty(0, 1) for real, parts in self._vectors.items()}
+        for real, vectors in sets.items():
+            if len(vectors) < 2:
+                which = "true" if real else "restored"
+                raise InputError(f"{self.title}: {len(vectors)} {which} images, two or more are needed")
+        counts = [len(vectors) for vectors in sets.values()]
+        # Drawing is the seeded part; the state of PyTorch's generator is the caller's.
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*will save all extracted features", category=UserWarning)
+            torch.manual_seed(0)
+            metric = self._arithmetic(counts, sets[True].shape[1])
+            for real, vectors in sets.items():
+                metric.update(vectors.double(), real=real)
+            found = metric.compute()
+        return float(found if self.kind == "frechet" else found[0])
+
+    def _arithmetic(self, counts: list[int], dimensions: int) -> Any:
+        try:
+            from torchmetrics.image.fid import FrechetInceptionDistance
+            from torchmetrics.image.kid import KernelInceptionDistance
+        except ImportError as error:
+            raise CheckpointError(
+                f"{self.title} needs the package torchmetrics ({error}); run: pip install 'diffir_sr[metrics]'"
+            ) from error
+        ready = _AsTheyAre(dimensions)
+        if self.kind == "frechet":
+            return FrechetInceptionDistance(feature=ready)
+        drawn = min(*counts, _SUBSET)
+        return KernelInceptionDistance(feature=ready, subset_size=drawn, subsets=100 if max(counts) > drawn else 1)
+
+
+class _AsTheyAre(nn.Module):
+    """For torchmetrics, which asks a network for features that are there already."""
+
+    def __init__(self, dimensions: int) -> None:
+        super().__init__()
+        self.num_features = dimensions
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return vectors
+
+
+class _First(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)[0].flatten(1)
+
+
+class _Pooled(nn.Module):
+    def __init__(self, stages: nn.Module) -> None:
+        super().__init__()
+        self.stages = stages
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(self.stages(images)[-1], 1).flatten(1)

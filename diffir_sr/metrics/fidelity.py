@@ -1,0 +1,101 @@
+"""How near a restored image is to its ground truth: PSNR and SSIM, in the conventions that published tables use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, TypeVar, get_args
+
+import numpy as np
+import torch
+from basicsr.metrics.metric_util import to_y_channel
+from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim
+from scipy.ndimage import correlate1d
+from torch import Tensor
+
+from diffir_sr.errors import InputError
+from diffir_sr.metrics.images import check_arrays, check_tensors
+
+Convention = Literal["basicsr", "matlab"]
+_WINDOW = 11
+_SIGMA = 1.5
+# (0.01 L)^2 and (0.03 L)^2 of Wang et al. 2004, for L = 255
+_C1, _C2 = 6.5025, 58.5225
+
+Images = TypeVar("Images", Tensor, np.ndarray)
+
+
+def psnr(restored: Images, gt: Images, *, border: int = 0, luma: bool = False) -> Tensor | float:
+    """Peak signal-to-noise ratio in dB; equal images give infinity.
+
+    Tensors are (N, C, H, W) in [0, 1], C of 1 or 3 (RGB), are not rounded, and give (N,) in float64. Arrays are
+    (H, W[, C]) of uint8 and give a number. `border` pixels are left out at each side. `luma` compares Y of BT.601
+    (16 to 235, not rounded) instead of RGB. BasicSR's `calculate_psnr` is the same; MATLAB's psnr() is, on RGB.
+    """
+    return _of_each(restored, gt, border, smallest=1, measure=lambda a, b: calculate_psnr(a, b, 0, test_y_channel=luma))
+
+
+def ssim(
+    restored: Images, gt: Images, *, border: int = 0, luma: bool = False, convention: Convention = "basicsr"
+) -> Tensor | float:
+    """Structural similarity, at most 1; equal images give 1. Images and arguments are as those of `psnr`.
+
+    Both conventions use a Gaussian window of 11 pixels, sigma 1.5. "basicsr" (Wang et al. 2004) takes the mean over
+    channels, each on its own, and over places where the window fits. "matlab" is MATLAB's ssim(): edges are
+    continued with their own value and every pixel counts, and an image of three channels is a volume whose window is
+    11 x 11 x 11, so that channels mix; the paper's deblurring table is measured so. Its Y of uint8 is rounded.
+    """
+    if convention not in get_args(Convention):
+        raise InputError(f"convention: expected one of {', '.join(get_args(Convention))}, found {convention!r}")
+    if convention == "basicsr":
+        return _of_each(restored, gt, border, _WINDOW, lambda a, b: calculate_ssim(a, b, 0, test_y_channel=luma))
+    return _of_each(restored, gt, border, 1, lambda a, b: _volumetric_ssim(*(_planes(image, luma) for image in (a, b))))
+
+
+def _of_each(
+    restored: Images, gt: Images, border: int, smallest: int, measure: Callable[[np.ndarray, np.ndarray], float]
+) -> Tensor | float:
+    """`measure` of every pair, as (H, W, C) in BGR from 0 to 255, without its border."""
+    if border < 0:
+        raise InputError(f"border: expected 0 or more pixels, found {border}")
+    if isinstance(restored, Tensor) and isinstance(gt, Tensor):
+        check_tensors(restored, gt, smallest=smallest + 2 * border)
+        pairs = zip(_as_arrays(restored), _as_arrays(gt), strict=True)
+        values = [float(measure(_inner(a, border), _inner(b, border))) for a, b in pairs]
+        return torch.tensor(values, dtype=torch.float64)
+    if not (isinstance(restored, np.ndarray) and isinstance(gt, np.ndarray)):
+        raise InputError(f"expected two tensors or two arrays, found {type(restored).__name__}, {type(gt).__name__}")
+    check_arrays(restored, gt, smallest=smallest + 2 * border)
+    a, b = (image.reshape(*image.shape[:2], -1)[..., ::-1] for image in (restored, gt))
+    return float(measure(_inner(a, border), _inner(b, border)))
+
+
+def _as_arrays(images: Tensor) -> np.ndarray:
+    return images.detach().double().mul(255).permute(0, 2, 3, 1).flip(3).cpu().numpy()
+
+
+def _inner(image: np.ndarray, border: int) -> np.ndarray:
+    return np.ascontiguousarray(image[border : image.shape[0] - border, border : image.shape[1] - border])
+
+
+def _planes(image: np.ndarray, luma: bool) -> np.ndarray:
+    """(H, W, C) as MATLAB holds it; its rgb2ycbcr() rounds Y where the image is of uint8."""
+    values = (to_y_channel(image) if luma else image).astype(np.float64)
+    return np.floor(values + 0.5) if luma and image.dtype == np.uint8 else values
+
+
+def _volumetric_ssim(a: np.ndarray, b: np.ndarray) -> float:
+    mean_a, mean_b = _smooth(a), _smooth(b)
+    variance_a = _smooth(a * a) - mean_a**2
+    variance_b = _smooth(b * b) - mean_b**2
+    covariance = _smooth(a * b) - mean_a * mean_b
+    likeness = (2 * mean_a * mean_b + _C1) * (2 * covariance + _C2)
+    return float((likeness / ((mean_a**2 + mean_b**2 + _C1) * (variance_a + variance_b + _C2))).mean())
+
+
+def _smooth(volume: np.ndarray) -> np.ndarray:
+    """Weighted mean around every value of (H, W, C); along C only where there is more than one channel."""
+    offsets = np.arange(_WINDOW) - _WINDOW // 2
+    weights = np.exp(-(offsets**2) / (2 * _SIGMA**2))
+    for axis in range(3 if volume.shape[2] > 1 else 2):
+        volume = correlate1d(volume, weights / weights.sum(), axis=axis, mode="nearest")
+    return volume

@@ -1,0 +1,108 @@
+"""How alike two images look to networks: LPIPS and DISTS, both 0 for equal images."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffir_sr.errors import CheckpointError, InputError
+from diffir_sr.metrics.images import check_tensors
+from diffir_sr.metrics.vgg_features import CHANNELS, VGGStages
+from diffir_sr.metrics.weights import file_of_package, load_backbone, read_tensors
+
+Net = Literal["alex", "vgg"]
+_BACKBONES = {"alex": "alexnet", "vgg": "vgg16"}
+_SMALLEST = 32  # AlexNet's last layer has nothing left of smaller images
+
+
+def lpips(restored: Tensor, gt: Tensor, *, net: Net = "alex", backbone: str | None = None) -> Tensor:
+    """Learned perceptual distance (LPIPS 0.1, Zhang et al. 2018) of each pair, (N,): 0 for equal images.
+
+    Images are (N, 3, H, W) RGB in [0, 1], 32 pixels or more; they are taken as they are, not resized. `net` is the
+    trunk: the paper's super-resolution table uses alex, the real-world and inpainting ones vgg. `backbone` is the
+    file of its ImageNet weights, which are looked for if not given (see `metrics.weights`).
+    """
+    if net not in get_args(Net):
+        raise InputError(f"net: expected one of {', '.join(get_args(Net))}, found {net!r}")
+    check_tensors(restored, gt, channels=(3,), smallest=_SMALLEST)
+    network = _lpips_network(net, backbone).to(restored.device)
+    with torch.no_grad():
+        return network(restored.float() * 2 - 1, gt.float() * 2 - 1).flatten()
+
+
+def dists(restored: Tensor, gt: Tensor, *, backbone: str | None = None) -> Tensor:
+    """Distance of structure and texture (DISTS, Ding et al. 2020) of each pair, (N,): 0 for equal images.
+
+    Images and `backbone` are as those of `lpips`. Images are measured at their full size, as in the paper's tables;
+    the authors of DISTS themselves shrink them to 256 pixels first.
+    """
+    check_tensors(restored, gt, channels=(3,), smallest=_SMALLEST)
+    stages, alpha, beta = _dists_network(backbone)
+    stages = stages.to(restored.device)
+    with torch.no_grad():
+        layers = zip(stages(restored.float()), stages(gt.float()), strict=True)
+        likeness = [torch.stack(_likeness(a, b)) for a, b in layers]
+    texture_and_structure = torch.cat(likeness, dim=2)  # (2, N, channels of all layers)
+    weights = torch.stack((alpha, beta))[:, None].to(restored.device)
+    return 1 - (texture_and_structure * weights).sum((0, 2)) / weights.sum()
+
+
+def _likeness(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Equations 4 and 5 of DISTS: likeness of means (texture) and of variation (structure), each (N, channels)."""
+    tiny = 1e-6
+    mean_a, mean_b = a.mean((2, 3)), b.mean((2, 3))
+    variance_a = (a - mean_a[..., None, None]).square().mean((2, 3))
+    variance_b = (b - mean_b[..., None, None]).square().mean((2, 3))
+    covariance = (a * b).mean((2, 3)) - mean_a * mean_b
+    texture = (2 * mean_a * mean_b + tiny) / (mean_a.square() + mean_b.square() + tiny)
+    return texture, (2 * covariance + tiny) / (variance_a + variance_b + tiny)
+
+
+def prepare(metric: Literal["lpips", "dists"], *, net: Net = "alex", backbone: str | None = None) -> None:
+    """Load what `lpips` or `dists` will need; raises CheckpointError where a package or weights are absent."""
+    if metric == "lpips":
+        _lpips_network(net, backbone)
+    else:
+        _dists_network(backbone)
+
+
+@cache
+def _lpips_network(net: Net, backbone: str | None) -> nn.Module:
+    heads = read_tensors(file_of_package("lpips", "weights", "v0.1", f"{net}.pth"))
+    trunk = load_backbone(_BACKBONES[net], path=backbone)
+    from lpips import LPIPS
+
+    # Its weights are drawn before they are replaced; a training's own draws must not change with what it measures.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*'?pretrained'?|.*weight enum", category=UserWarning)
+        network = LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            known = heads if name.startswith("lin") else trunk
+            # lpips names layers net.slice<part>.<place in features>.weight
+            place = name if name.startswith("lin") else f"features.{name.split('.', 2)[2]}"
+            if place not in known or known[place].shape != parameter.shape:
+                raise CheckpointError(f"LPIPS {net}: the weights have no {place} of shape {tuple(parameter.shape)}")
+            parameter.copy_(known[place])
+    return network.requires_grad_(False).eval()
+
+
+@cache
+def _dists_network(backbone: str | None) -> tuple[nn.Module, Tensor, Tensor]:
+    tensors = read_tensors(file_of_package("torchmetrics", "functional", "image", "dists_models", "weights.pt"))
+    alpha, beta = tensors["alpha"].flatten().detach(), tensors["beta"].flatten().detach()
+    if len(alpha) != 3 + sum(CHANNELS) or len(beta) != len(alpha):
+        raise CheckpointError(f"DISTS: expected {3 + sum(CHANNELS)} weights, found {len(alpha)} and {len(beta)}")
+    return VGGStages(load_backbone("vgg16", path=backbone), pool=_hann_pool, with_image=True), alpha, beta
+
+
+def _hann_pool(x: Tensor) -> Tensor:
+    """Root of the mean square under a 3 x 3 Hann window, every second pixel: what DISTS has for max-pooling."""
+    line = x.new_tensor([0.25, 0.5, 0.25])
+    window = torch.outer(line, line).expand(x.shape[1], 1, 3, 3)
+    return (F.conv2d(x.square(), window, stride=2, padding=1, groups=x.shape[1]) + 1e-12).sqrt()

@@ -1,0 +1,63 @@
+"""The safetensors file with a model card that a training writes beside the `.pth` of its network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from diffir_sr.cards import SUFFIX, training_card, write_card_file
+from diffir_sr.checkpoints import identify
+from diffir_sr.compat import save_atomically
+from diffir_sr.version import __version__
+
+
+class CardFiles:
+    """Writes `models/net_g_<label>.safetensors`: the weights that validation uses, and what is known of them."""
+
+    def __init__(self, opt: Mapping[str, Any]) -> None:
+        self.opt = opt
+        self.iteration = int((opt.get("train") or {}).get("total_iter") or 0)  # the last one that was done
+        self._last: tuple[str, bool] | None = None
+
+    def save(self, net: nn.Module, current_iter: int, *, averaged: bool) -> None:
+        """Write the file of a checkpoint; `current_iter` -1 is the last one, 'latest'. Rank 0 alone writes."""
+        self._last = ("latest" if current_iter == -1 else str(current_iter), averaged)
+        self._write(net)
+
+    def measured(self, net: nn.Module, current_iter: int) -> None:
+        """Validation comes after saving: put what it measured into the card of the network it measured."""
+        if self._last is not None and current_iter == self.iteration and self._last[0] in ("latest", str(current_iter)):
+            self._write(net)
+
+    def _write(self, net: nn.Module) -> None:
+        if self.opt["rank"] != 0 or self._last is None:
+            return
+        (label, averaged), tensors = self._last, net.state_dict()
+        card = training_card(
+            self.opt,
+            weights="params_ema" if averaged else "params",
+            iteration=self.iteration,
+            metrics=last_measured(Path(self.opt["path"]["log"]) / "validation.jsonl"),
+            version=__version__,
+        )
+        identity = identify(tensors)
+        if identity is not None:
+            card = {"stage": identity.stage, "task": identity.task, "scale": identity.scale} | card
+        save_atomically(
+            tensors, Path(self.opt["path"]["models"]) / f"net_g_{label}{SUFFIX}", save=partial(_write, card)
+        )
+
+
+def _write(card: Mapping[str, Any], tensors: Any, path: str) -> None:
+    write_card_file(tensors, card, path)
+
+
+def last_measured(record: Path) -> dict[str, dict[str, float]]:
+    """The newest line of each dataset in validation.jsonl: dataset -> iter and metrics."""
+    rows = [json.loads(line) for line in record.read_text().splitlines()] if record.is_file() else []
+    return {row.pop("dataset"): row for row in rows}

@@ -1,0 +1,169 @@
+"""GoPro (or a set of its shape) as motion deblurring trains on it: patches of 512, and middles for validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from diffir_sr.data.images import header
+from diffir_sr.data.sources import some
+from diffir_sr.errors import InputError
+from diffir_sr.prepare.jobs import run_all
+from diffir_sr.prepare.parsing import folder
+from diffir_sr.prepare.storable import read_storable
+from diffir_sr.prepare.stored import Stored, Target, relative
+from diffir_sr.prepare.subimages import starts
+
+SIZE, OVERLAP, MIDDLE = 512, 256, 256
+_BLURRED = ("input", "blur")  # names of folders: as prepared sets have them, and as the original set does
+_SHARP = ("target", "sharp")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A blurred image and its sharp partner; `name` is what their crops are called after.
+
+    Both lie below `root`, relative to which manifests name them.
+    """
+
+    name: str
+    blurred: Path
+    sharp: Path
+    root: Path
+
+
+@dataclass(frozen=True)
+class Crops:
+    """One image of a pair and the crops to cut: where to, top, left."""
+
+    file: Path
+    outputs: tuple[tuple[Target, int, int], ...]
+    size: int | None  # None: the whole image
+    overwrite: bool
+
+
+def find_frames(split: Path) -> list[Frame]:
+    """The pairs of a split: folders input and target in it, or the original tree GOPR.../blur and sharp.
+
+    Raises InputError where neither is found or partners are missing.
+    """
+    if not split.is_dir():
+        raise InputError(f"no such folder: {split.absolute()}; expected the split of a deblurring set")
+    pairs = [(split / low, split / high) for low, high in zip(_BLURRED, _SHARP, strict=True) if (split / low).is_dir()]
+    scenes = sorted(path for path in split.iterdir() if (path / "blur").is_dir()) if not pairs else []
+    sides = [(low, high, "") for low, high in pairs[:1]]
+    sides += [(scene / "blur", scene / "sharp", f"{scene.name}-") for scene in scenes]
+    found = [frame for low, high, prefix in sides for frame in _paired(low, high, prefix=prefix, root=split.parent)]
+    if not found:
+        raise InputError(
+            f"{split.absolute()}: no pairs; expected folders input and target, or GOPR.../blur and GOPR.../sharp"
+        )
+    first: dict[str, Path] = {}
+    twins = [frame for frame in found if first.setdefault(frame.name, frame.blurred) != frame.blurred]
+    if twins:
+        told = [f"{first[frame.name]} and {frame.blurred}" for frame in twins]
+        raise InputError(f"{len(twins)} crops of {split.absolute()} would have the name of others: {some(told)}")
+    return found
+
+
+def _paired(blurred: Path, sharp: Path, *, prefix: str, root: Path) -> list[Frame]:
+    lows, highs = folder(blurred), folder(sharp)
+    alone = sorted(set(lows.names) ^ set(highs.names))
+    if alone:
+        raise InputError(
+            f"{len(alone)} images of {blurred.absolute()} and {sharp.absolute()} have no partner: {some(alone)}; "
+            "add or remove images"
+        )
+    return [Frame(f"{prefix}{name}".replace("/", "-"), lows.file(name), highs.file(name), root) for name in lows.names]
+
+
+def plan_patches(
+    frames: list[Frame], output: Path, *, size: int = SIZE, overlap: int = OVERLAP, overwrite: bool = False
+) -> list[Crops]:
+    """Overlapping patches `<name>-1.png`, ... of every pair, to input_crops and target_crops."""
+    if size < 1 or not 0 <= overlap < size:
+        raise InputError(f"--size must be 1 or more, --overlap less than it; got {size}, {overlap}")
+
+    def places(height: int, width: int) -> list[tuple[str, int, int]]:
+        corners = [
+            (top, left)
+            for top in starts(height, size=size, step=size - overlap, threshold=0)
+            for left in starts(width, size=size, step=size - overlap, threshold=0)
+        ]
+        return [(f"-{number}", top, left) for number, (top, left) in enumerate(corners, start=1)]
+
+    return _plan(frames, output, ("input_crops", "target_crops"), places, size=size, overwrite=overwrite)
+
+
+def plan_middles(frames: list[Frame], output: Path, *, size: int = MIDDLE, overwrite: bool = False) -> list[Crops]:
+    """The middle of every pair, to input_crops and target_crops."""
+
+    def places(height: int, width: int) -> list[tuple[str, int, int]]:
+        return [("", (height - size) // 2, (width - size) // 2)]
+
+    return _plan(frames, output, ("input_crops", "target_crops"), places, size=size, overwrite=overwrite)
+
+
+def plan_copies(frames: list[Frame], output: Path, *, overwrite: bool = False) -> list[Crops]:
+    """Whole images, to input and target: what tests read."""
+    return _plan(frames, output, ("input", "target"), lambda _, __: [("", 0, 0)], size=None, overwrite=overwrite)
+
+
+def _plan(
+    frames: list[Frame],
+    output: Path,
+    folders: tuple[str, str],
+    places: Callable[[int, int], list[tuple[str, int, int]]],
+    *,
+    size: int | None,
+    overwrite: bool,
+) -> list[Crops]:
+    sizes = _equal_sizes(frames, at_least=size or 1)
+    crops = []
+    for frame in frames:
+        for side, file in zip(folders, (frame.blurred, frame.sharp), strict=True):
+            outputs = tuple(
+                (Target(output / side, f"{frame.name}{ending}.png", relative(file, frame.root)), top, left)
+                for ending, top, left in places(*sizes[frame.name])
+            )
+            crops.append(Crops(file, outputs, size, overwrite))
+    return crops
+
+
+def _equal_sizes(frames: list[Frame], *, at_least: int) -> dict[str, tuple[int, int]]:
+    """(height, width) by name; raises InputError that lists partners of other sizes and images that are too small."""
+    sizes, faults = {}, []
+    for frame in frames:
+        low, high = header(frame.blurred), header(frame.sharp)
+        sizes[frame.name] = (high.height, high.width)
+        if (low.height, low.width) != (high.height, high.width):
+            faults.append(f"{frame.blurred}: {low.height}x{low.width}, its partner {high.height}x{high.width}")
+        elif min(high.height, high.width) < at_least:
+            faults.append(f"{frame.sharp}: {high.height}x{high.width}, smaller than {at_least}")
+    if faults:
+        raise InputError(f"{len(faults)} of {len(frames)} pairs cannot be cut: {some(faults)}; remove or replace them")
+    return sizes
+
+
+def run(crops: list[Crops], *, jobs: int, label: str) -> list[tuple[Stored, ...]]:
+    """Cut; what exists is kept unless asked to overwrite."""
+    return run_all(_cut, crops, jobs=jobs, label=label)
+
+
+def _cut(crops: Crops) -> tuple[Stored, ...]:
+    missing = {target for target, _, _ in crops.outputs if crops.overwrite or not target.path.exists()}
+    if not missing:
+        return tuple(target.keep() for target, _, _ in crops.outputs)
+    image, done = read_storable(crops.file, to_8bit=False), []
+    for target, top, left in crops.outputs:
+        if target not in missing:
+            done.append(target.keep())
+        elif crops.size is None and image.png is not None:
+            done.append(target.store(image.png, image.image))
+        else:
+            side = crops.size or max(image.image.shape)
+            done.append(target.store_png(np.ascontiguousarray(image.image[top : top + side, left : left + side])))
+    return tuple(done)

@@ -1,0 +1,197 @@
+"""Pairs of one's own: what is wrong with them, and a clean copy of those that are right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from diffir_sr.data.pairs import degraded_name
+from diffir_sr.data.sources import FolderSource, Source, some
+from diffir_sr.errors import InputError
+from diffir_sr.prepare.jobs import check_apart, run_all
+from diffir_sr.prepare.storable import read_storable
+from diffir_sr.prepare.stored import Stored, Target, relative
+
+_MARK = "\0"  # no file name holds it
+
+
+@dataclass(frozen=True)
+class Good:
+    """A pair that fits, called `name` by both: ground truth of `high`, degraded image of `low`, (height, width)."""
+
+    name: str
+    gt: str
+    lq: str
+    high: tuple[int, int]
+    low: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The pairs that fit, and a sentence for each image that does not."""
+
+    good: list[Good]
+    faults: list[str]
+
+
+def check(
+    lq: Source,
+    gt: Source,
+    *,
+    scale: int,
+    template: str = "{}",
+    gt_template: str = "{}",
+    crop_gt: bool = False,
+    gt_size: int = 0,
+) -> Report:
+    """Pair two folders or LMDBs, or the two kinds of images in one folder, by what the templates' {} stands for.
+
+    `crop_gt` lets a ground truth be up to scale - 1 pixels larger than it should.
+    """
+    if scale < 1:
+        raise InputError(f"--scale: expected 1 or more, got {scale}")
+    lows, highs = _named(lq, template), _named(gt, gt_template)
+    if lq.path.resolve() == gt.path.resolve():
+        lows, highs = _told_apart(lows, highs, template, gt_template)
+        known = {*lows.values(), *highs.values()}
+        faults = [f"{where(lq, name)}: neither {template} nor {gt_template}" for name in lq.names if name not in known]
+    else:
+        faults = _misnamed(lq, lows, template) + _misnamed(gt, highs, gt_template)
+    faults += [
+        f"{where(gt, high)}: no degraded image {degraded_name(name, template)}"
+        for name, high in highs.items()
+        if name not in lows
+    ]
+    faults += [f"{where(lq, low)}: no ground truth for it" for name, low in lows.items() if name not in highs]
+    good = []
+    for name in (name for name in highs if name in lows):
+        try:
+            pair = Good(name, highs[name], lows[name], gt.size(highs[name]), lq.size(lows[name]))
+        except InputError as error:
+            faults.append(str(error))
+            continue
+        fault = _misfit(pair, scale=scale, crop_gt=crop_gt, gt_size=gt_size)
+        if fault:
+            faults.append(f"{where(gt, pair.gt)}: {fault}")
+        else:
+            good.append(pair)
+    return Report(good, faults)
+
+
+def _named(source: Source, template: str) -> dict[str, str]:
+    """Names of images by what {} stands for in them; without those that do not have the form of the template."""
+    before, _, behind = degraded_name(_MARK, template).partition(_MARK)
+    found = {}
+    for name in source.names:
+        folder, _, stem = name.rpartition("/")
+        inner = stem[len(before) : len(stem) - len(behind)]
+        if inner and stem == before + inner + behind:
+            found[f"{folder}/{inner}" if folder else inner] = name
+    return found
+
+
+def _told_apart(
+    lows: dict[str, str], highs: dict[str, str], template: str, gt_template: str
+) -> tuple[dict[str, str], dict[str, str]]:
+    """In one folder, what fits the longer template does not count for the other, which may be {} alone."""
+    if template == gt_template:
+        raise InputError("lq and gt are one folder; give --template and --gt-template that tell their images apart")
+    if len(template) > len(gt_template):
+        taken = set(lows.values())
+        return lows, {name: high for name, high in highs.items() if high not in taken}
+    taken = set(highs.values())
+    return {name: low for name, low in lows.items() if low not in taken}, highs
+
+
+def _misnamed(source: Source, named: dict[str, str], template: str) -> list[str]:
+    known = set(named.values())
+    return [f"{where(source, name)}: not called {template}" for name in source.names if name not in known]
+
+
+def where(source: Source, name: str) -> str:
+    """The file of an image, or the LMDB and its key."""
+    place = source.location(name)
+    return place if isinstance(source, FolderSource) else f"{source.path}[{place}]"
+
+
+def listed(report: Report, lq: FolderSource, gt: FolderSource) -> str:
+    """Lines `ground truth, degraded image`, as the option `meta_info` of RealESRGANPairedDataset takes them."""
+    pairs = [(relative(gt.file(pair.gt), gt.path), relative(lq.file(pair.lq), lq.path)) for pair in report.good]
+    bad = [name for pair in pairs for name in pair if ", " in name]
+    if bad:
+        raise InputError(f"{len(bad)} names hold a comma and a blank, which divide the names in a list: {some(bad)}")
+    return "".join(f"{high}, {low}\n" for high, low in pairs)
+
+
+def _misfit(pair: Good, *, scale: int, crop_gt: bool, gt_size: int) -> str:
+    spare = [high - scale * low for high, low in zip(pair.high, pair.low, strict=True)]
+    if any(extra < 0 or extra >= (scale if crop_gt else 1) for extra in spare):
+        high, low = (f"{size[0]}x{size[1]}" for size in (pair.high, pair.low))
+        crop = " (--crop-gt would cut the rest off)" if all(0 <= extra < scale for extra in spare) else ""
+        return f"{high}, expected {scale * pair.low[0]}x{scale * pair.low[1]} for its degraded image of {low}{crop}"
+    if min(pair.high) < gt_size:
+        return f"{pair.high[0]}x{pair.high[1]}, smaller than the patches of {gt_size}"
+    return ""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One pair to copy; the ground truth is cut to `high`."""
+
+    files: tuple[Path, Path]
+    targets: tuple[Target, Target]
+    high: tuple[int, int]
+    overwrite: bool
+    to_8bit: bool
+
+
+def plan(
+    report: Report,
+    lq: FolderSource,
+    gt: FolderSource,
+    output: Path,
+    *,
+    scale: int,
+    folders: tuple[str, str] = ("lq", "gt"),
+    overwrite: bool = False,
+    to_8bit: bool = False,
+) -> list[Copy]:
+    """Copies of the good pairs as <name>.png in two folders under `output`, called alike."""
+    check_apart(lq.path, output)
+    check_apart(gt.path, output)
+    return [
+        Copy(
+            (lq.file(pair.lq), gt.file(pair.gt)),
+            (
+                Target(output / folders[0], f"{pair.name}.png", relative(lq.file(pair.lq), lq.path)),
+                Target(output / folders[1], f"{pair.name}.png", relative(gt.file(pair.gt), gt.path)),
+            ),
+            (scale * pair.low[0], scale * pair.low[1]),
+            overwrite,
+            to_8bit,
+        )
+        for pair in report.good
+    ]
+
+
+def run(copies: Sequence[Copy], *, jobs: int) -> list[tuple[Stored, Stored]]:
+    """Copy, as 8-bit PNG without alpha, upright; what exists is kept unless asked to overwrite."""
+    return run_all(_copy, copies, jobs=jobs, label="pairs")
+
+
+def _copy(copy: Copy) -> tuple[Stored, Stored]:
+    done = []
+    for file, target, crops in zip(copy.files, copy.targets, (False, True), strict=True):
+        if not copy.overwrite and target.path.exists():
+            done.append(target.keep())
+            continue
+        stored = read_storable(file, to_8bit=copy.to_8bit)
+        image = stored.image[: copy.high[0], : copy.high[1]] if crops else stored.image
+        if stored.png is not None and image.shape == stored.image.shape:
+            done.append(target.store(stored.png, image))
+        else:
+            done.append(target.store_png(np.ascontiguousarray(image)))
+    return done[0], done[1]

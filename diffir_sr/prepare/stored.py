@@ -1,0 +1,182 @@
+"""Files that a job makes or finds made, and the manifest and the summary that tell of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffir_sr.data.encoded import read_header
+from diffir_sr.data.images import decode, encode_png, read_file, write_atomically
+from diffir_sr.data.manifest import Entry, Manifest, manifest_path, read_manifest, write_manifest
+from diffir_sr.errors import InputError
+from diffir_sr.prepare.jobs import remove_leftovers
+from diffir_sr.version import __version__
+
+_ADDS_ONLY = {"to_8bit"}  # parameters that admit more images and change none of the others
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One file of a job's output, and whether it was written now or was there."""
+
+    entry: Entry
+    written: bool
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where an image goes (`name` below `root`) and the relative path of the image it is made of."""
+
+    root: Path
+    name: str
+    origin: str
+
+    @property
+    def path(self) -> Path:
+        return self.root / self.name
+
+    def store(self, data: bytes, image: np.ndarray) -> Stored:
+        """Write the encoded form `data` of an image (H, W, C), whole or not at all."""
+        write_atomically(data, self.path)
+        height, width, channels = image.shape
+        return Stored(self._entry(data, (height, width, channels)), written=True)
+
+    def store_png(self, image: np.ndarray, *, compress_level: int = 1) -> Stored:
+        """Encode an image (H, W, C) as PNG and write it."""
+        return self.store(encode_png(image, compress_level=compress_level), image)
+
+    def keep(self) -> Stored:
+        """The file as it is there; raises InputError where it is no image."""
+        data = read_file(self.path)
+        header = read_header(self.path)
+        if header is None:
+            height, width, channels = decode(data, where=str(self.path)).shape
+        else:
+            height, width, channels = header.height, header.width, header.channels
+        return Stored(self._entry(data, (height, width, channels)), written=False)
+
+    def _entry(self, data: bytes, size: tuple[int, int, int]) -> Entry:
+        return Entry(self.name, self.origin, size, len(data), hashlib.sha256(data).hexdigest())
+
+
+def relative(file: Path, root: Path) -> str:
+    return file.relative_to(root).as_posix()
+
+
+@dataclass
+class Job:
+    """A job that fills one output folder: refuses to mix parameters, ends with a manifest and a summary."""
+
+    output: Path
+    name: str
+    parameters: Mapping[str, Any]  # everything that decides the bytes
+    source: Path
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def _unfinished(self) -> Path:
+        return self.output.with_name(f"{self.output.name}.unfinished.json")
+
+    def check(self, *, overwrite: bool = False) -> None:
+        """Raise InputError where images made otherwise lie in `output` and would be mixed with those of this job."""
+        now, before = self._note(), self._before()
+        if overwrite:
+            before = self._of_other_sources()  # these are not made again
+        if before is not None and (difference := _difference(before, now)):
+            remedy = "" if overwrite else ", or give --overwrite"
+            raise InputError(
+                f"{self.output.absolute()} holds images made otherwise ({difference}); they would be mixed; choose "
+                f"another folder, or remove it and the files beside it that are called after it{remedy}"
+            )
+
+    def begin(self, *, overwrite: bool = False) -> None:
+        """Raise as `check` does; else note what is under way."""
+        self.check(overwrite=overwrite)
+        if not self.output.exists():
+            manifest_path(self.output).unlink(missing_ok=True)  # of a folder that was removed
+        if self._unfinished.is_file():
+            remove_leftovers(self.output)
+        write_atomically(json.dumps({**self._note(), "overwrite": overwrite}).encode(), self._unfinished)
+
+    def _note(self) -> dict[str, Any]:
+        return json.loads(json.dumps({"job": self.name, "parameters": dict(self.parameters)}))
+
+    def _before(self) -> dict[str, Any] | None:
+        """Job and parameters of what is in the folder."""
+        if not self.output.exists():
+            return None
+        if self._unfinished.is_file():
+            return json.loads(self._unfinished.read_text())
+        found = self._listed()
+        return {"job": found.job, "parameters": dict(found.parameters)} if found else None
+
+    def _of_other_sources(self) -> dict[str, Any] | None:
+        found = self._listed()
+        if found is None or found.source == self._source:
+            return None
+        return {"job": found.job, "parameters": dict(found.parameters)}
+
+    @property
+    def _source(self) -> str:
+        return self.source.resolve().as_posix()
+
+    def _listed(self) -> Manifest | None:
+        """The manifest of what is in the folder."""
+        path = manifest_path(self.output)
+        return read_manifest(path) if path.is_file() and self.output.exists() else None
+
+    def finish(self, stored: Iterable[Stored], *, notes: Iterable[str] = (), what: str = "images") -> str:
+        """Write the manifest and print the summary; gives the summary.
+
+        What --overwrite replaced and this job did not make anew is removed: it would be taken for a result.
+        """
+        stored = list(stored)
+        entries, before = [one.entry for one in stored], self._listed()
+        if before is not None:
+            self._remove_replaced(before, {entry.name for entry in entries})
+        listing = write_manifest(self.output, self._manifest(entries, before))
+        self._unfinished.unlink(missing_ok=True)
+        made = sum(one.written for one in stored)
+        told = [f"{made} made, {len(stored) - made} kept", f"{sum(entry.bytes for entry in entries) / 2**20:.1f} MiB"]
+        told += [f"{time.perf_counter() - self.started:.1f} s", *notes]
+        text = f"{self.output}: {len(stored)} {what} ({', '.join(told)}); listed in {listing}\n"
+        sys.stdout.write(text)
+        return text
+
+    def _remove_replaced(self, before: Manifest, made: set[str]) -> None:
+        if not _difference({"job": before.job, "parameters": before.parameters}, self._note()):
+            return
+        for entry in before.entries:
+            if entry.name not in made:
+                (self.output / entry.name).unlink(missing_ok=True)
+
+    def _manifest(self, entries: list[Entry], before: Manifest | None) -> Manifest:
+        """The entries of this run, and those that an earlier run from another source put into the same folder."""
+        source = self._source
+        if before is not None and before.source != source:
+            names = {entry.name for entry in entries}
+            others = [entry for entry in before.entries if entry.name not in names]
+            others = [entry for entry in others if (self.output / entry.name).is_file()]
+            if others:
+                source = " + ".join(dict.fromkeys([*before.source.split(" + "), source]))
+                entries = [*entries, *others]
+        return Manifest(self.name, self.parameters, source, __version__, entries)
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What would make images of one run unlike those of another; empty where nothing would."""
+    if before["job"] != now["job"]:
+        return f"by {before['job']!r}, not {now['job']!r}"
+    if before.get("overwrite"):
+        return "a run with --overwrite was stopped half way"
+    old, new = before["parameters"], now["parameters"]
+    values = [(name, old.get(name), new.get(name)) for name in {**new, **old} if name not in _ADDS_ONLY]
+    return "; ".join(f"{name} {was!r}, now {value!r}" for name, was, value in values if was != value)

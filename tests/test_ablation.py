@@ -1,0 +1,127 @@
+"""`diffir ablate`: variants are trained alike, compared seed by seed, and reported with the paper's words."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from toy import train_options, write_options, write_pairs
+
+from diffir_sr.ablation.plan import plan, read_ablation
+from diffir_sr.ablation.report import Found, against
+from diffir_sr.cli import main
+from diffir_sr.errors import OptionError
+from diffir_sr.options.recipes import recipes_folder
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_pairs("data", lmdb=False)
+    for stage in ("s1", "s2"):
+        write_options(train_options(stage), f"{stage}.yml")
+    ablation = dict(
+        name="toy",
+        about="Two ways.",
+        stage_1="s1.yml",
+        stage_2="s2.yml",
+        seeds=[0, 1],
+        iterations=2,
+        metric="psnr",
+        reference="joint",
+        paper="Joint is better.",
+        both=dict(val=dict(val_freq=2)),
+        variants=dict(joint=dict(paper="shipped"), plain=dict(stage_2=dict(network_g=dict(use_diffusion=False)))),
+    )
+    Path("toy.yml").write_text(yaml.safe_dump(ablation))
+    return ablation
+
+
+def test_variants_are_trained_measured_and_reported(small, capsys):
+    small["seeds"] = [0]
+    Path("toy.yml").write_text(yaml.safe_dump(small))
+    assert main(["ablate", "toy.yml"]) == 0
+    report = Path("results/ablate_toy/report.md").read_text()
+    results = json.loads(Path("results/ablate_toy/results.json").read_text())
+    assert set(results) == {"stage 1", "joint", "plain"}
+    for variant, values in results.items():
+        for seed, value in enumerate(values):
+            run = f"ablate_toy_S1_plain_s{seed}" if variant == "stage 1" else f"ablate_toy_{variant}_s{seed}"
+            last = Path(f"experiments/{run}/validation.jsonl").read_text().splitlines()[-1]
+            assert json.loads(last)["psnr"] == value
+    mean = results["plain"][0]
+    assert f"| plain | {mean:.3f} |" in report
+    assert "| shipped |" in report
+    assert "Paper: Joint is better." in report
+    assert Path("results/ablate_toy/plot.png").stat().st_size > 5000
+    capsys.readouterr()
+    before = {path: path.stat().st_mtime_ns for path in Path("experiments").rglob("net_g_latest.pth")}
+    assert main(["ablate", "toy.yml"]) == 0  # nothing is trained twice
+    assert {path: path.stat().st_mtime_ns for path in Path("experiments").rglob("net_g_latest.pth")} == before
+    assert "[1/" not in capsys.readouterr().out
+    assert main(["ablate", "toy.yml", "--iterations", "3"]) == 1
+    assert "an earlier run of this name had other options" in capsys.readouterr().err
+
+
+def test_a_stage_1_that_does_not_change_is_shared(small):
+    small["variants"]["own"] = dict(stage_1=dict(network_g=dict(prior_sees="gt")))
+    Path("toy.yml").write_text(yaml.safe_dump(small))
+    runs = plan(read_ablation(Path("toy.yml")), Path())
+    assert sum(run.stage == 1 for run in runs) == 4
+    assert sum(run.stage == 2 for run in runs) == 6
+    starts = {run.name: run.values["path"]["pretrain_network_S1"] for run in runs if run.stage == 2}
+    assert starts["ablate_toy_joint_s0"] == starts["ablate_toy_plain_s0"] != starts["ablate_toy_own_s0"]
+    assert {run.values["manual_seed"] for run in runs if run.name.endswith("_s1")} == {1}
+
+
+@pytest.mark.parametrize(
+    ("values", "lower", "said"),
+    [
+        ((1.0, 1.1, 1.05), False, "better"),
+        ((1.0, 1.1, 1.05), True, "worse"),
+        ((0.5, -0.6, 0.2), False, "within the noise"),
+        ((-1.0, -1.2, -1.1), False, "worse"),
+    ],
+)
+def test_a_difference_counts_from_twice_its_error_on(values, lower, said):
+    reference = Found((30.0, 20.0, 25.0))  # seeds differ far more than variants
+    other = Found(tuple(one + gain for one, gain in zip(reference.values, values, strict=True)))
+    assert against(other, reference, lower_is_better=lower)[1] == said
+
+
+def test_one_seed_says_nothing():
+    assert against(Found((2.0,)), Found((1.0,)), lower_is_better=False) == (1.0, "one seed: no statement")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (dict(reference="other"), "reference: no variant is called 'other'; there are: joint, plain"),
+        (dict(stage_2="none.yml"), "no such option file: "),
+        (dict(varients={}), "varients: Extra inputs are not permitted"),
+        (dict(seeds=[]), "seeds: "),
+    ],
+)
+def test_a_wrong_file_is_told(small, change, told):
+    Path("toy.yml").write_text(yaml.safe_dump(small | change))
+    with pytest.raises(OptionError, match=told):
+        read_ablation(Path("toy.yml"))
+
+
+def test_a_training_that_fails_ends_the_comparison(small, capsys):
+    small["variants"]["joint"]["stage_2"] = dict(train=dict(optim_g=dict(type="Adam", lr=1e9)))
+    Path("toy.yml").write_text(yaml.safe_dump(small))
+    assert main(["ablate", "toy.yml", "--seeds", "0"]) == 1
+    assert "ablate_toy_joint_s0: the training ended with code 1" in capsys.readouterr().err
+    assert not Path("results/ablate_toy").exists()
+
+
+@pytest.mark.parametrize("path", sorted((recipes_folder() / "ablations").glob("*.yml")), ids=lambda path: path.stem)
+def test_shipped_ablations_are_sound(path, tmp_path):
+    from diffir_sr.options import load_options
+
+    for run in plan(read_ablation(path), path.parent):
+        file = tmp_path / f"{run.name}.yml"
+        file.write_text(yaml.safe_dump(run.values))
+        if run.seed == 0:
+            assert load_options(file, check_files=False).warnings == []

@@ -1,0 +1,308 @@
+"""`diffir restore`: trees, names, streams, resuming after a kill, bad files among good ones, full disks, videos."""
+
+import errno
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from pictures import photo, write_network
+from PIL import Image
+
+from diffir_sr.cli import main
+from diffir_sr.data import images
+from diffir_sr.data.images import encode_png
+from diffir_sr.errors import InputError
+from diffir_sr.inference import video
+from diffir_sr.inference.files import plan
+from diffir_sr.inference.images import read_picture
+
+
+def put(*names, size=(12, 10)):
+    for index, name in enumerate(names):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo(*size, top=index, left=100 + 9 * (index % 30))).save(name)
+
+
+def restore(*words, weights=None):
+    return main(["restore", *words, "-w", weights or write_network()])
+
+
+def files(folder):
+    found = (path for path in Path(folder).rglob("*") if path.is_file() and path.name != "restored.jsonl")
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def test_a_tree_keeps_its_structure_and_no_name_collides(capsys):
+    put("in/a.png", "in/a.jpg", "in/sub/a.png", "in/a.b.webp", "in/.hidden.png")
+    assert restore("in", "-o", "out") == 0
+    assert files("out") == ["a.b.webp", "a.jpg", "a.png", "sub/a.png"]
+    assert "out: 4 restored" in capsys.readouterr().out
+    assert restore("in", "-o", "pngs", "--format", "png") == 0
+    assert files("pngs") == ["a.b.webp.png", "a.jpg.png", "a.png", "sub/a.png"]
+    assert restore("in/a.png", "in/sub/a.png", "in/a.jpg", "-o", "flat") == 0
+    assert files("flat") == ["a.jpg", "a.png", "sub/a.png"]
+    assert restore("in/**/*.png", "-o", "glob") == 0
+    assert files("glob") == ["a.png", "sub/a.png"]
+    assert restore("in/a.png", "-o", "one/result.tif") == 0
+    assert files("one") == ["result.tif"]
+    assert not Path("one/restored.jsonl").exists()
+
+
+def test_names_that_differ_in_case_alone_are_kept_apart():
+    Path("in").mkdir()
+    for name in ("a.png", "A.PNG"):
+        Path("in", name).write_bytes(b"x")
+    if len(list(Path("in").iterdir())) == 2:
+        targets = [job.target.name for job in plan(["in"], "out")]
+        assert len({name.lower() for name in targets}) == 2
+
+
+def test_standard_input_to_standard_output(monkeypatch, capfdbinary):
+    put("a.png")
+    weights = write_network()
+    assert restore("a.png", "-o", "b.png", weights=weights) == 0
+    capfdbinary.readouterr()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(Path("a.png").read_bytes())))
+    assert restore("-", "-o", "-", weights=weights) == 0
+    assert capfdbinary.readouterr().out == Path("b.png").read_bytes()
+
+
+def test_nothing_is_overwritten_unless_asked(capsys):
+    put("in/a.png", "in/b.png")
+    Path("out").mkdir()
+    Path("out/a.png").write_bytes(b"mine")
+    assert restore("in", "-o", "out") == 1
+    assert Path("out/a.png").read_bytes() == b"mine"
+    said = capsys.readouterr()
+    assert "a.png exists and is not of this run; --overwrite replaces it" in said.err
+    assert "1 restored, 1 failed" in said.out
+    assert restore("in", "-o", "out", "--seed", "1") == 1
+    assert "b.png exists, made from other settings or weights" in capsys.readouterr().err
+    assert restore("in", "-o", "out", "--overwrite") == 0
+    assert "1 restored, 1 kept" in capsys.readouterr().out
+    assert cv2.imread("out/a.png").shape == (48, 40, 3)
+    before = Path("in/a.png").read_bytes()
+    assert restore("in/a.png", "-o", "in", "--overwrite") == 1
+    assert Path("in/a.png").read_bytes() == before
+
+
+def test_a_bad_picture_is_told_and_the_rest_goes_on(capsys):
+    put("in/a.png", "in/z.png")
+    whole = encode_png(photo(40, 40))
+    Path("in/cut.png").write_bytes(whole[: len(whole) // 2])
+    Path("in/empty.jpg").write_bytes(b"")
+    Image.fromarray(photo()).convert("CMYK").save("in/print.jpg")
+    assert restore("in", "-o", "out") == 1
+    said = capsys.readouterr()
+    assert "2 restored, 3 failed" in said.out
+    for part in ("in/cut.png: damaged or cut short", "in/empty.jpg: the file is empty", "in/print.jpg: CMYK"):
+        assert part in said.err
+    assert "Traceback" not in said.err
+    assert files("out") == ["a.png", "z.png"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["absent.png", "-o", "out"], "no such file or folder"),
+        (["*.tiff", "-o", "out"], "matches no picture"),
+        (["in", "-o", "in/out"], "is the input folder in or lies in it"),
+        (["in", "-o", "out.png"], "one file name for 2 inputs"),
+        (["in", "-o", "-"], "standard output takes one picture, found 2"),
+        (["net.pth", "-o", "out"], "neither an image nor a video by its name"),
+        (["in/a.png", "-o", "out", "--samples", "0"], "--samples: expected 1 or more"),
+        (["in/a.png", "-o", "out", "--blend", "net.pth", "much"], "--blend: expected a file and a share"),
+        (["in/a.png", "-o", "out", "--memory", "lots"], "--memory: expected a size such as 4G"),
+    ],
+)
+def test_a_command_that_cannot_work_says_why_and_writes_nothing(capsys, words, said):
+    put("in/a.png", "in/b.png")
+    assert restore(*words) == 1
+    assert said in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_masks_by_file_folder_and_colour(capsys):
+    weights = write_network("fill.pth", task="inpaint")
+    put("in/a.png", "in/b.png")
+    mask = np.zeros((12, 10), np.uint8)
+    mask[3:6, 2:7] = 255
+    Path("masks").mkdir()
+    cv2.imwrite("masks/a_mask.png", mask)
+    cv2.imwrite("masks/b.png", np.where(mask, 200, 20).astype(np.uint8))
+    assert restore("in", "-o", "out", "--mask", "masks", weights=weights) == 0
+    assert "masks/b.png: 100.0% of the mask is grey; from half white on" in capsys.readouterr().err
+    for name in "ab":
+        given, made = cv2.imread(f"in/{name}.png"), cv2.imread(f"out/{name}.png")
+        assert np.array_equal(made[mask == 0], given[mask == 0])
+        assert (made[mask > 0] != given[mask > 0]).any()
+    painted = read_picture(Path("in/a.png").read_bytes(), where="a").colours.copy()
+    painted[mask > 0] = (255, 0, 255)
+    Path("painted.png").write_bytes(encode_png(painted))
+    assert restore("painted.png", "-o", "by_colour", "--mask", "#ff00ff", weights=weights) == 0
+    assert np.array_equal(cv2.imread("by_colour/painted.png"), cv2.imread("out/a.png"))
+    cv2.imwrite("masks/b.png", mask[:-1])
+    assert restore("in", "-o", "out2", "--mask", "masks", weights=weights) == 1
+    assert "in/b.png: its mask masks/b.png is 11x10, expected 12x10" in capsys.readouterr().err
+    assert files("out2") == ["a.png"]
+    assert restore("in", "-o", "out3", weights=weights) == 1
+    assert restore("in", "-o", "out3", "--mask", "masks") == 1
+    assert "takes no mask" in capsys.readouterr().err
+
+
+def test_samples_are_written_with_mean_and_map(capsys):
+    put("in/a.png")
+    assert restore("in", "-o", "out", "--samples", "3") == 0
+    names = ["a.mean.png", "a.png.sensitivity.png", *(f"a.sample{number}.png" for number in (1, 2, 3))]
+    assert files("out") == sorted(names)
+    said = capsys.readouterr().err
+    assert "sensitivity to the prior" in said
+    assert "not how far the result is from the truth" in said
+    shown = cv2.imread("out/a.png.sensitivity.png", cv2.IMREAD_UNCHANGED)
+    assert (shown.shape, shown.dtype, shown.max()) == ((48, 40), np.uint16, 65535)
+    assert restore("in", "-o", "plain") == 0
+    assert Path("plain/a.png").read_bytes() == Path("out/a.sample1.png").read_bytes()
+    assert restore("in", "-o", "out", "--samples", "3") == 0
+    assert "0 restored, 1 kept" in capsys.readouterr().out
+
+
+def start(*words):
+    """The command in a process of its own, forked so that torch is not imported again; says.txt holds what it says."""
+
+    def run():
+        with Path("says.txt").open("a") as file:
+            sys.stderr = sys.stdout = file
+            code = main(["restore", *words])
+        os._exit(code)
+
+    child = multiprocessing.get_context("fork").Process(target=run)
+    child.start()
+    return child
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_run_goes_on_and_leaves_nothing_half_written(capsys, number):
+    put(*(f"in/p{index:03d}.png" for index in range(60)), size=(40, 40))
+    weights = write_network()
+    child = start("in", "-o", "out", "-w", weights)
+    while len(list(Path("out").glob("p*.png"))) < 3:
+        assert child.is_alive()
+        time.sleep(0.01)
+    os.kill(child.pid, number)
+    child.join()
+    assert child.exitcode == (130 if number == signal.SIGINT else -9)
+    assert "Traceback" not in Path("says.txt").read_text()
+    done = files("out")
+    assert 3 <= len(done) < 60
+    for name in done:
+        if not name.startswith("."):
+            assert cv2.imread(f"out/{name}").shape == (160, 160, 3)
+    with Path("out/restored.jsonl").open("a") as file:
+        file.write('{"output": "p05')  # as a kill in the middle of a line leaves it
+    capsys.readouterr()
+    assert restore("in", "-o", "out", weights=weights) == 0
+    kept = int(capsys.readouterr().out.split(" restored, ")[1].split()[0])
+    assert kept >= 3
+    assert restore("in", "-o", "straight", weights=weights) == 0
+    assert files("out") == files("straight")
+    for name in files("straight"):
+        assert Path("out", name).read_bytes() == Path("straight", name).read_bytes()
+    for line in Path("straight/restored.jsonl").read_text().splitlines():
+        assert json.loads(line)["settings"]["seed"] == 0
+
+
+def test_two_processes_write_what_one_does():
+    put(*(f"in/p{index}.png" for index in range(4)))
+    weights = write_network()
+    children = [start(*(f"in/p{index}.png" for index in part), "-o", "two", "-w", weights) for part in ((3, 0), (1, 2))]
+    assert restore("in", "-o", "one", weights=weights) == 0
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+    assert files("one") == files("two")
+    for name in files("one"):
+        assert Path("one", name).read_bytes() == Path("two", name).read_bytes()
+
+
+def test_a_full_disk_ends_the_run_in_words(capsys, monkeypatch):
+    put("in/a.png", "in/b.png")
+    rename, calls = os.replace, []
+
+    def replace(source, target):
+        calls.append(target)
+        if str(target).endswith("b.png"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        rename(source, target)
+
+    monkeypatch.setattr(images.os, "replace", replace)
+    assert restore("in", "-o", "out") == 1
+    assert "No space left on device; 1 restored so far; make room and start the same command" in capsys.readouterr().err
+    assert files("out") == ["a.png"]
+    monkeypatch.undo()
+
+
+def test_a_folder_that_cannot_be_written_is_named(capsys):
+    put("in/a.png")
+    Path("out").write_text("a file, no folder")
+    assert restore("in", "-o", "out") == 1
+    said = capsys.readouterr().err
+    assert "out: File exists" in said or "Not a directory" in said
+    assert "Traceback" not in said
+
+
+needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the program ffmpeg")
+
+
+def film(file, *, sound=True):
+    command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "testsrc=size=18x14:rate=30000/1001:duration=0.2"]
+    command += ["-f", "lavfi", "-i", "sine=duration=0.2", "-c:a", "aac", "-shortest"] if sound else []
+    subprocess.run([*command, "-c:v", "libx264", "-y", file], check=True)
+
+
+@needs_ffmpeg
+def test_a_video_keeps_its_sound_rate_and_number_of_frames(capsys):
+    film("in.mp4")
+    assert restore("in.mp4", "-o", "out") == 0
+    before, after = video.probe(Path("in.mp4")), video.probe(Path("out/in.mp4"))
+    assert (after.height, after.width, after.rate) == (56, 72, before.rate)
+    said = subprocess.run(["ffmpeg", "-i", "out/in.mp4"], capture_output=True, text=True).stderr
+    assert "Audio: aac" in said
+    count = subprocess.run(
+        ["ffmpeg", "-v", "error", "-i", "out/in.mp4", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True
+    ).stdout
+    assert len(count) == 6 * 56 * 72 * 3
+    assert files("out") == ["in.mp4"]
+    assert restore("in.mp4", "-o", "out") == 0
+    assert "0 restored, 1 kept" in capsys.readouterr().out
+
+
+@needs_ffmpeg
+def test_a_video_that_is_none_or_cut_short_is_told_and_leaves_no_file(capsys):
+    film("whole.mkv", sound=False)
+    data = Path("whole.mkv").read_bytes()
+    Path("in").mkdir()
+    Path("in/cut.mp4").write_bytes(data[: len(data) // 3])
+    Path("in/text.mp4").write_bytes(b"no video")
+    put("in/a.png")
+    assert restore("in", "-o", "out") == 1
+    said = capsys.readouterr()
+    assert "1 restored, 2 failed" in said.out
+    assert "in/text.mp4: ffmpeg finds no video in it" in said.err
+    assert files("out") == ["a.png"]
+
+
+def test_without_ffmpeg_a_video_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(video.shutil, "which", lambda _: None)
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(InputError, match=r"install it, or: pip install 'diffir_sr\[video\]'"):
+        video.find_ffmpeg()

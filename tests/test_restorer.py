@@ -1,0 +1,224 @@
+"""Restoring from Python: the same kind back, the same bytes as validation and test, whatever the batch or thread."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from pictures import SMALL, photo, write_network
+from PIL import Image
+from toy import run_training, train_options, write_options, write_pairs
+
+from diffir_sr import load_restorer, restore
+from diffir_sr.archs.diffir_arch import DiffIRS1, DiffIRS2
+from diffir_sr.cards import write_card_file
+from diffir_sr.cli import basicsr_main, main
+from diffir_sr.data.images import encode_png
+from diffir_sr.errors import CheckpointError, InputError
+from diffir_sr.inference.picture import Picture
+
+
+@pytest.fixture
+def restorer():
+    return load_restorer(write_network())
+
+
+def test_the_checkpoint_says_everything():
+    for task, scale in (("sr", 4), ("sr", 2), ("deblur", None), ("inpaint", None)):
+        about = dict(task=task) | (dict(scale=scale) if scale else {})
+        loaded = load_restorer(write_network(**about))
+        assert (loaded.task, loaded.scale) == (task, scale or 1)
+    assert "task: inpainting" in loaded.describe()
+
+
+def test_test_command_and_restorer_write_equal_bytes():
+    Path("lq").mkdir()
+    for name, size in (("a", (20, 17)), ("b", (9, 24)), ("c", (1, 1))):
+        Path(f"lq/{name}.png").write_bytes(encode_png(photo(*size)))
+    options = dict(
+        name="same", model_type="DiffIRS2Model", scale=4, num_gpu=0,
+        datasets=dict(test_1=dict(name="mine", type="SingleDataset", dataroot_lq="lq")),
+        network_g=train_options("s2")["network_g"],
+        path=dict(pretrain_network_g=write_network(), param_key_g="params_ema", strict_load_g=True),
+        val=dict(save_img=True, suffix="x", seed=5),
+    )  # fmt: skip
+    assert basicsr_main(["test", "-opt", write_options(options)]) == 0
+    assert main(["restore", "lq", "-o", "out", "-w", "net.pth", "--seed", "5"]) == 0
+    restorer = load_restorer("net.pth", seed=5)
+    for name in "abc":
+        tested = cv2.imread(f"results/same/visualization/mine/{name}_x.png")[..., ::-1]
+        assert np.array_equal(tested, cv2.imread(f"out/{name}.png")[..., ::-1])
+        assert np.array_equal(tested, restorer(f"lq/{name}.png").colours)
+
+
+def test_validation_while_training_writes_what_the_saved_checkpoint_restores():
+    write_pairs("data", count=2, lmdb=False)
+    assert run_training(train_options("s1", iterations=1)) == 0
+    options = train_options("s2", iterations=2)
+    options["val"] |= dict(save_img=True, seed=3)
+    assert run_training(options) == 0
+    assert main(["restore", "data/lq", "-o", "out", "--seed", "3", "-w", weights_of("toy_s2", 2)]) == 0
+    for name in ("p0", "p1"):
+        validated = cv2.imread(f"experiments/toy_s2/visualization/{name}/{name}_2.png")
+        assert np.array_equal(validated, cv2.imread(f"out/{name}.png"))
+
+
+def weights_of(run, iteration):
+    return f"experiments/{run}/models/net_g_{iteration}.safetensors"
+
+
+def test_the_card_tells_what_shapes_cannot():
+    network = DiffIRS2(**SMALL, prediction="eps")
+    write_card_file(network.state_dict(), {"prediction": "eps"}, "eps.safetensors")
+    assert load_restorer("eps.safetensors").network.diffusion.prediction == "eps"
+
+
+def test_bytes_do_not_depend_on_batch_order_or_thread(restorer):
+    pictures = [photo(12, 16, left=170 + 8 * index) for index in range(8)]
+    alone = [restorer(picture) for picture in pictures]
+    together = restorer(np.stack(pictures[::-1]))[::-1]
+    assert np.array_equal(np.stack(alone), together)
+    with ThreadPoolExecutor(2) as pool:
+        assert all(np.array_equal(*pair) for pair in zip(alone, pool.map(restorer, pictures), strict=True))
+    assert not np.array_equal(restorer(pictures[0], seed=1), alone[0])
+
+
+@pytest.mark.parametrize("tile_mode", ["whole", "exact", "prior"])
+def test_tiles_share_the_start_noise(tile_mode):
+    picture = photo(24, 24)
+    made = load_restorer(write_network(), tile_mode=tile_mode)(picture)
+    plain = load_restorer("net.pth")(picture)
+    assert made.shape == plain.shape
+    if tile_mode != "prior":
+        assert np.array_equal(made, plain)
+
+
+def test_every_kind_comes_back_as_itself(restorer):
+    picture = photo()
+    made = restorer(picture)
+    assert made.dtype == np.uint8
+    assert made.shape == (80, 68, 3)
+    deep = restorer(picture.astype(np.uint16) * 257)
+    assert deep.dtype == np.uint16
+    assert np.abs(deep / 257 - made).max() <= 0.51
+    real = restorer(picture.astype(np.float64) / 255)
+    assert real.dtype == np.float64
+    assert np.array_equal(np.rint(real * 255), made)
+    assert restorer(picture[..., 0]).shape == (80, 68)
+    assert restorer(picture[..., :1]).shape == (80, 68, 1)
+    image = restorer(Image.fromarray(picture))
+    assert isinstance(image, Image.Image)
+    assert np.array_equal(np.asarray(image), made)
+    for mode in ("L", "LA", "RGBA", "I;16"):
+        given = Image.fromarray(picture[..., 0].astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+        assert restorer(given).mode == mode
+    Path("p.png").write_bytes(encode_png(picture))
+    several = restorer(["p.png", picture])
+    assert isinstance(several[0], Picture)
+    assert np.array_equal(np.asarray(several[0]), several[1])
+    several[0].save("made.png")
+    assert np.array_equal(cv2.imread("made.png")[..., ::-1], made)
+    with pytest.raises(InputError, match="exists"):
+        several[0].save("made.png")
+    assert np.array_equal(restore("p.png", "net.pth").colours, made)
+
+
+def test_alpha_is_carried_and_grey_is_the_mean_of_the_colours(restorer):
+    picture = photo()
+    alpha = np.full(picture.shape[:2], 200, np.uint8)
+    made = restorer(np.dstack([picture, alpha]))
+    assert np.array_equal(made[..., :3], restorer(picture))
+    assert (made[..., 3] == 200).all()
+    grey = picture[..., 1]
+    colours = restorer(np.repeat(grey[..., None], 3, 2).astype(np.float32) / 255)
+    assert np.allclose(restorer(grey.astype(np.float32) / 255), colours.mean(2), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (np.zeros((4, 4, 5), np.uint8), r"expected an array.*got \(4, 4, 5\)"),
+        (np.zeros((0, 4, 3), np.uint8), "not empty"),
+        (np.zeros((4, 4, 3), np.int64), "uint8, uint16 or float, got int64"),
+        (np.full((4, 4, 3), 255.0), r"\[0, 1\], found 255 to 255; divide"),
+        (np.full((4, 4, 3), np.nan), "found nan"),
+        (torch.zeros(3, 4, 4), "got Tensor; a torch tensor goes as"),
+        (Image.new("CMYK", (4, 4)), "mode CMYK"),
+        ("absent.png", "absent.png: cannot be read"),
+    ],
+)
+def test_what_cannot_be_restored_is_refused_in_words(restorer, wrong, said):
+    with pytest.raises(InputError, match=said):
+        restorer(wrong)
+
+
+def test_weights_that_cannot_restore_are_named():
+    torch.save(
+        {"params": DiffIRS1(**{k: v for k, v in SMALL.items() if k in ("dim", "num_blocks")}).state_dict()}, "one"
+    )
+    with pytest.raises(CheckpointError, match="is DiffIR stage 1.*needs the true picture"):
+        load_restorer("one")
+    torch.save({"params": {"conv.weight": torch.zeros(1)}}, "other.pth")
+    with pytest.raises(CheckpointError, match="not a DiffIR checkpoint"):
+        load_restorer("other.pth")
+    with pytest.raises(InputError, match="choose auto or cpu|CUDA devices"):
+        load_restorer(write_network(), device="cuda:99")
+
+
+def test_samples_differ_by_start_noise_alone_and_their_spread_is_the_deviation(restorer):
+    picture = photo().astype(np.float32) / 255
+    drawn = restorer.samples(picture, 4)
+    assert np.array_equal(drawn.restored[0], restorer(picture))
+    stack = np.stack(drawn.restored).astype(np.float64)
+    assert np.allclose(drawn.mean, stack.mean(0), atol=1e-6)
+    assert np.allclose(drawn.spread, np.sqrt(stack.var(0).mean(2)), atol=1e-6)
+    assert drawn.spread.max() > 1e-3
+    with pytest.raises(InputError, match="2 or more"):
+        restorer.samples(picture, 1)
+
+
+def test_a_network_that_ignores_its_noise_has_no_spread():
+    content = torch.load(write_network(), weights_only=True)["params_ema"]
+    for name, weight in content.items():
+        if name.endswith("kernel.0.weight"):
+            weight.zero_()
+    torch.save({"params_ema": content}, "deaf.pth")
+    assert load_restorer("deaf.pth").samples(photo(), 3).spread.max() < 1e-6
+
+
+def test_the_dial_goes_from_one_network_to_the_other():
+    faithful, sharp = write_network("a.pth"), write_network("b.pth", stage="gan")
+    picture = photo().astype(np.float32) / 255
+    ends = [load_restorer(file)(picture) for file in (faithful, sharp)]
+    for share, end in zip((0, 1), ends, strict=True):
+        assert np.allclose(load_restorer(faithful, blend=(sharp, share))(picture), end, atol=1e-5)
+    middle = load_restorer(faithful, blend=(sharp, 0.5))
+    assert not np.allclose(middle(picture), ends[0], atol=1e-3)
+    weights = [torch.load(file, weights_only=True)["params_ema"]["G.tail.1.weight"] for file in (faithful, sharp)]
+    assert torch.allclose(middle.network.G.tail[1].weight, sum(weights) / 2)
+    with pytest.raises(CheckpointError, match="only weights of one network"):
+        load_restorer(faithful, blend=(write_network("c.pth", task="deblur"), 0.5))
+    with pytest.raises(InputError, match="from 0"):
+        load_restorer(faithful, blend=(sharp, 1.5))
+
+
+def test_known_pixels_stay_and_the_mask_decides_the_rest():
+    restorer = load_restorer(write_network(task="inpaint"))
+    picture, missing = photo(), np.zeros((20, 17), bool)
+    missing[5:12, 3:9] = True
+    made = restorer(picture, mask=missing)
+    assert np.array_equal(made[~missing], picture[~missing])
+    assert not np.array_equal(made[missing], picture[missing])
+    spoilt = np.where(missing[..., None], 77, picture).astype(np.uint8)
+    assert np.array_equal(restorer(spoilt, mask=missing), made)  # what is missing has no say
+    deep = picture.astype(np.uint16) * 257 + 3
+    assert np.array_equal(restorer(deep, mask=missing)[~missing], deep[~missing])
+    painted = np.where(missing[..., None], (255, 0, 255), picture).astype(np.uint8)
+    assert np.array_equal(restorer(painted, mask="#ff00ff"), made)
+    for wrong, said in ((missing[1:], "mask is 19x17, expected 20x17"), (None, "say what is"), ("no.png", "neither a")):
+        with pytest.raises(InputError, match=said):
+            restorer(picture, mask=wrong)
+    with pytest.raises(InputError, match="takes no mask"):
+        load_restorer(write_network())(picture, mask=missing)

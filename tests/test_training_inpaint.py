@@ -1,0 +1,208 @@
+"""Inpainting through `basicsr train` and `basicsr test`: both stages, resuming, known pixels."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from basicsr.models import build_model
+from toy import ADAM, S1, S2, run_training, train_options, trained, write_options, write_pairs
+
+from diffir_sr.cli import basicsr_main, main
+from diffir_sr.data.images import decode, encode_png
+from diffir_sr.losses.ade20k_loss import DilatedResNet50
+from diffir_sr.options import load_options
+from diffir_sr.training.run import RunArguments, complete_options
+
+MODELS = {"s1": "DiffIRInpaintS1Model", "s2": "DiffIRInpaintS2Model"}
+MASKS = dict(irregular_kwargs=dict(max_width=10, max_len=20), box_kwargs=dict(margin=2, bbox_min_size=6))
+
+
+def options_of(stage, *, name=None, **train):
+    options = train_options(stage, name=name or f"holes_{stage}", **train)
+    images = dict(type="InpaintDataset", dataroot_gt="data/gt")
+    patches = dict(gt_size=32, mask_gen=MASKS, batch_size_per_gpu=2, num_worker_per_gpu=0, dataset_enlarge_ratio=3)
+    options["datasets"] = dict(
+        train=dict(name="train", **images, **patches), val=dict(name="val", dataroot_mask="data/masks", **images)
+    )
+    options |= dict(model_type=MODELS[stage], scale=1)
+    body = {key: value for key, value in (S2 if stage == "s2" else S1).items() if key != "num_refinement_blocks"}
+    options["network_g"] = body | dict(task="inpaint")
+    options["network_d"] = dict(type="NLayerDiscriminator", ndf=8, n_layers=2)
+    section = options["train"]
+    section |= dict(ema_decay=0, clip_grad_norm=1, optim_d=ADAM)
+    section |= dict(pixel_opt=dict(type="MaskedL1Loss"), gan_opt=dict(type="MaskedGANLoss"))
+    section |= dict(feature_matching_opt=dict(type="FeatureMatchingLoss"))
+    section.pop("encoder_iter", None)
+    train.pop("iterations", None)
+    options["train"] = section | train
+    options["path"] = {}
+    if stage == "s2":
+        options["network_S1"] = {**S1, "task": "inpaint", "num_refinement_blocks": 0}
+        start = "experiments/holes_s1/models/net_g_latest.pth"
+        options["path"] = dict(pretrain_network_S1=start, pretrain_network_g=start, strict_load_g=False)
+    return options
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("holes")
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        write_pairs("data", lmdb=False)
+        Path("data/masks").mkdir()
+        for index, path in enumerate(sorted(Path("data/gt").iterdir())):
+            mask = np.zeros((64, 64, 1), np.uint8)
+            mask[8 * index : 8 * index + 20, 20:50] = 255
+            Path("data/masks", path.name).write_bytes(encode_png(mask))
+        for stage in ("s1", "s2"):
+            assert run_training(options_of(stage)) == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def inside(stages, monkeypatch):
+    monkeypatch.chdir(stages)
+    return stages
+
+
+def model_of(options):
+    """The model of a training, with one batch fed."""
+    opt = complete_options(load_options(write_options(options)).values, RunArguments(root=Path.cwd()), is_train=True)
+    model = build_model(opt)
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.zeros(2, 1, 32, 32)
+    mask[..., 8:24, 8:24] = 1
+    model.feed_data(dict(gt=torch.rand(2, 3, 32, 32, generator=generator), mask=mask))
+    return model
+
+
+@pytest.mark.parametrize("stage", ["s1", "s2"])
+def test_each_stage_trains_with_all_its_losses(inside, stage):
+    log = [json.loads(line) for line in Path(f"experiments/holes_{stage}/training.jsonl").read_text().splitlines()]
+    expected = {"l_pix", "l_g_gan", "l_feat", "l_d_real", "l_d_fake", "l_d_r1"}
+    assert expected | ({"l_abs_3"} if stage == "s2" else set()) <= log[-1].keys()
+    validation = json.loads(Path(f"experiments/holes_{stage}/validation.jsonl").read_text().splitlines()[-1])
+    assert validation["psnr"] > 5
+
+
+@pytest.mark.parametrize("stage", ["s1", "s2"])
+def test_each_loss_reaches_the_generator_and_together_every_weight(inside, stage):
+    model = model_of(options_of(stage, name="one"))
+    losses, _ = model.compute_losses(1)
+    weights = [weight for weight in model.net_g.parameters() if weight.requires_grad]
+    body = next(weight for name, weight in model.net_g.named_parameters() if name.startswith("G.latent"))
+    for name, loss in losses.items():
+        target = body if not name.startswith("l_abs") else model.net_g.get_parameter("condition.mlp.0.weight")
+        (slope,) = torch.autograd.grad(loss, target, retain_graph=True)
+        assert slope.norm() > 0, name
+    found = torch.autograd.grad(sum(losses.values()), weights)
+    assert all(slope.norm() > 0 for slope in found)
+
+
+def test_the_network_sees_zeros_in_the_holes_and_the_mask(inside):
+    model = model_of(options_of("s1", name="one"))
+    assert model.lq.shape == (2, 4, 32, 32)
+    assert model.lq[:, :3, 8:24, 8:24].abs().sum() == 0
+    assert torch.equal(model.lq[:, :3, :8], model.gt[:, :, :8])
+    assert torch.equal(model.lq[:, 3:], model.mask)
+
+
+@pytest.mark.parametrize("stage", ["s1", "s2"])
+def test_a_resumed_training_equals_an_unbroken_one(inside, stage):
+    assert run_training(options_of(stage, name=f"whole_{stage}", iterations=6)) == 0
+    halves = options_of(stage, name=f"halves_{stage}", iterations=4)
+    assert run_training(halves) == 0
+    halves["train"]["total_iter"] = 6
+    assert run_training(halves, "--auto_resume") == 0
+    for net in ("net_g", "net_d"):
+        whole, resumed = (
+            torch.load(f"experiments/{run}_{stage}/models/{net}_latest.pth", weights_only=True)["params"]
+            for run in ("whole", "halves")
+        )
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_stage_2_starts_from_the_body_of_stage_1(inside):
+    model = model_of(options_of("s2", name="one"))
+    first = trained("s1", "holes_s1")["params"]
+    assert all(
+        torch.equal(value, first[key]) for key, value in model.net_g.state_dict().items() if key.startswith("G.")
+    )
+    assert not any(weight.requires_grad for weight in model.teacher.parameters())
+
+
+@pytest.mark.parametrize("role", ["dataroot_gt", "dataroot_lq"])
+def test_known_pixels_are_not_touched_and_no_ground_truth_is_needed(inside, role):
+    options = options_of("s2", name=f"fill_{role}")
+    test = dict(name="fill", type="InpaintDataset", dataroot_mask="data/masks", **{role: "data/gt"})
+    options["datasets"] = dict(test=test)
+    options["path"] = dict(pretrain_network_g="experiments/holes_s2/models/net_g_latest.pth")
+    options.pop("train")
+    options["val"] = dict(save_img=True, metrics=options["val"]["metrics"])
+    assert basicsr_main(["test", "-opt", write_options(options)]) == 0
+    for path in sorted(Path("data/gt").iterdir()):
+        made, given, mask = (
+            decode(Path(file).read_bytes(), where=str(file))
+            for file in (
+                f"results/fill_{role}/visualization/fill/{path.stem}_fill_{role}.png",
+                path,
+                f"data/masks/{path.name}",
+            )
+        )
+        known = mask[..., 0] == 0
+        assert np.array_equal(made[known], given[known])
+        assert not np.array_equal(made[~known], given[~known])
+    assert Path(f"results/fill_{role}/fill.csv").exists() == (role == "dataroot_gt")
+
+
+def test_the_restore_command_fills_the_same_pixels(inside):
+    options = options_of("s2", name="again")
+    options["datasets"] = dict(
+        test=dict(name="fill", type="InpaintDataset", dataroot_mask="data/masks", dataroot_lq="data/gt")
+    )
+    weights = "experiments/holes_s2/models/net_g_latest.pth"
+    options["path"] = dict(pretrain_network_g=weights)
+    options.pop("train")
+    options["val"] = dict(save_img=True)
+    assert basicsr_main(["test", "-opt", write_options(options)]) == 0
+    assert main(["restore", "data/gt", "-o", "filled", "--weights", weights, "--mask", "data/masks"]) == 0
+    for path in sorted(Path("data/gt").iterdir()):
+        ours = decode(Path("filled", path.name).read_bytes(), where=path.name)
+        theirs = Path(f"results/again/visualization/fill/{path.stem}_again.png")
+        assert np.array_equal(ours, decode(theirs.read_bytes(), where=str(theirs)))
+
+
+def test_the_wide_perceptual_loss_trains_on_given_weights(inside):
+    torch.manual_seed(0)
+    torch.save(DilatedResNet50().state_dict(), "ade20k.pth")
+    wide = dict(type="ADE20KPerceptualLoss", perceptual_weight=30.0, weights_path="ade20k.pth")
+    model = model_of(options_of("s1", name="one", perceptual_opt=wide))
+    losses, _ = model.compute_losses(1)
+    (slope,) = torch.autograd.grad(losses["l_percep"], model.net_g.get_parameter("G.output.weight"))
+    assert slope.norm() > 0
+
+
+def test_a_missing_backbone_is_told_before_anything_is_made(inside, capsys, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", "nowhere")
+    wide = dict(type="ADE20KPerceptualLoss")
+    assert run_training(options_of("s1", name="without", perceptual_opt=wide)) == 1
+    told = capsys.readouterr()
+    assert "no weights for train.perceptual_opt (ADE20KPerceptualLoss)" in told.err + told.out
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (dict(gan_opt=dict(type="GANLoss", gan_type="vanilla")), "DiffIRInpaintS1Model takes MaskedGANLoss"),
+        (dict(optim_d=None), "train.optim_d: missing: DiffIRInpaintS1Model trains against a discriminator"),
+    ],
+)
+def test_losses_that_do_not_see_holes_are_refused(inside, capsys, change, told):
+    assert run_training(options_of("s1", name="wrong", **change)) == 1
+    assert told in capsys.readouterr().err
