@@ -2,20 +2,26 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from basicsr.models import build_model
+from options_cases import changed
 from toy import ADAM, S1, S2, run_training, train_options, trained, write_options, write_pairs
 
 from diffir_sr.cli import basicsr_main, main
 from diffir_sr.data.images import decode, encode_png
+from diffir_sr.errors import OptionError
 from diffir_sr.losses.ade20k_loss import DilatedResNet50
 from diffir_sr.options import load_options
+from diffir_sr.options.recipes import recipes_folder
 from diffir_sr.training.run import RunArguments, complete_options
 
+REPO = Path(__file__).resolve().parents[1]
 MODELS = {"s1": "DiffIRInpaintS1Model", "s2": "DiffIRInpaintS2Model"}
 MASKS = dict(irregular_kwargs=dict(max_width=10, max_len=20), box_kwargs=dict(margin=2, bbox_min_size=6))
 
@@ -113,19 +119,21 @@ def test_the_network_sees_zeros_in_the_holes_and_the_mask(inside):
     assert torch.equal(model.lq[:, 3:], model.mask)
 
 
-@pytest.mark.parametrize("stage", ["s1", "s2"])
-def test_a_resumed_training_equals_an_unbroken_one(inside, stage):
-    assert run_training(options_of(stage, name=f"whole_{stage}", iterations=6)) == 0
-    halves = options_of(stage, name=f"halves_{stage}", iterations=4)
+@pytest.mark.parametrize(("stage", "change"), [("s1", {}), ("s2", dict(ema_decay=0.9))])
+def test_a_resumed_training_equals_an_unbroken_one(inside, stage, change):
+    assert run_training(options_of(stage, name=f"whole_{stage}", iterations=6, **change)) == 0
+    halves = options_of(stage, name=f"halves_{stage}", iterations=4, **change)
     assert run_training(halves) == 0
     halves["train"]["total_iter"] = 6
     assert run_training(halves, "--auto_resume") == 0
     for net in ("net_g", "net_d"):
         whole, resumed = (
-            torch.load(f"experiments/{run}_{stage}/models/{net}_latest.pth", weights_only=True)["params"]
+            torch.load(f"experiments/{run}_{stage}/models/{net}_latest.pth", weights_only=True)
             for run in ("whole", "halves")
         )
-        assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+        assert whole.keys() == {"params"} | ({"params_ema"} if change and net == "net_g" else set())
+        for kind in whole:
+            assert all(torch.equal(whole[kind][key], resumed[kind][key]) for key in whole[kind])
 
 
 def test_stage_2_starts_from_the_body_of_stage_1(inside):
@@ -194,6 +202,10 @@ def test_a_missing_backbone_is_told_before_anything_is_made(inside, capsys, monk
     assert run_training(options_of("s1", name="without", perceptual_opt=wide)) == 1
     told = capsys.readouterr()
     assert "no weights for train.perceptual_opt (ADE20KPerceptualLoss)" in told.err + told.out
+    assert not Path("experiments/without").exists()
+    assert run_training(options_of("s1", name="without", perceptual_opt=wide | dict(weights_path="no.pth"))) == 1
+    assert "train.perceptual_opt.weights_path: no such file: no.pth" in capsys.readouterr().err
+    assert not Path("experiments/without").exists()
 
 
 @pytest.mark.parametrize(
@@ -206,3 +218,88 @@ def test_a_missing_backbone_is_told_before_anything_is_made(inside, capsys, monk
 def test_losses_that_do_not_see_holes_are_refused(inside, capsys, change, told):
     assert run_training(options_of("s1", name="wrong", **change)) == 1
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "told"),
+    [
+        ({"network_d": dict(type="UNetDiscriminatorSN", num_in_ch=3)}, "network_d.type", "choose NLayerDiscriminator"),
+        (
+            {"datasets.train.type": "PairedDataset", "datasets.train.dataroot_lq": "data/gt"},
+            "datasets.train.type",
+            "use",
+        ),
+        ({"model_type": "DiffIRS1Model", "train.pixel_opt.type": "L1Loss"}, "datasets.val.type", "change model_type"),
+    ],
+)
+def test_what_does_not_belong_to_inpainting_is_refused(inside, change, key, told):
+    options = changed(options_of("s1"), change)
+    for section in ("mask_gen",) if "PairedDataset" in str(change) else ():
+        options["datasets"]["train"].pop(section)
+    if "model_type" in change:
+        options["train"].pop("gan_opt")
+    with pytest.raises(OptionError) as refused:
+        load_options(write_options(options))
+    line = next(line for line in str(refused.value).splitlines() if f" {key}: " in line)
+    assert told in line
+
+
+def test_a_test_of_holes_with_another_model_is_refused(inside):
+    options = options_of("s2")
+    options["datasets"] = dict(test=dict(name="t", type="InpaintDataset", dataroot_gt="data/gt"))
+    options.pop("train")
+    with pytest.raises(OptionError, match="datasets.test.type: its images have holes"):
+        load_options(write_options(options | dict(model_type="DiffIRS2Model")), is_train=False, check_files=False)
+
+
+def test_options_that_inpainting_does_not_read_are_told(inside):
+    dead = dict(net_d_iters=2, net_d_init_iters=5, encoder_iter=7, lr_sr=1e-4, mixing_augs=dict(mixup=True))
+    options = options_of("s2", **dead)
+    options["path"].pop("pretrain_network_g")
+    told = {warning.split(": ")[1] for warning in load_options(write_options(options)).warnings}
+    expected = {"net_d_iters", "net_d_init_iters", "encoder_iter", "lr_sr", "mixing_augs.mixup"}
+    assert told == {f"train.{key}" for key in expected} | {"path.pretrain_network_g"}
+
+
+@pytest.mark.parametrize("stage", ["train_celebahqS1", "train_place256_bigLdataS2"])
+def test_the_alternative_perceptual_loss_is_chosen_in_one_word(stage):
+    recipe = recipes_folder() / "inpaint" / f"{stage}.yml"
+    Path("mine.yml").write_text(f"base: [{recipe}, {recipe.with_name('vgg.yml')}]\nname: mine\n")
+    published, mine = (load_options(path, check_files=False).values for path in (recipe, "mine.yml"))
+    assert published["train"]["perceptual_opt"] == dict(type="ADE20KPerceptualLoss", perceptual_weight=30.0)
+    assert mine["train"]["perceptual_opt"]["vgg_type"] == "vgg16"
+    differing = {key for key in published["train"] if published["train"][key] != mine["train"][key]}
+    assert differing == {"perceptual_opt"}
+
+
+@pytest.mark.slow
+def test_two_processes_keep_equal_networks(inside):
+    """Different data on each rank, one generator and one discriminator."""
+    options = options_of("s2", name="ranks", iterations=3)
+    write_options(options, "ranks.yml")
+    Path("ranks.py").write_text(
+        "import sys, torch, diffir_sr\n"
+        "from diffir_sr.models.hole_model import HoleModel\n"
+        "step = HoleModel.optimize_parameters\n"
+        "def gathered(tensors):\n"
+        "    flat = torch.cat([tensor.detach().flatten() for tensor in tensors])\n"
+        "    both = [torch.zeros_like(flat) for _ in range(2)]\n"
+        "    torch.distributed.all_gather(both, flat)\n"
+        "    return (both[0] - both[1]).abs().max().item()\n"
+        "def watched(self, iteration):\n"
+        "    step(self, iteration)\n"
+        "    gaps = [gathered(net.parameters()) for net in (self.net_g, self.adversary.net)]\n"
+        "    gaps.append(gathered([self.gt]))\n"
+        "    if self.opt['rank'] == 0:\n"
+        "        print('GAPS', iteration, *gaps, flush=True)\n"
+        "HoleModel.optimize_parameters = watched\n"
+        "from diffir_sr.cli import basicsr_main\n"
+        "sys.exit(basicsr_main(['train', '-opt', 'ranks.yml', '--launcher', 'pytorch', *sys.argv[1:]]))\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "ranks.py"]
+    around = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run([*command, "--local-rank=0"], env=around, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stdout + run.stderr
+    gaps = [line.split()[1:] for line in run.stdout.splitlines() if line.startswith("GAPS")]
+    assert [int(row[0]) for row in gaps] == [1, 2, 3]
+    assert all(float(row[1]) == 0 and float(row[2]) == 0 and float(row[3]) > 0 for row in gaps), gaps

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffir_sr.checkpoints import fit, read_weights
 from diffir_sr.errors import InputError
+from diffir_sr.losses.ade20k_loss import ADE20KPerceptualLoss, backbone_file
 from diffir_sr.losses.hole_losses import FeatureMatchingLoss, MaskedGANLoss, MaskedL1Loss
 from diffir_sr.models.mask_adversary import MaskAdversary
 from diffir_sr.models.ranks import start_equal
@@ -26,6 +27,13 @@ class HoleModel(RestorationModel, ABC):
     Batches are those of InpaintDataset. The generator has pixel, perceptual, adversarial and feature-matching losses
     of its raw output, as published; in what is validated and saved, known pixels are those of the input.
     """
+
+    @classmethod
+    def check_weights(cls, opt: dict[str, Any]) -> None:
+        super().check_weights(opt)
+        perceptual = opt["train"].get("perceptual_opt") or {} if opt["is_train"] else {}
+        if perceptual.get("type") == ADE20KPerceptualLoss.__name__:
+            backbone_file(perceptual.get("weights_path"))
 
     def feed_data(self, data: dict[str, Any]) -> None:
         if "mask" not in data:

@@ -6,22 +6,23 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from diffir_sr.options.report import Report
-from diffir_sr.options.rules import ADVERSARIAL, INPAINTING, TAUGHT
+from diffir_sr.options.rules import ADVERSARIAL, INPAINTING, TAUGHT, WARMED_UP
 from diffir_sr.options.rules_data import ROOTS, is_lmdb, roots_in
 from diffir_sr.options.schema_top import Degradation
 from diffir_sr.options.training import BASICSR_MODELS, OUR_MODELS
 from diffir_sr.options.view import View
 
 _WARM_UP = ("lr_encoder", "gamma_encoder", "lr_decay_encoder", "lr_sr", "gamma_sr", "lr_decay_sr")
+_ALTERNATING = tuple(model for model in ADVERSARIAL if model not in INPAINTING)
 # Options of `train` that only some models read.
 _READ_BY = {
     "gan_opt": ADVERSARIAL,
     "optim_d": ADVERSARIAL,
-    "net_d_iters": ADVERSARIAL,
-    "net_d_init_iters": ADVERSARIAL,
+    "net_d_iters": _ALTERNATING,
+    "net_d_init_iters": _ALTERNATING,
     "feature_matching_opt": INPAINTING,
     "kd_opt": TAUGHT,
-    "encoder_iter": TAUGHT,
+    "encoder_iter": WARMED_UP,
     "clip_grad_norm": OUR_MODELS,
 }
 
@@ -67,7 +68,7 @@ def warn_of_dead_options(view: View, report: Report) -> None:
 def warn_of_a_cold_start(view: View, report: Report) -> None:
     """Stage 2 may start from random weights, but the published one does not."""
     starts = view.has("path", "pretrain_network_g") or view.has("path", "resume_state")
-    if view.is_train and view.model == "DiffIRS2Model" and not starts:
+    if view.is_train and view.model in ("DiffIRS2Model", "DiffIRInpaintS2Model") and not starts:
         report.warn(
             ("path", "pretrain_network_g"),
             "not given: stage 2 starts from random weights; the published recipe starts from stage 1's",
@@ -76,10 +77,10 @@ def warn_of_a_cold_start(view: View, report: Report) -> None:
 
 def _warn_of_warm_up(view: View, report: Report) -> None:
     given = [key for key in view.get("train", default={}) if key in _WARM_UP and view.has("train", key)]
-    warms_up = view.model in TAUGHT and view.get("train", "encoder_iter", default=0) > 0
+    warms_up = view.model in WARMED_UP and view.get("train", "encoder_iter", default=0) > 0
     if not given or warms_up or view.model not in OUR_MODELS + BASICSR_MODELS:
         return
-    why = "encoder_iter is 0" if view.model in TAUGHT else f"{view.model} has no warm-up"
+    why = "encoder_iter is 0" if view.model in WARMED_UP else f"{view.model} has no warm-up"
     others = f" (also {', '.join(given[1:])})" if given[1:] else ""
     report.warn(
         ("train", given[0]),
@@ -94,7 +95,8 @@ def _warn_of_foreign_options(view: View, report: Report) -> None:
     for key, models in _READ_BY.items():
         if view.has("train", key) and view.model not in models and view.get("train", key):
             report.warn(("train", key), f"has no effect: {view.model} does not read it (only {', '.join(models)})")
-    if view.model not in OUR_MODELS and view.get("train", "mixing_augs", "mixup", default=False):
+    mixes = view.model in OUR_MODELS and view.model not in INPAINTING
+    if not mixes and view.get("train", "mixing_augs", "mixup", default=False):
         report.warn(("train", "mixing_augs", "mixup"), f"has no effect: {view.model} does not mix images")
 
 

@@ -34,6 +34,7 @@ def apply_file_rules(view: View, report: Report) -> None:
         [
             state_exists,
             vgg_exists,
+            backbone_exists,
             *(partial(weights_exist, key=key) for key in weights),
             *(partial(data_exists, name=name, root=root) for name in names for root in (*ROOTS, "dataroot_mask")),
             *(partial(list_exists, name=name, key=key) for name in names for key in ("meta_info_file", "meta_info")),
@@ -70,6 +71,16 @@ def vgg_exists(view: View) -> Found:
         yield (
             ("train", "perceptual_opt", "vgg_path"),
             f"{_absent('file', path)}; it should hold torchvision's VGG weights",
+        )
+
+
+def backbone_exists(view: View) -> Found:
+    """The file with the weights of a perceptual loss's own network is there."""
+    path = view.get("train", "perceptual_opt", "weights_path")
+    if isinstance(path, str) and not os.path.isfile(os.path.expanduser(path)):
+        yield (
+            ("train", "perceptual_opt", "weights_path"),
+            f"{_absent('file', path)}; without the option, the message says where the weights come from",
         )
 
 

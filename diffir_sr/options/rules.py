@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+from basicsr.utils.registry import ARCH_REGISTRY
+
 from diffir_sr.archs.frames import frame_of
 from diffir_sr.errors import OptionError
+from diffir_sr.options.constructors import find
 from diffir_sr.options.report import Keys, Report
 from diffir_sr.options.schema_train import SCHEDULERS
 from diffir_sr.options.training import BASICSR_MODELS
@@ -18,6 +21,7 @@ INPAINTING = ("DiffIRInpaintS1Model", "DiffIRInpaintS2Model")
 _STAGE_OF_MODEL = {"DiffIRS1Model": "DiffIRS1", "DiffIRS2Model": "DiffIRS2", "DiffIRGANS2Model": "DiffIRS2"}
 _STAGE_OF_MODEL |= {"DiffIRInpaintS1Model": "DiffIRS1", "DiffIRInpaintS2Model": "DiffIRS2"}
 TAUGHT = ("DiffIRS2Model", "DiffIRGANS2Model", "DiffIRInpaintS2Model")
+WARMED_UP = ("DiffIRS2Model", "DiffIRGANS2Model")  # those that read encoder_iter
 ADVERSARIAL = ("DiffIRGANS2Model", "SRGANModel", "ESRGANModel", *INPAINTING)
 
 
@@ -102,6 +106,19 @@ def losses_suit_the_task(view: View) -> Found:
         yield ("network_g", "task"), f"{view.model} fills holes: set task: inpaint, found {view.task()!r}"
 
 
+def layers_can_be_compared(view: View) -> Found:
+    """Feature matching needs a discriminator that shows what its layers make of an image."""
+    if not view.is_train or view.model not in INPAINTING or not view.has("train", "feature_matching_opt"):
+        return
+    arch = find(ARCH_REGISTRY, view.get("network_d", "type"))
+    if arch is not None and not hasattr(arch, "activations"):
+        yield (
+            ("network_d", "type"),
+            f"{view.get('network_d', 'type')} does not show its layers, which train.feature_matching_opt compares; "
+            "choose NLayerDiscriminator, or remove feature_matching_opt",
+        )
+
+
 def something_to_learn(view: View) -> Found:
     """A training compares images with the ground truth in some way."""
     if view.is_train and view.model in (*_STAGE_OF_MODEL, "SRModel") and view.has("train"):
@@ -115,7 +132,7 @@ def something_to_learn(view: View) -> Found:
 
 def warm_up_is_complete(view: View) -> Found:
     """The warm-up has learning rates of its own, which must be given."""
-    if not view.is_train or view.model not in TAUGHT or view.get("train", "encoder_iter", default=0) == 0:
+    if not view.is_train or view.model not in WARMED_UP or view.get("train", "encoder_iter", default=0) == 0:
         return
     for part in ("encoder", "sr") if view.model == "DiffIRS2Model" else ("sr",):
         for key in (f"lr_{part}", f"gamma_{part}", f"lr_decay_{part}"):
@@ -239,6 +256,7 @@ RULES: tuple[Rule, ...] = (
     adversary_has_a_start,
     adversary_is_complete,
     losses_suit_the_task,
+    layers_can_be_compared,
     something_to_learn,
     warm_up_is_complete,
     geometry_exists,

@@ -10,8 +10,9 @@ from functools import partial
 from typing import Any
 
 from diffir_sr.options.report import Keys, Report
-from diffir_sr.options.rules import Found, apply_rules
+from diffir_sr.options.rules import INPAINTING, Found, apply_rules
 from diffir_sr.options.schema_data import DATASETS
+from diffir_sr.options.training import BASICSR_MODELS, OUR_MODELS
 from diffir_sr.options.view import View
 
 DatasetRule = Callable[..., Found]
@@ -146,6 +147,16 @@ def holes_are_known(view: View, name: str, kind: str) -> Found:
         yield (*at, "dataroot_gt"), "missing: training needs whole images"
 
 
+def holes_are_filled(view: View, name: str, kind: str) -> Found:
+    """Images with holes are for the models that fill them, and those for such images."""
+    at = ("datasets", name, "type")
+    fills, holes = view.model in INPAINTING, kind == "InpaintDataset"
+    if holes and not fills and view.model in OUR_MODELS + BASICSR_MODELS:
+        yield at, f"its images have holes, which {' and '.join(INPAINTING)} fill, not {view.model}; change model_type"
+    if fills and not holes and kind in DATASETS:
+        yield at, f"{view.model} fills holes, which the images of {kind} do not have; use type: InpaintDataset"
+
+
 def kernels_have_chances(view: View, name: str, kind: str) -> Found:
     """Every kind of kernel has a chance."""
     at = ("datasets", name)
@@ -195,6 +206,7 @@ DATASET_RULES: tuple[DatasetRule, ...] = (
     storage_is_consistent,
     sources_are_paired,
     holes_are_known,
+    holes_are_filled,
     kernels_have_chances,
     pool_suits_batches,
     degradation_is_on,
