@@ -80,6 +80,7 @@ class Job:
     parameters: Mapping[str, Any]  # everything that decides the bytes
     source: Path
     started: float = field(default_factory=time.perf_counter)
+    _resumes: bool = False
 
     @property
     def _unfinished(self) -> Path:
@@ -103,6 +104,7 @@ class Job:
         if not self.output.exists():
             manifest_path(self.output).unlink(missing_ok=True)  # of a folder that was removed
         if self._unfinished.is_file():
+            self._resumes = True
             remove_leftovers(self.output)
         write_atomically(json.dumps({**self._note(), "overwrite": overwrite}).encode(), self._unfinished)
 
@@ -143,6 +145,8 @@ class Job:
         if before is not None:
             self._remove_replaced(before, {entry.name for entry in entries})
         listing = write_manifest(self.output, self._manifest(entries, before))
+        if self._resumes:  # workers of the killed run may have lived on for a moment when this one began
+            remove_leftovers(self.output)
         self._unfinished.unlink(missing_ok=True)
         made = sum(one.written for one in stored)
         told = [f"{made} made, {len(stored) - made} kept", f"{sum(entry.bytes for entry in entries) / 2**20:.1f} MiB"]
