@@ -6,7 +6,7 @@ Everything else lives for one strip.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from diffir_sr.archs.dirformer import DIRformer
 from diffir_sr.archs.layers import Block, Down, Level, Up
 from diffir_sr.inference.blocks import FoldedBlock
+from diffir_sr.inference.memory import Plan
 from diffir_sr.inference.rows import Neighbours, Source, empty_map, rows_of, strips
 from diffir_sr.inference.tail import RADIUS, FoldedTail
-
-StripRows = Callable[[int], int]  # rows of a strip for a map of this width
 
 
 class FoldedBody:
@@ -31,9 +30,9 @@ class FoldedBody:
         self._dtype = dtype
         self._tail = FoldedTail(body.tail, dtype=dtype) if self._frame.upsample > 1 else None
 
-    def __call__(self, image: Tensor, prior: Tensor, *, strip_rows: StripRows) -> Tensor:
+    def __call__(self, image: Tensor, prior: Tensor, *, plan: Plan) -> Tensor:
         """Image (1, C, H, W) of padded sides and prior (1, D) to (1, 3, H * scale, W * scale), float32 on the CPU."""
-        run = _Run(prior, self._dtype, strip_rows)
+        run = _Run(prior, self._dtype, plan)
         x = self._features(image, run)
         scale, height, width = self._frame.scale, *image.shape[-2:]
         made = torch.empty((1, 3, height * scale, width * scale))
@@ -72,7 +71,7 @@ class FoldedBody:
         return run.convolved(self._body.patch_embed.proj, folded, size)
 
     def _image_rows(self, x: Tensor, run: _Run) -> Iterator[tuple[int, int, Tensor]]:
-        height, rows = x.shape[2], run.strip_rows(x.shape[3])
+        height, rows = x.shape[2], run.plan.dense_rows(x.shape[3])
         seen = Neighbours(rows_of(x), height=height, radius=1 if self._tail is None else RADIUS)
         for start, stop in strips(height, rows):
             if self._tail is None:
@@ -90,13 +89,13 @@ class FoldedBody:
 class _Run:
     """One picture's way through the network."""
 
-    def __init__(self, prior: Tensor, dtype: torch.dtype, strip_rows: StripRows) -> None:
+    def __init__(self, prior: Tensor, dtype: torch.dtype, plan: Plan) -> None:
         self._prior = prior
         self._dtype = dtype
-        self.strip_rows = strip_rows
+        self.plan = plan
 
     def level(self, level: Level, x: Tensor) -> Tensor:
-        rows = self.strip_rows(x.shape[3])
+        rows = self.plan.strip_rows(x.shape[3])
         for block in level:
             FoldedBlock(cast(Block, block), self._prior, dtype=self._dtype).apply(x, rows=rows)
         return x
@@ -106,7 +105,7 @@ class _Run:
         weight, bias = self.weights(layer)
         made = empty_map(len(weight), height, width, like=weight)
         seen = Neighbours(source, height=height)
-        for start, stop in strips(height, self.strip_rows(width)):
+        for start, stop in strips(height, self.plan.dense_rows(width)):
             made[:, :, start:stop] = F.conv2d(seen.until(stop), weight, bias, padding=(0, 1))
         return made
 
@@ -115,7 +114,7 @@ class _Run:
         weight, _ = self.weights(cast(nn.Conv2d, layer.body[0]))
         made = empty_map(4 * len(weight), height // 2, width // 2, like=x)
         seen = Neighbours(rows_of(x), height=height)
-        for start, stop in strips(height, self.strip_rows(width)):
+        for start, stop in strips(height, self.plan.dense_rows(width)):
             rows = F.conv2d(seen.until(stop), weight, padding=(0, 1))
             made[:, :, start // 2 : stop // 2] = F.pixel_unshuffle(rows, 2)
         return made
@@ -126,7 +125,7 @@ class _Run:
         wide = len(weight) // 4 + skip.shape[1]
         made = empty_map(wide if reduce is None else reduce.out_channels, 2 * height, 2 * width, like=x)
         seen = Neighbours(rows_of(x), height=height)
-        for start, stop in strips(height, self.strip_rows(2 * width)):
+        for start, stop in strips(height, self.plan.dense_rows(2 * width)):
             rows = F.pixel_shuffle(F.conv2d(seen.until(stop), weight, padding=(0, 1)), 2)
             rows = torch.cat([rows, skip[:, :, 2 * start : 2 * stop]], dim=1)
             made[:, :, 2 * start : 2 * stop] = rows if reduce is None else F.conv2d(rows, *self.weights(reduce))

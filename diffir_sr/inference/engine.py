@@ -113,7 +113,7 @@ class Engine:
             return self.network.cropped(made, lq).float().cpu()
         body, prior = self._body, prior.to(self.device, torch.float32)
         made = [
-            self._planned(one, lambda image, plan, of=of: body(image, of, strip_rows=plan.strip_rows))
+            self._planned(one, lambda image, plan, of=of: body(image, of, plan=plan))
             for one, of in zip(lq.split(1), prior.expand(len(lq), -1).split(1), strict=True)
         ]
         return self.network.cropped(torch.cat(made) if len(made) > 1 else made[0], lq)

@@ -49,7 +49,7 @@ def condition(encoder: CPEN, image: Tensor, *, plan: Plan, dtype: torch.dtype) -
     for layer in encoder.E[:-1]:
         source = _after(layer, source, height, dtype)
     total = torch.zeros((), dtype=torch.float64, device=image.device)
-    for start, stop in strips(height, plan.strip_rows(width)):
+    for start, stop in strips(height, plan.dense_rows(width)):
         for block in source(start, stop).split(block_rows(width), dim=2):
             total = total + block.float().sum(dim=(2, 3)).double()
     return encoder.mlp((total / (height * width)).float())

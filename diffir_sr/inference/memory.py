@@ -24,11 +24,20 @@ class Plan:
     width: int
     rows: int  # of a strip there
     bytes: int  # that the network's run takes beyond weights and input
+    fixed_dense: bool = True
 
     def strip_rows(self, width: int) -> int:
         """Rows of a strip for a map of this width: as many pixels as at the uppermost level, in whole blocks."""
         block = block_rows(width)
         return max(1, self.rows * self.width // width // block) * block
+
+    def dense_rows(self, width: int) -> int:
+        """Rows of a strip for 3x3 convolutions of all channels, which take little memory.
+
+        The algorithm that a CPU library picks for them, and so the rounding, depends on their size. There the width
+        alone decides, so that results are the same whatever the memory. Even.
+        """
+        return block_rows(width) if self.fixed_dense else self.strip_rows(width)
 
     @property
     def is_smallest(self) -> bool:
@@ -63,7 +72,7 @@ class Planner:
         image = 3 * height * width * scale * scale * _FLOAT
         strip = (min(rows, high) + 3) * wide * 3 * self._hidden * self._bytes
         edge = 0 if self._frame.upsample == 1 else 3 * wide * 2 * 20 * self._dim * self._bytes
-        return Plan(high, wide, rows, maps + image + max(strip, edge))
+        return Plan(high, wide, rows, maps + image + max(strip, edge), fixed_dense=self._device.type == "cpu")
 
     def best(self, height: int, width: int, *, limit: int) -> Plan:
         """The fastest plan within `limit` bytes; the smallest one where none is."""
