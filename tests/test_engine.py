@@ -10,7 +10,7 @@ from pictures import SMALL
 from diffir_sr.archs.diffir_arch import DiffIRS2
 from diffir_sr.diffusion.noise import picture_noise
 from diffir_sr.errors import InputError, OptionError
-from diffir_sr.inference import body as body_module
+from diffir_sr.inference import blocks as blocks_module
 from diffir_sr.inference import engine as engine_module
 from diffir_sr.inference.engine import Engine
 from diffir_sr.inference.memory import ran_out_of_memory
@@ -117,7 +117,7 @@ def test_out_of_memory_shrinks_the_strips_and_changes_no_byte(monkeypatch, caplo
     network = network_of("deblur")
     lq = picture_for(network, 240, 64)
     expected = optimised(network, lq, strip=1000)
-    convolve, calls = body_module.F.conv2d, []
+    convolve, calls = blocks_module.convolve, []
 
     def refusing(rows, *args, **kwargs):
         if rows.shape[2] > 70:
@@ -126,7 +126,7 @@ def test_out_of_memory_shrinks_the_strips_and_changes_no_byte(monkeypatch, caplo
                 raise error
         return convolve(rows, *args, **kwargs)
 
-    monkeypatch.setattr(body_module.F, "conv2d", refusing)
+    monkeypatch.setattr(blocks_module, "convolve", refusing)
     assert torch.equal(optimised(network, lq, strip=128), expected)
     assert len(calls) >= failing
     assert "starts again in strips of 64 of 240 rows" in caplog.text

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffir_sr.archs.layers import Block, ChannelAttention, ChannelNorm, GatedFeedForward
-from diffir_sr.inference.rows import Neighbours, block_rows, strips
+from diffir_sr.inference.rows import Neighbours, block_rows, convolve, strips
 
 _LANES = 16  # float32 numbers in a wide register; convolutions of other channel counts take twice as long
 
@@ -61,13 +61,13 @@ class _Expansion:
         """Rows of the 1x1 convolution's result, with their neighbours."""
 
         def rows(start: int, stop: int) -> Tensor:
-            return F.conv2d(self._normal(x[:, :, start:stop]), self.weight, self.bias)
+            return convolve(self._normal(x[:, :, start:stop]), self.weight, self.bias)
 
         return Neighbours(rows, height=x.shape[2])
 
     def mixed(self, rows: Tensor) -> Tensor:
         """The 3x3 convolution of rows that bring their neighbours."""
-        return F.conv2d(rows, self.taps, self.tap_bias, padding=(0, 1), groups=len(self.taps))
+        return convolve(rows, self.taps, self.tap_bias, padding=(0, 1), groups=len(self.taps))
 
     def _normal(self, x: Tensor) -> Tensor:
         pixels = x.permute(0, 2, 3, 1)
@@ -96,7 +96,7 @@ class _FoldedAttention:
         weight, bias = self._projection(sums.attention(self._temperature))
         value = self._value.over(x)
         for start, stop in strips(height, rows):
-            x[:, :, start:stop] += F.conv2d(self._value.mixed(value.until(stop)), weight, bias)
+            x[:, :, start:stop] += convolve(self._value.mixed(value.until(stop)), weight, bias)
 
     def _projection(self, attention: Tensor) -> tuple[Tensor, Tensor | None]:
         out = self._out.weight.float()[:, :, 0, 0]
@@ -147,7 +147,7 @@ class _FoldedFeedForward:
         both = self._both.over(x)
         for start, stop in strips(x.shape[2], rows):
             gate, value = self._both.mixed(both.until(stop)).chunk(2, dim=1)
-            x[:, :, start:stop] += F.conv2d(F.gelu(gate).mul_(value), self._weight, self._bias)
+            x[:, :, start:stop] += convolve(F.gelu(gate).mul_(value), self._weight, self._bias)
 
 
 def _filled(group: Tensor) -> Tensor:

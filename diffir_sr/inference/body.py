@@ -17,7 +17,7 @@ from diffir_sr.archs.dirformer import DIRformer
 from diffir_sr.archs.layers import Block, Down, Level, Up
 from diffir_sr.inference.blocks import FoldedBlock
 from diffir_sr.inference.memory import Plan
-from diffir_sr.inference.rows import Neighbours, Source, empty_map, rows_of, strips
+from diffir_sr.inference.rows import Neighbours, Source, convolve, empty_map, rows_of, strips
 from diffir_sr.inference.tail import RADIUS, FoldedTail
 
 
@@ -76,7 +76,7 @@ class FoldedBody:
         for start, stop in strips(height, rows):
             if self._tail is None:
                 layer = self._body.output
-                yield start, stop, F.conv2d(seen.until(stop), *run.weights(layer), padding=(0, 1)).float()
+                yield start, stop, convolve(seen.until(stop), *run.weights(layer), padding=(0, 1)).float()
             else:
                 made = self._tail(seen.until(stop))
                 if start == 0:
@@ -106,7 +106,7 @@ class _Run:
         made = empty_map(len(weight), height, width, like=weight)
         seen = Neighbours(source, height=height)
         for start, stop in strips(height, self.plan.dense_rows(width)):
-            made[:, :, start:stop] = F.conv2d(seen.until(stop), weight, bias, padding=(0, 1))
+            made[:, :, start:stop] = convolve(seen.until(stop), weight, bias, padding=(0, 1))
         return made
 
     def down(self, layer: Down, x: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class _Run:
         made = empty_map(4 * len(weight), height // 2, width // 2, like=x)
         seen = Neighbours(rows_of(x), height=height)
         for start, stop in strips(height, self.plan.dense_rows(width)):
-            rows = F.conv2d(seen.until(stop), weight, padding=(0, 1))
+            rows = convolve(seen.until(stop), weight, padding=(0, 1))
             made[:, :, start // 2 : stop // 2] = F.pixel_unshuffle(rows, 2)
         return made
 
@@ -126,9 +126,9 @@ class _Run:
         made = empty_map(wide if reduce is None else reduce.out_channels, 2 * height, 2 * width, like=x)
         seen = Neighbours(rows_of(x), height=height)
         for start, stop in strips(height, self.plan.dense_rows(2 * width)):
-            rows = F.pixel_shuffle(F.conv2d(seen.until(stop), weight, padding=(0, 1)), 2)
+            rows = F.pixel_shuffle(convolve(seen.until(stop), weight, padding=(0, 1)), 2)
             rows = torch.cat([rows, skip[:, :, 2 * start : 2 * stop]], dim=1)
-            made[:, :, 2 * start : 2 * stop] = rows if reduce is None else F.conv2d(rows, *self.weights(reduce))
+            made[:, :, 2 * start : 2 * stop] = rows if reduce is None else convolve(rows, *self.weights(reduce))
         return made
 
     def weights(self, layer: nn.Conv2d) -> tuple[Tensor, Tensor | None]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffir_sr.archs.prior import CPEN
 from diffir_sr.inference.memory import Plan
-from diffir_sr.inference.rows import Neighbours, Source, block_rows, strips
+from diffir_sr.inference.rows import Neighbours, Source, block_rows, convolve, strips
 
 
 class _Shared:
@@ -61,7 +61,7 @@ def _after(layer: nn.Module, source: Source, height: int, dtype: torch.dtype) ->
         weight = layer.weight.to(dtype)
         bias = None if layer.bias is None else layer.bias.to(dtype)
         seen = Neighbours(source, height=height)
-        return lambda _, stop: F.conv2d(seen.until(stop), weight, bias, padding=(0, 1))
+        return lambda _, stop: convolve(seen.until(stop), weight, bias, padding=(0, 1))
     if isinstance(layer, nn.LeakyReLU):
         return lambda start, stop: F.leaky_relu_(source(start, stop), layer.negative_slope)
     shared = _Shared(source)

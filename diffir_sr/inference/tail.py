@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffir_sr.inference.rows import convolve
+
 RADIUS = 2  # rows and columns of features around a pixel that its enlargement sees
 _EDGE = 1  # pixels of features whose enlargement the 5x5 convolution gets wrong
 _NEAR = _EDGE + RADIUS
@@ -32,7 +34,7 @@ class FoldedTail:
 
         Rows at the upper and lower edge of the picture are wrong; `top` and `bottom` have them.
         """
-        image = F.pixel_shuffle(F.conv2d(rows, self._weight, self._bias, padding=(0, RADIUS)), _SCALE).float()
+        image = F.pixel_shuffle(convolve(rows, self._weight, self._bias, padding=(0, RADIUS)), _SCALE).float()
         inside, edge = slice(_SCALE * RADIUS, -_SCALE * RADIUS), _SCALE * _EDGE
         image[..., :edge] = _long_way(rows[..., :_NEAR], self._layers)[:, :, inside, :edge]
         image[..., -edge:] = _long_way(rows[..., -_NEAR:], self._layers)[:, :, inside, -edge:]
@@ -49,8 +51,8 @@ class FoldedTail:
 
 def _long_way(features: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
     for weight, bias in layers[:-1]:
-        features = F.pixel_shuffle(F.conv2d(features, weight, bias, padding=1), 2)
-    return F.conv2d(features, *layers[-1], padding=1)
+        features = F.pixel_shuffle(convolve(features, weight, bias, padding=(1, 1)), 2)
+    return convolve(features, *layers[-1], padding=(1, 1))
 
 
 def _as_one_convolution(layers: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
