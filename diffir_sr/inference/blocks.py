@@ -20,7 +20,7 @@ _LANES = 16  # float32 numbers in a wide register; convolutions of other channel
 
 
 class FoldedBlock:
-    """A block of the network under one prior (1, D), for maps of type `dtype`."""
+    """A block of the network under one prior (1, D), computed in `dtype` between float32 maps."""
 
     def __init__(self, block: Block, prior: Tensor, *, dtype: torch.dtype) -> None:
         self._attention = _FoldedAttention(block.attn, block.norm1, prior, dtype)
@@ -73,7 +73,7 @@ class _Expansion:
         pixels = x.permute(0, 2, 3, 1)
         normal, _, scale = torch.native_layer_norm(pixels, [x.shape[1]], None, None, 1e-5)
         # The published BiasFree norm divides by the centred deviation without subtracting the mean.
-        return (normal if self._centred else pixels * scale.to(x.dtype)).permute(0, 3, 1, 2)
+        return (normal if self._centred else pixels * scale).to(self.weight.dtype).permute(0, 3, 1, 2)
 
 
 class _FoldedAttention:

@@ -1,7 +1,7 @@
 """The DIRformer in its inference form: folded for one prior, channels last, in strips of rows.
 
 Whole maps that stay in memory: the features of the level that is worked on and, for the way up, of the levels above.
-Everything else lives for one strip.
+They are float32 in every case, since tens of blocks add to them. Everything else lives for one strip.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from diffir_sr.inference.tail import RADIUS, FoldedTail
 
 
 class FoldedBody:
-    """A DIRformer for one picture at a time, for maps of type `dtype` on the network's device."""
+    """A DIRformer for one picture at a time, computed in `dtype` on the network's device."""
 
     def __init__(self, body: DIRformer, *, dtype: torch.dtype) -> None:
         self._body = body
@@ -72,7 +72,7 @@ class FoldedBody:
 
     def _image_rows(self, x: Tensor, run: _Run) -> Iterator[tuple[int, int, Tensor]]:
         height, rows = x.shape[2], run.plan.dense_rows(x.shape[3])
-        seen = Neighbours(rows_of(x), height=height, radius=1 if self._tail is None else RADIUS)
+        seen = Neighbours(rows_of(x, self._dtype), height=height, radius=1 if self._tail is None else RADIUS)
         for start, stop in strips(height, rows):
             if self._tail is None:
                 layer = self._body.output
@@ -103,7 +103,7 @@ class _Run:
     def convolved(self, layer: nn.Conv2d, source: Source, size: tuple[int, int]) -> Tensor:
         height, width = size
         weight, bias = self.weights(layer)
-        made = empty_map(len(weight), height, width, like=weight)
+        made = empty_map(len(weight), height, width, like=self._prior)
         seen = Neighbours(source, height=height)
         for start, stop in strips(height, self.plan.dense_rows(width)):
             made[:, :, start:stop] = convolve(seen.until(stop), weight, bias, padding=(0, 1))
@@ -113,7 +113,7 @@ class _Run:
         height, width = x.shape[-2:]
         weight, _ = self.weights(cast(nn.Conv2d, layer.body[0]))
         made = empty_map(4 * len(weight), height // 2, width // 2, like=x)
-        seen = Neighbours(rows_of(x), height=height)
+        seen = Neighbours(rows_of(x, self._dtype), height=height)
         for start, stop in strips(height, self.plan.dense_rows(width)):
             rows = convolve(seen.until(stop), weight, padding=(0, 1))
             made[:, :, start // 2 : stop // 2] = F.pixel_unshuffle(rows, 2)
@@ -124,10 +124,10 @@ class _Run:
         weight, _ = self.weights(cast(nn.Conv2d, layer.body[0]))
         wide = len(weight) // 4 + skip.shape[1]
         made = empty_map(wide if reduce is None else reduce.out_channels, 2 * height, 2 * width, like=x)
-        seen = Neighbours(rows_of(x), height=height)
+        seen = Neighbours(rows_of(x, self._dtype), height=height)
         for start, stop in strips(height, self.plan.dense_rows(2 * width)):
             rows = F.pixel_shuffle(convolve(seen.until(stop), weight, padding=(0, 1)), 2)
-            rows = torch.cat([rows, skip[:, :, 2 * start : 2 * stop]], dim=1)
+            rows = torch.cat([rows, skip[:, :, 2 * start : 2 * stop].to(self._dtype)], dim=1)
             made[:, :, 2 * start : 2 * stop] = rows if reduce is None else convolve(rows, *self.weights(reduce))
         return made
 

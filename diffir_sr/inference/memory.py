@@ -54,7 +54,7 @@ class Plan:
 
 
 class Planner:
-    """Chooses strips for a network's body in maps of type `dtype`."""
+    """Chooses strips for a network's body, computed in `dtype`."""
 
     def __init__(self, body: DIRformer, *, dtype: torch.dtype, device: torch.device) -> None:
         self._frame = body.frame
@@ -72,7 +72,7 @@ class Planner:
         block = block_rows(wide)
         rows = max(1, min(rows, high + block - 1) // block) * block
         # The widest moment: level 1 before and after it is joined with what comes from below it.
-        maps = high * wide * self._dim * 7 // 2 * self._bytes
+        maps = high * wide * self._dim * 7 // 2 * _FLOAT
         image = 3 * height * width * scale * scale * _FLOAT
         strip = (min(rows, high) + 3) * wide * 3 * self._hidden * self._bytes
         edge = 0 if self._frame.upsample == 1 else 3 * wide * 2 * 20 * self._dim * self._bytes

@@ -82,9 +82,9 @@ def strips(height: int, rows: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + rows, height)
 
 
-def rows_of(image: Tensor) -> Source:
-    """A map that lies in memory, as a source."""
-    return lambda start, stop: image[:, :, start:stop]
+def rows_of(image: Tensor, dtype: torch.dtype) -> Source:
+    """A map that lies in memory, as a source of rows in `dtype`."""
+    return lambda start, stop: image[:, :, start:stop].to(dtype)
 
 
 def empty_map(channels: int, height: int, width: int, *, like: Tensor) -> Tensor:

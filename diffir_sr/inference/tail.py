@@ -42,11 +42,11 @@ class FoldedTail:
 
     def top(self, features: Tensor) -> Tensor:
         """The first rows of the image of all `features`, (1, 3, 4, 4 W)."""
-        return _long_way(features[:, :, :_NEAR], self._layers)[:, :, : _SCALE * _EDGE].float()
+        return _long_way(features[:, :, :_NEAR].to(self._weight.dtype), self._layers)[:, :, : _SCALE * _EDGE].float()
 
     def bottom(self, features: Tensor) -> Tensor:
         """The last rows of the image, (1, 3, 4, 4 W)."""
-        return _long_way(features[:, :, -_NEAR:], self._layers)[:, :, -_SCALE * _EDGE :].float()
+        return _long_way(features[:, :, -_NEAR:].to(self._weight.dtype), self._layers)[:, :, -_SCALE * _EDGE :].float()
 
 
 def _long_way(features: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
