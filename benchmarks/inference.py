@@ -124,7 +124,7 @@ def decibels(mean_square):
 
 def table(rows):
     lines = [
-        "| task | input | form | seconds | times faster | memory, MiB | share of plain | largest error | PSNR to plain |",
+        "| task | input | form | seconds | times faster | memory, MiB | share of plain | error | PSNR to plain |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
