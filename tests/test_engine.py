@@ -169,7 +169,7 @@ def test_a_limit_narrows_the_strips_before_anything_runs():
     tight = Engine(network_of("deblur"), memory_limit=limit).plan(2000, 400)
     assert least.rows <= tight.rows < free.rows
     assert tight.bytes <= limit
-    with pytest.raises(InputError, match=r"2000x400 pixels need about .* narrowest strips, 0.00 GiB may be used"):
+    with pytest.raises(InputError, match=r"2000x400 pixels need about .* narrowest strips, 0 MiB may be used"):
         Engine(network_of("deblur"), memory_limit=1000).plan(2000, 400)
 
 
@@ -222,8 +222,8 @@ def test_tiles_under_one_prior_cover_the_picture_and_know_its_prior():
     ("how", "said"),
     [
         (dict(tile_mode="fast"), "expected one of exact, prior, got 'fast'"),
-        (dict(tile=16, overlap=10), "at least twice the overlap of 10"),
-        (dict(overlap=-1), "twice the overlap"),
+        (dict(tile_mode="prior", tile=16, overlap=10), "at least twice the overlap of 10"),
+        (dict(tile_mode="prior", overlap=-1), "twice the overlap"),
         (dict(strip=0), "expected 1 row or more, got 0"),
         (dict(memory_limit=0), "more than 0 bytes"),
     ],

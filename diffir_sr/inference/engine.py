@@ -102,8 +102,8 @@ class Engine:
         plan = self._planner.best(high, wide, limit=limit)
         if plan.bytes > limit:
             raise InputError(
-                f"{height}x{width} pixels need about {_gib(plan.bytes)} even in the narrowest strips, {_gib(limit)} "
-                "may be used; take bfloat16, tiles (tile mode prior), or cut the picture up"
+                f"{height}x{width} pixels need about {_amount(plan.bytes)} even in the narrowest strips, "
+                f"{_amount(limit)} may be used; take bfloat16, tiles (tile mode prior), or cut the picture up"
             )
         return plan
 
@@ -142,8 +142,8 @@ class Engine:
             logger.warning("Out of memory; the picture starts again in %s.", plan)
 
 
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"
+def _amount(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def _check(tile_mode: str, *, strip: int | None, tile: int, overlap: int, memory_limit: int | None) -> None:
@@ -151,7 +151,7 @@ def _check(tile_mode: str, *, strip: int | None, tile: int, overlap: int, memory
         raise OptionError(f"tile mode: expected one of {', '.join(get_args(TileMode))}, got {tile_mode!r}")
     if strip is not None and strip < 1:
         raise OptionError(f"strip: expected 1 row or more, got {strip}")
-    if overlap < 0 or tile < max(1, 2 * overlap):
+    if tile_mode == "prior" and (overlap < 0 or tile < max(1, 2 * overlap)):
         raise OptionError(f"tile: expected at least twice the overlap of {overlap} pixels, got {tile}")
     if memory_limit is not None and memory_limit <= 0:
         raise OptionError(f"memory: expected more than 0 bytes, got {memory_limit}")
