@@ -54,18 +54,22 @@ def picture(channels, height, width):
 
 
 def runner(task, form, device):
-    """What restores a picture, and the channels that it takes."""
+    """What restores a picture, the channels that it takes, and the bytes that it plans with (None: no plan)."""
     if form == "RRDBNet":
         torch.manual_seed(0)
         network = RRDBNet(3, 3, scale=4).eval().to(device)
-        return lambda lq: torch.inference_mode()(network)(lq.to(device)).cpu(), 3
+        return lambda lq: torch.inference_mode()(network)(lq.to(device)).cpu(), 3, lambda *size: None
     name = TASKS[task]
     facts, _ = load_case(name)
     network = DiffIRS2(task=name.split("_")[0], **facts["arch_kwargs"]).eval().requires_grad_(False)
     fill(network, "s2")
     dtype = torch.bfloat16 if form == "bfloat16" else torch.float32
     engine = Engine(network, device=device, dtype=dtype, optimized=form != "plain")
-    return lambda lq: engine(lq, noise=picture_noise(lq, width=256)), network.frame.channels
+    return (
+        lambda lq: engine(lq, noise=picture_noise(lq, width=256)),
+        network.frame.channels,
+        lambda *size: engine.plan(*size).bytes if engine.optimized else None,
+    )
 
 
 class Memory:
@@ -90,7 +94,7 @@ class Memory:
 
 
 def cell(task, form, height, width, device, save):
-    run, channels = runner(task, form, device)
+    run, channels, plan = runner(task, form, device)
     lq = picture(channels, height, width)
     run(lq[:, :, :64, :64])
     memory = Memory(device)
@@ -100,7 +104,8 @@ def cell(task, form, height, width, device, save):
         made = run(lq)
         seconds.append(time.perf_counter() - started)
     np.save(save, made.numpy())
-    return dict(task=task, form=form, height=height, width=width, seconds=min(seconds), memory=memory.added())
+    found = dict(task=task, form=form, height=height, width=width, seconds=min(seconds), memory=memory.added())
+    return found | dict(planned=plan(height, width))
 
 
 def measured(task, form, height, width, device, folder):
@@ -124,8 +129,8 @@ def decibels(mean_square):
 
 def table(rows):
     lines = [
-        "| task | input | form | seconds | times faster | memory, MiB | share of plain | error | PSNR to plain |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| task | input | form | seconds | times faster | MiB | planned | share of plain | error | PSNR to plain |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
         plain = next((one for one in rows if same(one, row) and one["form"] == "plain"), None)
@@ -135,10 +140,11 @@ def table(rows):
             share = f"{row['memory'] / plain['memory']:.0%}"
         if "largest" in row and row["form"] != "plain":
             largest, psnr = f"{row['largest']:.1e}", f"{row['psnr']:.1f} dB"
+        planned = f"{row['planned'] / 2**20:.0f}" if row["planned"] else ""
         size = f"{row['height']} x {row['width']}"
         lines.append(
             f"| {row['task']} | {size} | {row['form']} | {row['seconds']:.2f} | {faster} | "
-            f"{row['memory'] / 2**20:.0f} | {share} | {largest} | {psnr} |"
+            f"{row['memory'] / 2**20:.0f} | {planned} | {share} | {largest} | {psnr} |"
         )
     return "\n".join(lines)
 

@@ -24,11 +24,11 @@ from diffir_sr.inference.tiles import in_tiles, tile_starts
 
 REPO = Path(__file__).resolve().parents[1]
 PHOTOGRAPHS = {
-    "chelsea": lambda: skimage.data.chelsea()[:300, :450],
-    "coffee": lambda: skimage.data.coffee()[:, :600],
-    "rocket": lambda: skimage.data.rocket()[:, :640],
+    "chelsea": lambda: skimage.data.chelsea()[:300, :400],
+    "coffee": lambda: skimage.data.coffee()[:300, :400],
+    "rocket": lambda: skimage.data.rocket()[100:400, :400],
 }
-TILE = 128
+TILE = 96
 
 
 def ways(network):
