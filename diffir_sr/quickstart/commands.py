@@ -51,12 +51,13 @@ def _quickstart(args: argparse.Namespace) -> int:
 
 def data_commands(task: str = "sr") -> list[str]:
     """The commands that turn two folders of photographs into what a task trains and is measured on."""
-    return [command.format(recipes=TASKS[task].recipes) for command in TASKS[task].data]
+    recipes = shlex.quote(str(TASKS[task].recipes))
+    return [command.format(recipes=recipes) for command in TASKS[task].data]
 
 
 def stage_commands(seed: int, task: str = "sr") -> list[str]:
     """The commands that train the stages of a task and test each on the held-out photographs."""
-    recipes, stages = TASKS[task].recipes, TASKS[task].stages
+    recipes, stages = shlex.quote(str(TASKS[task].recipes)), TASKS[task].stages
     extra = f" --force_yml manual_seed={seed}" if seed else ""
     trainings = [f"basicsr train -opt {recipes}/train_{stage}.yml{extra}" for stage in stages]
     tests = [f"basicsr test -opt {recipes}/test_{stage}.yml" for stage in stages]
