@@ -32,17 +32,18 @@ Versions = dict[str, np.ndarray]
 
 
 def sheet(case: Case, versions: Versions, scores: dict[str, tuple[float, ...]]) -> Image.Image:
-    """Rows of three whole pictures, and under each its most detailed part, enlarged."""
+    """Rows of two or three whole pictures, and under each its most detailed part, enlarged."""
     height, width = case.gt.shape[:2]
     panels = _panels(case, versions)
+    columns = 2 if len(panels) == 4 else 3
     top, left = _detail(case, _DETAIL_PX)
     zoom = max(1, width // _DETAIL_PX)
     detail_height = _DETAIL_PX * zoom
     cell = (width + 8, height + detail_height + _CAPTION_PX + 16)
-    page = Image.new("RGB", (3 * cell[0] + 8, -(-len(panels) // 3) * cell[1] + 8), _WHITE)
+    page = Image.new("RGB", (columns * cell[0] + 8, -(-len(panels) // columns) * cell[1] + 8), _WHITE)
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(16)
     for index, (label, image) in enumerate(panels.items()):
-        x, y = 8 + (index % 3) * cell[0], 8 + (index // 3) * cell[1]
+        x, y = 8 + (index % columns) * cell[0], 8 + (index // columns) * cell[1]
         measured = f": {scores[label][0]:.2f} dB, SSIM {scores[label][1]:.4f}" if label in scores else ""
         draw.text((x, y), LABELS.get(label, label) + measured, fill=_INK, font=font)
         part = image[top : top + _DETAIL_PX, left : left + _DETAIL_PX]
