@@ -70,8 +70,9 @@ TASKS = {
         Task(
             "realsr",
             "Real-world super-resolution x4",
-            "Training degrades sharp photographs anew at every step (blur, resize, noise, JPEG, and all again), in a part "
-            "of the published ranges: milder blur, and always some noise. Held-out photographs were degraded once, in three ways each "
+            "Training degrades sharp photographs anew at every step (blur, resize, noise, JPEG, and all again), in a "
+            "part of the published ranges: milder blur, and always some noise. Held-out photographs were degraded "
+            "once, in three ways each "
             "(`diffir prepare degrade`, seeds 0, 1, 2); bicubic enlargement of these is what there is to beat.",
             ("S1", "S2"),
             (
