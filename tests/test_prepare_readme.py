@@ -37,6 +37,9 @@ def test_the_commands_make_what_the_option_files_name():
         for side in ("blur", "sharp"):
             Path("downloads/GoPro", split, "GOPR01", side).mkdir(parents=True)
             cv2.imwrite(f"downloads/GoPro/{split}/GOPR01/{side}/0001.png", np.tile(photo, (2, 2, 1))[:720, :1000])
+    for split in ("train", "test"):
+        Path("mine", split).mkdir()
+        cv2.imwrite(f"mine/{split}/b.png", np.tile(photo, (2, 2, 1))[:540, :540])
     Path("datasets/Places/val").mkdir(parents=True)
     cv2.imwrite("datasets/Places/val/a.png", photo[:200, :300])
     for words in commands():

@@ -305,3 +305,33 @@ def test_without_ffmpeg_a_video_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(InputError, match=r"install it, or: pip install 'diffir_sr\[video\]'"):
         video.find_ffmpeg()
+
+
+def test_memory_narrows_the_strips_and_changes_no_byte(capsys):
+    put("in/a.png", "in/b.png", size=(230, 60))
+    assert restore("in", "-o", "out") == 0
+    said = capsys.readouterr().err
+    assert said.count("230x60 in strips of") == 1  # the second picture is like the first
+    assert restore("in", "-o", "narrow", "--memory", "0.01") == 0
+    said = capsys.readouterr().err
+    assert said.count("230x60 in strips of 16 of 232 rows") == 2
+    for name in ("a.png", "b.png"):
+        assert Path("out", name).read_bytes() == Path("narrow", name).read_bytes()
+    assert restore("in", "-o", "none", "--memory", "0.001") == 1
+    assert "a.png: 230x60 pixels need about 9 MiB even in the narrowest strips" in capsys.readouterr().err
+    assert not files("none")
+    assert restore("in", "-o", "none", "--memory", "0") == 1
+    assert "--memory: expected more than 0 GiB, got 0" in capsys.readouterr().err
+
+
+def test_tiles_under_one_prior_from_the_command_line(capsys):
+    put("in/a.png", size=(90, 75))
+    assert restore("in/a.png", "-o", "exact/a.png") == 0
+    tiles = ("--tile-mode", "prior", "--tile", "32", "--overlap", "8")
+    assert restore("in/a.png", "-o", "tiles/a.png", *tiles) == 0
+    assert "in tiles, each in strips of" in capsys.readouterr().err
+    exact, tiled = (cv2.imread(f"{folder}/a.png").astype(int) for folder in ("exact", "tiles"))
+    assert exact.shape == tiled.shape
+    assert 0 < np.abs(exact - tiled).mean() < 40
+    assert main(["restore", "in/a.png", "-o", "tiles", "-w", "net.pth"]) == 1  # made otherwise
+    assert "overwrite" in capsys.readouterr().err

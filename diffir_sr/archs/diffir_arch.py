@@ -247,10 +247,13 @@ class DiffIRS2(_DiffIR):
 
     def encode(self, lq: Tensor, *, noise: Tensor) -> Tensor:
         """The prior (B, 256) of `lq` (padded sides), walked back from `noise` (B, 256)."""
+        return self.estimated(self.condition(lq), noise=noise)
+
+    def estimated(self, condition: Tensor, *, noise: Tensor) -> Tensor:
+        """The prior (B, 256) that belongs to a condition (B, 256), walked back from `noise` (B, 256)."""
         if not self.use_diffusion:
-            return self.condition(lq)
-        noise = noise.to(lq)
-        return cast(Tensor, self.diffusion.reverse(noise, self.condition(lq))[-1])
+            return condition
+        return cast(Tensor, self.diffusion.reverse(noise.to(condition), condition)[-1])
 
     def _apart(self, lq: Tensor, prior: Tensor | None, noise: Tensor | None, step: Tensor) -> Any:
         if prior is None or noise is None or not self.use_diffusion:

@@ -46,6 +46,15 @@ def add_restore_parser(commands: Any) -> None:
 def _add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto (CUDA where there is), cpu, cuda, cuda:N")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument(
+        "--tile-mode",
+        choices=["exact", "prior"],
+        default="exact",
+        help="exact: strips with the result of the whole picture (default); prior: tiles that share its prior",
+    )
+    parser.add_argument("--tile", type=int, default=256, help="pixels of a tile's side, --tile-mode prior (256)")
+    parser.add_argument("--overlap", type=int, default=32, help="pixels that tiles share, --tile-mode prior (32)")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="what the network may take (default: what is free)")
 
 
 def _restore(args: argparse.Namespace) -> int:
@@ -62,6 +71,10 @@ def _restore(args: argparse.Namespace) -> int:
         device=args.device,
         dtype=args.dtype,
         seed=args.seed,
+        tile_mode=args.tile_mode,
+        tile=args.tile,
+        overlap=args.overlap,
+        memory_limit=None if args.memory is None else int(args.memory * 2**30),
     )
     folder = Path(args.output) if _is_folder(jobs, args.output) else None
     journal = Journal(folder, _settings(args), overwrite=args.overwrite)
@@ -81,6 +94,8 @@ def _check_numbers(args: argparse.Namespace) -> None:
         raise InputError(f"--samples: expected 1 or more, got {args.samples}")
     if not 1 <= args.quality <= 100:
         raise InputError(f"--quality: expected 1 to 100, got {args.quality}")
+    if args.memory is not None and args.memory <= 0:
+        raise InputError(f"--memory: expected more than 0 GiB, got {args.memory}")
 
 
 def _blend(given: list[str] | None) -> tuple[str, float] | None:
@@ -108,4 +123,5 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
         "samples": args.samples,
         "quality": args.quality,
         "dtype": args.dtype,
+        "tiles": [args.tile, args.overlap] if args.tile_mode == "prior" else None,
     }

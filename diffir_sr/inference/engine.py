@@ -1,44 +1,157 @@
-"""Restoring pictures with one network, in one piece: what is between a picture's tensor and its restored one."""
+"""Restoring pictures of any size with one network: exactly, in strips of rows; or in tiles under one prior."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+import logging
+from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from diffir_sr.archs.diffir_arch import DiffIRS2
+from diffir_sr.archs.frames import check_image
+from diffir_sr.errors import InputError, OptionError
+from diffir_sr.inference.body import FoldedBody
+from diffir_sr.inference.folded_prior import condition
+from diffir_sr.inference.memory import Plan, Planner, available, ran_out_of_memory
+from diffir_sr.inference.tiles import in_tiles
+
+TileMode = Literal["exact", "prior"]
+TILE, OVERLAP = 256, 32  # pixels of the degraded picture
+logger = logging.getLogger("diffir_sr.inference")
+
 
 class Engine:
-    """A DiffIRS2 network ready to restore: lq (B, C, H, W) float in [0, 1] on the CPU, any size, to its picture.
+    """A stage-2 network ready to restore: lq (B, C, H, W) in [0, 1] on the CPU, any size, to its pictures.
 
-    The whole picture passes at once, so memory grows with its pixels.
+    `tile_mode` 'exact' works in strips of rows with the result of the whole picture, in as much memory as is free or
+    `memory_limit` (bytes, beyond weights and input) allows. 'prior' restores tiles of `tile` pixels that overlap by
+    `overlap`, all under the picture's one prior: less memory, another result. `strip` sets the rows of a strip
+    (of the uppermost features) by hand. `optimized` False runs the network as it is trained, in one piece. The network
+    is moved to `device`. Nothing about pictures is kept, so threads may share an engine.
     """
 
     def __init__(
         self,
-        network: Any,
+        network: DiffIRS2,
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        tile_mode: TileMode = "exact",
+        memory_limit: int | None = None,
+        strip: int | None = None,
+        tile: int = TILE,
+        overlap: int = OVERLAP,
+        optimized: bool = True,
     ) -> None:
-        self.network = network
+        _check(tile_mode, strip=strip, tile=tile, overlap=overlap, memory_limit=memory_limit)
         self.device = torch.device(device)
+        self.network = network.to(self.device)
         self.dtype = dtype
+        self.tile_mode = tile_mode
+        self.optimized = optimized
+        self._limit = memory_limit
+        self._strip = strip
+        self._tile = tile
+        self._overlap = overlap
+        self._planner = Planner(network.G, dtype=dtype, device=self.device)
+        self._body = FoldedBody(network.G, dtype=dtype) if optimized else None
 
+    @torch.inference_mode()
     def prior(self, lq: Tensor, *, noise: Tensor) -> Tensor:
-        """The prior (B, 256) of `lq`."""
-        with torch.inference_mode():
-            return self.network.encode(self.network.padded(self._here(lq)), noise=noise)
+        """The prior (B, D) of `lq`, float32 on the device, walked back from `noise` (B, D)."""
+        network = self.network
+        check_image(lq, channels=network.frame.channels, name="lq")
+        if not self.optimized:
+            return self._plainly(lambda image: network.encode(image, noise=noise.to(image)), lq).float()
+        conditions = [
+            self._planned(one, lambda image, plan: condition(network.condition, image, plan=plan, dtype=self.dtype))
+            for one in lq.split(1)
+        ]
+        pairs = zip(conditions, noise.split(1), strict=True)
+        return torch.cat([network.estimated(one, noise=of.to(one)) for one, of in pairs])
 
+    @torch.inference_mode()
     def restore(self, lq: Tensor, prior: Tensor) -> Tensor:
         """The restored pictures (B, 3, H * scale, W * scale), float32 on the CPU, not clipped."""
-        with torch.inference_mode():
-            here = self._here(lq)
-            whole = self.network.restore(self.network.padded(here), prior.to(here))
-            return cast(Tensor, self.network.cropped(whole, here)).float().cpu()
+        check_image(lq, channels=self.network.frame.channels, name="lq")
+        if self.tile_mode == "exact":
+            return self._restored(lq, prior)
+        return in_tiles(
+            lambda part: self._restored(part, prior),
+            lq,
+            tile=self._tile,
+            overlap=self._overlap,
+            scale=self.network.scale,
+        )
 
     def __call__(self, lq: Tensor, *, noise: Tensor) -> Tensor:
+        """The restored pictures under the priors that start at `noise` (B, D)."""
         return self.restore(lq, self.prior(lq, noise=noise))
 
-    def _here(self, lq: Tensor) -> Tensor:
-        return lq.to(self.device, self.dtype)
+    def plan(self, height: int, width: int) -> Plan:
+        """How a picture of this size (or its largest tile) is to be restored; raises InputError if it cannot be."""
+        if self.tile_mode == "prior":
+            height, width = min(height, self._tile), min(width, self._tile)
+        multiple = self.network.multiple_of
+        high, wide = (-(-side // multiple) * multiple for side in (height, width))
+        if self._strip is not None:
+            return self._planner.plan(high, wide, rows=self._strip)
+        limit = available(self.device) if self._limit is None else self._limit
+        plan = self._planner.best(high, wide, limit=limit)
+        if plan.bytes > limit:
+            raise InputError(
+                f"{height}x{width} pixels need about {_amount(plan.bytes)} even in the narrowest strips, "
+                f"{_amount(limit)} may be used; take bfloat16, tiles (tile mode prior), or cut the picture up"
+            )
+        return plan
+
+    def _restored(self, lq: Tensor, prior: Tensor) -> Tensor:
+        if self._body is None:
+            made = self._plainly(lambda image: self.network.restore(image, prior.to(image)), lq)
+            return self.network.cropped(made, lq).float().cpu()
+        body, prior = self._body, prior.to(self.device, torch.float32)
+        made = [
+            self._planned(one, lambda image, plan, of=of: body(image, of, plan=plan))
+            for one, of in zip(lq.split(1), prior.expand(len(lq), -1).split(1), strict=True)
+        ]
+        return self.network.cropped(torch.cat(made) if len(made) > 1 else made[0], lq)
+
+    def _plainly(self, run: Callable[[Tensor], Tensor], lq: Tensor) -> Tensor:
+        image = self.network.padded(lq.to(self.device))
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return run(image)
+
+    def _planned(self, lq: Tensor, run: Callable[[Tensor, Plan], Tensor]) -> Tensor:
+        image = self.network.padded(lq.to(self.device, torch.float32))
+        plan = self.plan(*lq.shape[-2:])
+        while True:
+            try:
+                return run(image, plan)
+            except Exception as error:
+                if not ran_out_of_memory(error):
+                    raise
+                if plan.is_smallest:
+                    height, width = lq.shape[-2:]
+                    raise InputError(
+                        f"out of memory: {height}x{width} pixels do not fit even in {plan}; take bfloat16, tiles "
+                        "(tile mode prior), or cut the picture up"
+                    ) from error
+            plan = self._planner.narrower(image.shape[-2], image.shape[-1], plan)
+            logger.warning("Out of memory; the picture starts again in %s.", plan)
+
+
+def _amount(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def _check(tile_mode: str, *, strip: int | None, tile: int, overlap: int, memory_limit: int | None) -> None:
+    if tile_mode not in get_args(TileMode):
+        raise OptionError(f"tile mode: expected one of {', '.join(get_args(TileMode))}, got {tile_mode!r}")
+    if strip is not None and strip < 1:
+        raise OptionError(f"strip: expected 1 row or more, got {strip}")
+    if tile_mode == "prior" and (overlap < 0 or tile < max(1, 2 * overlap)):
+        raise OptionError(f"tile: expected at least twice the overlap of {overlap} pixels, got {tile}")
+    if memory_limit is not None and memory_limit <= 0:
+        raise OptionError(f"memory: expected more than 0 bytes, got {memory_limit}")

@@ -17,7 +17,7 @@ from diffir_sr.data.paired_dataset import to_tensor
 from diffir_sr.errors import InputError
 from diffir_sr.inference.blend import blended, load_stage_2
 from diffir_sr.inference.core import restored_under, start
-from diffir_sr.inference.engine import Engine
+from diffir_sr.inference.engine import OVERLAP, TILE, Engine, TileMode
 from diffir_sr.inference.kinds import is_batch, opened
 from diffir_sr.inference.masks import Mask, mask_for
 from diffir_sr.inference.picture import Picture
@@ -166,15 +166,32 @@ def load_restorer(
     device: str = "auto",
     dtype: str | torch.dtype = "float32",
     seed: int = 0,
+    tile_mode: TileMode = "exact",
+    tile: int = TILE,
+    overlap: int = OVERLAP,
+    memory_limit: int | None = None,
+    optimized: bool = True,
 ) -> Restorer:
     """A restorer with the stage-2 network of a weights file, which says by itself what network that is.
 
     `blend` (file, share) mixes in the weights of a second file, 0 to 1. `device` is auto (CUDA where there is),
-    cpu, cuda or cuda:N. Raises CheckpointError for a file that holds no stage 2 of DiffIR.
+    cpu, cuda or cuda:N. `tile_mode` exact gives the result of the whole picture at any size; prior works in tiles of
+    `tile` pixels, `overlap` shared, under the picture's prior. `memory_limit` (bytes) bounds what the network takes
+    beyond weights and input. `optimized` False runs the network as it is trained, slower and in one piece. Raises
+    CheckpointError for a file that holds no stage 2 of DiffIR.
     """
     network, about = load_stage_2(Path(weights)) if blend is None else blended(Path(weights), Path(blend[0]), blend[1])
     where, kind = device_of(device), _dtype_of(dtype)
-    engine = Engine(network, device=where, dtype=kind)
+    engine = Engine(
+        network,
+        device=where,
+        dtype=kind,
+        tile_mode=tile_mode,
+        tile=tile,
+        overlap=overlap,
+        memory_limit=memory_limit,
+        optimized=optimized,
+    )
     return Restorer(network, engine, device=where, seed=seed, about=about)
 
 

@@ -56,6 +56,7 @@ class Runner:
         self.wishes = wishes
         self.journal = journal
         self.outcome = Outcome()
+        self._told_plan = False
 
     def run(self, jobs: Sequence[Job]) -> Outcome:
         """Do all jobs; raises InputError where going on is in vain (no room on the disk)."""
@@ -123,10 +124,21 @@ class Runner:
         lq, found = self.restorer.prepared(picture, mask, where=str(job))
         for note in found.notes if found else ():
             self.say(note)
+        self._tell_plan(job, *lq.shape[-2:])
         if self.wishes.samples > 1:
             return self._sampled(job, picture, form, found)
         made = self.restorer.finished(picture, self.restorer.run(lq, self.restorer.start(lq)), lq)
         return [(job.target, encode(made, form, quality=self.wishes.quality))]
+
+    def _tell_plan(self, job: Job, height: int, width: int) -> None:
+        """Say how the network goes about the first picture, and about each whose strips memory makes narrower."""
+        if not self.restorer.engine.optimized:
+            return
+        plan = self.restorer.engine.plan(height, width)
+        if plan.narrowed or not self._told_plan:
+            tiles = "tiles, each in " if self.restorer.engine.tile_mode == "prior" else ""
+            self.say(f"{job}: {height}x{width} in {tiles}{plan}")
+        self._told_plan = True
 
     def _stream_format(self, picture: Picture) -> str:
         return FORMATS[SUFFIX_OF[self.wishes.form]] if self.wishes.form else picture.format

@@ -16,6 +16,7 @@ from diffir_sr.prepare.masks_command import add_masks_parser
 from diffir_sr.prepare.multiscale_command import add_multiscale_parser
 from diffir_sr.prepare.pairs_command import add_pairs_parser
 from diffir_sr.prepare.parsing import add_job, add_overwrite, add_to_8bit, examples, folder, on_disk, say
+from diffir_sr.prepare.shake_command import add_shake_parser
 from diffir_sr.prepare.stored import Job
 
 
@@ -66,7 +67,15 @@ def add_prepare_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     meta.add_argument("--overwrite", action="store_true", help="replace a list that exists (default: an error)")
 
-    for add in (add_multiscale_parser, add_pairs_parser, add_gopro_parser, add_degrade_parser, add_masks_parser):
+    own = (
+        add_multiscale_parser,
+        add_pairs_parser,
+        add_gopro_parser,
+        add_shake_parser,
+        add_degrade_parser,
+        add_masks_parser,
+    )
+    for add in own:
         add(jobs)
 
     build = add_job(jobs, "lmdb", _lmdb, "put the images of a folder into one LMDB")

@@ -1,144 +1,87 @@
-"""What the quick start shows: one comparison picture per photograph, loss curves, and a table."""
+"""What the quick start shows: one comparison picture per held-out picture, loss curves, and a table."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-import cv2
 import numpy as np
+import torch
 from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim
-from basicsr.utils.matlab_functions import imresize
-from PIL import Image, ImageDraw, ImageFont
 
-from diffir_sr.errors import InputError
-from diffir_sr.quickstart.commands import restored_path
+from diffir_sr.metrics.image_api import calculate_lpips
+from diffir_sr.metrics.perceptual import prepare
+from diffir_sr.quickstart.cases import PROTOCOLS, Case, cases
+from diffir_sr.quickstart.photographs import HELD_OUT
+from diffir_sr.quickstart.pictures import LABELS, Versions, curves, sheet, strip
+from diffir_sr.quickstart.tasks import Task
+from diffir_sr.version import __version__
 
-SCALE = 4
-BORDER = 4
-_LABELS = {"bicubic": "bicubic", "S1": "DiffIR S1 (sees GT)", "S2": "DiffIR S2", "S2_GAN": "DiffIR S2-GAN"}
-_DETAIL_PX = 96
-_WHITE, _INK, _CAPTION_PX = (255, 255, 255), (20, 20, 20), 26
+_STRIP_DETAIL = {"inpaint": 256}  # pixels of each picture in the strip; elsewhere:
+_DETAIL = 96
+
+Scores = dict[str, tuple[float, ...]]  # PSNR, SSIM and, where the task has it, LPIPS
 
 
-def write_report(folder: Path, *, data: Path, stages: tuple[str, ...]) -> str:
-    """Write pictures, curves and summary of a finished quick start into `folder`; return the table as text."""
+def check_metrics(task: Task) -> None:
+    """Raise CheckpointError where the weights of a metric of the report are missing: better now than after training."""
+    if task.lpips:
+        prepare("lpips", net="alex")
+
+
+def write_report(task: Task, *, how: str) -> str:
+    """Write pictures, curves, summary.md and report.md of a finished quick start to `task.results`; give the table.
+
+    `how` tells in the report what was run and how long it took.
+    """
+    folder = task.results
     folder.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, dict[str, tuple[float, float]]] = {}
-    for gt_path in sorted((data / "heldout/HR").glob("*.png")):
-        name = gt_path.stem
-        gt = _read(gt_path)
-        lq = _read(data / "heldout/LR_x4" / gt_path.name)
-        versions = {"bicubic": _bicubic(lq)}
-        versions |= {stage: _read(restored_path(stage, name)) for stage in stages}
-        rows[name] = {label: _measure(image, gt) for label, image in versions.items()}
-        _comparison(lq, versions, gt, rows[name]).save(folder / f"{name}.png")
-    if not rows:
-        raise InputError(f"no held-out photographs under {(data / 'heldout/HR').absolute()}")
-    _curves(folder / "losses.png", stages)
-    table = _table(rows)
+    rows: dict[str, Scores] = {}
+    shown: list[tuple[Case, Versions]] = []
+    for case in cases(task):
+        versions = {**case.simple, **{stage: case.of_stage(stage) for stage in task.stages}}
+        rows[case.name] = {label: _measure(image, case.gt, task) for label, image in versions.items()}
+        sheet(case, versions, rows[case.name]).save(folder / f"{case.name.replace(', ', '_').replace(' ', '_')}.png")
+        shown.append((case, versions))
+    strip(shown, detail=_STRIP_DETAIL.get(task.name, _DETAIL)).save(folder / f"{task.name}.jpg", quality=82)
+    curves(folder / "losses.png", task)
+    table = _table(task, rows, against=list(shown[0][0].simple))
     (folder / "summary.md").write_text(table + "\n")
+    (folder / "report.md").write_text(_page(task, table, how))
     return table
 
 
-def _read(path: Path) -> np.ndarray:
-    """BGR uint8, as BasicSR's metrics expect."""
-    image = cv2.imread(str(path))
-    if image is None:
-        raise InputError(f"cannot read {path.absolute()}")
-    return image
+def _measure(image: np.ndarray, gt: np.ndarray, task: Task) -> tuple[float, ...]:
+    how = PROTOCOLS[task.name]
+    psnr = calculate_psnr(image, gt, crop_border=how.border, test_y_channel=how.luma)
+    ssim = calculate_ssim(image, gt, crop_border=how.border, test_y_channel=how.luma)
+    perceptual = (calculate_lpips(image, gt, net="alex"),) if task.lpips else ()
+    return (float(psnr), float(ssim), *perceptual)
 
 
-def _bicubic(lq: np.ndarray) -> np.ndarray:
-    enlarged = imresize(lq.astype(np.float32) / 255, SCALE)
-    return np.asarray(enlarged * 255).round().clip(0, 255).astype(np.uint8)
-
-
-def _measure(image: np.ndarray, gt: np.ndarray) -> tuple[float, float]:
-    psnr = calculate_psnr(image, gt, crop_border=BORDER, test_y_channel=True)
-    ssim = calculate_ssim(image, gt, crop_border=BORDER, test_y_channel=True)
-    return float(psnr), float(ssim)
-
-
-def _table(rows: dict[str, dict[str, tuple[float, float]]]) -> str:
+def _table(task: Task, rows: dict[str, Scores], *, against: list[str]) -> str:
     versions = list(next(iter(rows.values())))
+    also = " / LPIPS (alex, RGB, lower is better)" if task.lpips else ""
     lines = [
-        f"PSNR (dB) / SSIM on Y, border {BORDER}, x{SCALE}:",
+        f"{PROTOCOLS[task.name].said}{also}:",
         "",
-        "| photograph | " + " | ".join(_LABELS.get(version, version) for version in versions) + " |",
+        "| photograph | " + " | ".join(LABELS[version] for version in versions) + " |",
         "| --- |" + " ---: |" * len(versions),
     ]
     means = {version: tuple(np.mean([row[version] for row in rows.values()], axis=0).tolist()) for version in versions}
     for name, row in {**rows, "mean": means}.items():
-        lines.append(f"| {name} | " + " | ".join(f"{row[v][0]:.2f} / {row[v][1]:.4f}" for v in versions) + " |")
-    gain = means["S2"][0] - means["bicubic"][0]
-    lines += ["", f"Stage 2 against bicubic: {gain:+.2f} dB on the mean of {len(rows)} held-out photographs."]
+        lines.append(f"| {name} | " + " | ".join(_cell(row[version]) for version in versions) + " |")
+    gains = [f"{LABELS[other]}: {means['S2'][0] - means[other][0]:+.2f} dB" for other in against]
+    what = "photographs" if task.name == "sr" else "pictures"
+    lines += ["", f"Stage 2 against {', against '.join(gains)} on the mean of {len(rows)} held-out {what}."]
     return "\n".join(lines)
 
 
-def _comparison(
-    lq: np.ndarray, versions: dict[str, np.ndarray], gt: np.ndarray, scores: dict[str, tuple[float, float]]
-) -> Image.Image:
-    """Two rows of three whole pictures, and under each its most detailed part, enlarged."""
-    height, width = gt.shape[:2]
-    panels = {"LQ": cv2.resize(lq, (width, height), interpolation=cv2.INTER_NEAREST), **versions, "GT": gt}
-    top, left = _detail(gt)
-    zoom = width // _DETAIL_PX
-    detail_height = _DETAIL_PX * zoom
-    cell = (width + 8, height + detail_height + _CAPTION_PX + 16)
-    sheet = Image.new("RGB", (3 * cell[0] + 8, 2 * cell[1] + 8), _WHITE)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
-    for index, (label, image) in enumerate(panels.items()):
-        x, y = 8 + (index % 3) * cell[0], 8 + (index // 3) * cell[1]
-        psnr_ssim = f": {scores[label][0]:.2f} dB, SSIM {scores[label][1]:.4f}" if label in scores else ""
-        draw.text((x, y), _LABELS.get(label, label) + psnr_ssim, fill=_INK, font=font)
-        part = image[top : top + _DETAIL_PX, left : left + _DETAIL_PX]
-        part = cv2.resize(part, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_NEAREST)
-        sheet.paste(_rgb(image), (x, y + _CAPTION_PX))
-        sheet.paste(_rgb(part), (x, y + _CAPTION_PX + height + 4))
-    return sheet
+def _cell(values: tuple[float, ...]) -> str:
+    return " / ".join([f"{values[0]:.2f}", *(f"{value:.4f}" for value in values[1:])])
 
 
-def _rgb(image: np.ndarray) -> Image.Image:
-    return Image.fromarray(np.ascontiguousarray(image[..., ::-1]))
-
-
-def _detail(gt: np.ndarray) -> tuple[int, int]:
-    """Top left corner of the square with the strongest edges."""
-    edges = cv2.Laplacian(cv2.cvtColor(gt, cv2.COLOR_BGR2GRAY), cv2.CV_32F)
-    strength = cv2.boxFilter(np.abs(edges), -1, (_DETAIL_PX, _DETAIL_PX), anchor=(0, 0))
-    inside = strength[: gt.shape[0] - _DETAIL_PX, : gt.shape[1] - _DETAIL_PX]
-    top, left = np.unravel_index(np.argmax(inside), inside.shape)
-    return int(top), int(left)
-
-
-def _curves(path: Path, stages: tuple[str, ...]) -> None:
-    """Losses and held-out PSNR over iterations, a column per stage."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, len(stages), figsize=(5 * len(stages), 7), squeeze=False)
-    for column, stage in enumerate(stages):
-        run = Path(f"experiments/quickstart_{stage}")
-        training, validation = _records(run / "training.jsonl"), _records(run / "validation.jsonl")
-        above, below = axes[0][column], axes[1][column]
-        for loss in [name for name in training[-1] if name.startswith("l_") and not name.startswith("l_kd")]:
-            points = [(row["iter"], row[loss]) for row in training if loss in row]
-            above.plot(*zip(*points, strict=True), label=loss, linewidth=1)
-        above.set(title=f"{stage}: losses", xlabel="iteration", yscale="log")
-        above.legend(fontsize=8)
-        below.plot([row["iter"] for row in validation], [row["psnr"] for row in validation], marker="o")
-        below.set(title=f"{stage}: held-out PSNR-Y (dB)", xlabel="iteration")
-        below.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
-
-
-def _records(path: Path) -> list[dict[str, float]]:
-    lines = path.read_text().splitlines() if path.is_file() else []
-    if not lines:
-        raise InputError(f"no records at {path.absolute()}; did the training run to its end?")
-    return [json.loads(line) for line in lines]
+def _page(task: Task, table: str, how: str) -> str:
+    """The section on this task in docs/tasks.md."""
+    by = "; ".join(f"{photograph.name} ({photograph.licence})" for photograph in HELD_OUT)
+    threads = torch.get_num_threads()
+    made = f"{how}; torch {torch.__version__}, {threads} thread{'s' * (threads > 1)}, diffir_sr {__version__}."
+    parts = [f"## {task.title}", task.about, made, table, f"![{task.title}]({task.name}.jpg)", f"Photographs: {by}."]
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,69 @@
+"""The x4 tail of the networks (convolution, shuffle, convolution, shuffle, convolution) as one convolution.
+
+The tail has no non-linearity: away from the picture's edge it is one 5x5 convolution of the features. At the edge the
+later convolutions see zeros where the one sees what the earlier would have made outside of the picture, so the
+outermost pixels are computed the long way.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffir_sr.inference.rows import convolve
+
+RADIUS = 2  # rows and columns of features around a pixel that its enlargement sees
+_EDGE = 1  # pixels of features whose enlargement the 5x5 convolution gets wrong
+_NEAR = _EDGE + RADIUS
+_SCALE = 4
+
+
+class FoldedTail:
+    """Features (1, C, H, W) to an image (1, 3, 4 H, 4 W), float32, in rows."""
+
+    def __init__(self, tail: nn.Sequential, *, dtype: torch.dtype) -> None:
+        layers = [layer for layer in tail.modules() if isinstance(layer, nn.Conv2d)]
+        exact = [(layer.weight.float(), layer.bias.float()) for layer in layers if layer.bias is not None]
+        weight, bias = _as_one_convolution(exact)
+        self._weight, self._bias = weight.to(dtype), bias.to(dtype)
+        self._layers = [(weight.to(dtype), bias.to(dtype)) for weight, bias in exact]
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Rows with two neighbours above and below, (1, C, h + 4, W), to (1, 3, 4 h, 4 W).
+
+        Rows at the upper and lower edge of the picture are wrong; `top` and `bottom` have them.
+        """
+        image = F.pixel_shuffle(convolve(rows, self._weight, self._bias, padding=(0, RADIUS)), _SCALE).float()
+        inside, edge = slice(_SCALE * RADIUS, -_SCALE * RADIUS), _SCALE * _EDGE
+        image[..., :edge] = _long_way(rows[..., :_NEAR], self._layers)[:, :, inside, :edge]
+        image[..., -edge:] = _long_way(rows[..., -_NEAR:], self._layers)[:, :, inside, -edge:]
+        return image
+
+    def top(self, features: Tensor) -> Tensor:
+        """The first rows of the image of all `features`, (1, 3, 4, 4 W)."""
+        return _long_way(features[:, :, :_NEAR].to(self._weight.dtype), self._layers)[:, :, : _SCALE * _EDGE].float()
+
+    def bottom(self, features: Tensor) -> Tensor:
+        """The last rows of the image, (1, 3, 4, 4 W)."""
+        return _long_way(features[:, :, -_NEAR:].to(self._weight.dtype), self._layers)[:, :, -_SCALE * _EDGE :].float()
+
+
+def _long_way(features: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
+    for weight, bias in layers[:-1]:
+        features = F.pixel_shuffle(convolve(features, weight, bias, padding=(1, 1)), 2)
+    return convolve(features, *layers[-1], padding=(1, 1))
+
+
+def _as_one_convolution(layers: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Weight (48, C, 5, 5) and bias (48,): how a 4x4 patch depends on the features around, and what it is at zero."""
+    first, second, third = (weight for weight, _ in layers)
+    patch = torch.eye(3 * _SCALE**2, device=first.device)[:, :, None, None]
+    patch = F.pad(F.pixel_shuffle(patch, _SCALE), [_SCALE * RADIUS] * 4)
+    # A convolution's derivative is the transposed convolution.
+    back = F.pixel_unshuffle(F.conv_transpose2d(patch, third, padding=1), 2)
+    back = F.pixel_unshuffle(F.conv_transpose2d(back, second, padding=1), 2)
+    weight = F.conv_transpose2d(back, first, padding=1)
+    size = 2 * RADIUS + 1
+    at_zero = _long_way(first.new_zeros(1, first.shape[1], size, size), layers)
+    return weight, F.pixel_unshuffle(at_zero, _SCALE)[0, :, RADIUS, RADIUS]

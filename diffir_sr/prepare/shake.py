@@ -1,0 +1,155 @@
+"""Motion-blurred images of a folder of sharp ones: pictures of a camera that shakes while it exposes."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from diffir_sr.data.images import header
+from diffir_sr.data.sources import FolderSource, some
+from diffir_sr.errors import InputError
+from diffir_sr.prepare.jobs import check_apart, run_all
+from diffir_sr.prepare.storable import read_storable
+from diffir_sr.prepare.stored import Stored, Target, relative
+
+_FRAMES_PER_PIXEL = 8  # of the path; the averaged frames then stand for a continuous exposure
+_WOBBLE = 1.5  # how much the velocity strays during an exposure, in units of the velocity at its start
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides a blurred image, besides the image and its name: `length` of the camera's path in pixels."""
+
+    length: tuple[float, float]
+    seed: int
+
+    def __post_init__(self) -> None:
+        low, high = self.length
+        if not 0 <= low <= high <= 100:
+            raise InputError(
+                f"--length: expected two numbers of pixels, 0 to 100, the smaller first; got {low}, {high}"
+            )
+        if self.seed < 0:
+            raise InputError(f"--seed: expected 0 or more, got {self.seed}")
+
+    @property
+    def margin(self) -> int:
+        """Pixels at each side that depend on what is outside of the image: they are cut off."""
+        return math.ceil(self.length[1]) + 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """One exposure of one image."""
+
+    name: str
+    file: Path
+    blurred: Target
+    sharp: Target
+    recipe: Recipe
+    overwrite: bool
+    to_8bit: bool
+
+
+def plan(
+    source: FolderSource, output: Path, given: Recipe, *, count: int = 1, overwrite: bool = False, to_8bit: bool = False
+) -> list[Task]:
+    """`count` exposures of every image, to input and target; several of one image are called <name>_0, <name>_1, ..."""
+    if count < 1:
+        raise InputError(f"--count: expected 1 or more, got {count}")
+    check_apart(source.path, output)
+    _check_sizes(source, at_least=2 * given.margin + 1)
+    tasks = []
+    for name in source.names:
+        file = source.file(name)
+        for number in range(count):
+            called = f"{name}_{number}" if count > 1 else name
+            origin = relative(file, source.path)
+            blurred, sharp = (Target(output / side, f"{called}.png", origin) for side in ("input", "target"))
+            tasks.append(Task(called, file, blurred, sharp, given, overwrite, to_8bit))
+    return tasks
+
+
+def run(tasks: Sequence[Task], *, jobs: int) -> list[tuple[Stored, Stored]]:
+    """Blur; pairs that exist are kept unless `overwrite`."""
+    return run_all(_shake, tasks, jobs=jobs, label="shake")
+
+
+def camera_path(rng: np.random.Generator, *, length: float) -> np.ndarray:
+    """Where the image lies in the frames of one exposure: (frames, 2) of x and y in pixels, mean 0.
+
+    A point whose velocity is a random walk, so that the path is smooth and its speed changes, as of a hand. `length`
+    is that of the path. Mean 0 keeps the blurred image on its sharp partner.
+    """
+    frames = max(2, math.ceil(length * _FRAMES_PER_PIXEL))
+    turn = rng.uniform(0, 2 * math.pi)
+    kicks = rng.normal(0, _WOBBLE / math.sqrt(frames), (frames, 2))
+    steps = np.array([math.cos(turn), math.sin(turn)]) + kicks.cumsum(axis=0)
+    path = steps.cumsum(axis=0)
+    travelled = np.linalg.norm(np.diff(path, axis=0), axis=1).sum()
+    path = path * (length / travelled)
+    return path - path.mean(axis=0)
+
+
+def exposure(image: np.ndarray, path: np.ndarray) -> np.ndarray:
+    """The mean of an 8-bit image (H, W, C) moved to each place of a path (frames, 2), in linear light, as uint8.
+
+    Frames between pixels are interpolated linearly. Sums of shifts are one convolution, which is what is computed.
+    """
+    kernel = np.ascontiguousarray(_spread(path)[::-1, ::-1])  # filter2D looks up, a frame moves on
+    light = _linear(np.arange(256) / 255).astype(np.float32)[image]
+    blurred = cv2.filter2D(light, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
+    return (_encoded(blurred.reshape(image.shape).clip(0, 1)) * 255).round().astype(np.uint8)
+
+
+def _spread(path: np.ndarray) -> np.ndarray:
+    """The share of the exposure at each whole shift, (side, side), sum 1; the middle is no shift."""
+    reach = math.ceil(np.abs(path).max()) + 1
+    kernel = np.zeros((2 * reach + 1, 2 * reach + 1), np.float64)
+    whole = np.floor(path).astype(int)
+    part = path - whole
+    for right in (0, 1):
+        for below in (0, 1):
+            weight = np.abs(1 - right - part[:, 0]) * np.abs(1 - below - part[:, 1])
+            np.add.at(kernel, (whole[:, 1] + below + reach, whole[:, 0] + right + reach), weight)
+    return (kernel / len(path)).astype(np.float32)
+
+
+def _linear(encoded: np.ndarray) -> np.ndarray:
+    """Light of sRGB values in [0, 1] (IEC 61966-2-1)."""
+    return np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+
+
+def _encoded(light: np.ndarray) -> np.ndarray:
+    """sRGB values of light in [0, 1]."""
+    return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+def _check_sizes(source: FolderSource, *, at_least: int) -> None:
+    sizes = {name: header(source.file(name)) for name in source.names}
+    small = [
+        f"{name}: {size.height}x{size.width}" for name, size in sizes.items() if min(size.height, size.width) < at_least
+    ]
+    if small:
+        raise InputError(
+            f"{len(small)} images of {source.path.absolute()} are smaller than {at_least} pixels: nothing would "
+            f"be left: {some(small)}; remove them, or shorten --length"
+        )
+
+
+def _shake(task: Task) -> tuple[Stored, Stored]:
+    if not task.overwrite and task.blurred.path.exists() and task.sharp.path.exists():
+        return task.blurred.keep(), task.sharp.keep()
+    image = read_storable(task.file, to_8bit=task.to_8bit).image
+    rng = np.random.default_rng((task.recipe.seed, zlib.crc32(f"shake/{task.name}".encode())))
+    path = camera_path(rng, length=rng.uniform(*task.recipe.length))
+    margin = task.recipe.margin
+    inside = (slice(margin, image.shape[0] - margin), slice(margin, image.shape[1] - margin))
+    blurred, sharp = (np.ascontiguousarray(one[inside]) for one in (exposure(image, path), image))
+    return task.blurred.store_png(blurred), task.sharp.store_png(sharp)
