@@ -1,6 +1,7 @@
 """`diffir ablate`: variants are trained alike, compared seed by seed, and reported with the paper's words."""
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from diffir_sr.ablation.report import Found, against
 from diffir_sr.cli import main
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.options.recipes import recipes_folder
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 
 @pytest.fixture
@@ -69,6 +72,10 @@ def test_variants_are_trained_measured_and_reported(small, capsys):
     table = report.partition("\n\n")[2].replace("(plot.png)", "(found/toy.png)").strip()
     assert document == f"# Found\n\n{begin}\n\n{table}\n\n{end}\n\nWhat it means.\n"
     assert Path("found/toy.png").read_bytes() == Path("results/ablate_toy/plot.png").read_bytes()
+    assert runpy.run_path(str(SCRIPTS / "prior_worth.py"))["main"](["toy.yml"]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["| its own, estimated", "| the teacher's", "| the next photograph's"]
+    assert rows[0][1] == f"{results['joint'][0]:.3f}"  # what the ablation measured
     assert main(["ablate", "toy.yml", "--iterations", "3"]) == 1
     assert "an earlier run of this name had other options" in capsys.readouterr().err
 

@@ -10,7 +10,7 @@ from diffir_sr.errors import InputError
 
 def marks(name: str) -> tuple[str, str]:
     """The lines between which the report of the ablation `name` stands; Markdown does not show them."""
-    return f"<!-- diffir ablate: {name} -->", f"<!-- end of {name} -->"
+    return f"<!-- begin of {name} -->", f"<!-- end of {name} -->"
 
 
 def check_document(document: Path, name: str) -> None:
@@ -30,12 +30,18 @@ def put_into(document: Path, name: str, report: Path) -> list[Path]:
     The picture lies in a folder called as the document: experiments/<name>.png for experiments.md.
     """
     check_document(document, name)
-    begin, end = marks(name)
     picture = document.parent / document.stem / f"{name}.png"
     write_atomically((report.parent / "plot.png").read_bytes(), picture)
     _, _, table = report.read_text(encoding="utf-8").partition("\n\n")  # the document has headings of its own
     table = table.replace("(plot.png)", f"({document.stem}/{picture.name})").strip()
+    fill(document, name, table)
+    return [document, picture]
+
+
+def fill(document: Path, name: str, text: str) -> None:
+    """Replace what is between the marks of `name`; raises InputError where they are not."""
+    check_document(document, name)
+    begin, end = marks(name)
     before, _, rest = document.read_text(encoding="utf-8").partition(begin)
     _, _, after = rest.partition(end)
-    write_atomically(f"{before}{begin}\n\n{table}\n\n{end}{after}".encode(), document)
-    return [document, picture]
+    write_atomically(f"{before}{begin}\n\n{text}\n\n{end}{after}".encode(), document)
