@@ -95,10 +95,9 @@ def rates(path, iterations):
     train = load(path).values["train"]
     weight = torch.nn.Parameter(torch.zeros(1))
     if train.get("encoder_iter"):
+        gan = "gan_opt" in train
+        first = 0 if gan else train["encoder_iter"]
         law = {"base": train["lr_sr"], "gamma": train["gamma_sr"], "every": int(train["lr_decay_sr"])}
-        if "gan_opt" in train:
-            return [decayed(**law, iteration=i) for i in iterations]
-        first = train["encoder_iter"]
         warm = {"base": train["lr_encoder"], "gamma": train["gamma_encoder"], "every": int(train["lr_decay_encoder"])}
         return [decayed(**warm, iteration=i) if i < first else decayed(**law, iteration=i - first) for i in iterations]
     optimizer = torch.optim.Adam([weight], lr=train["optim_g"]["lr"])

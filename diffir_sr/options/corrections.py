@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -49,8 +48,10 @@ def settle_task(values: dict[str, Any], report: Report) -> None:
 
 def warn_of_dead_options(view: View, report: Report) -> None:
     """Options that published files carry and that change nothing, each with the reason."""
-    _settle_window_size(view, report)
-    _warn_of_name(view, report)
+    if view.has("val", "window_size"):
+        frame = view.frame()
+        pads = f"this one pads to multiples of {frame.multiple_of}" if frame else "it alone decides"
+        report.warn(("val", "window_size"), f"has no effect: padding is a property of the network ({pads})")
     _warn_of_warm_up(view, report)
     if view.task() == "inpaint" and view.get("network_g", "num_refinement_blocks", default=0):
         report.warn(
@@ -62,26 +63,6 @@ def warn_of_dead_options(view: View, report: Report) -> None:
     for name, _ in view.datasets(phase="train"):
         if view.get("datasets", name, "use_shuffle", default=True) is False:
             report.warn(("datasets", name, "use_shuffle"), "has no effect: training data is always shuffled")
-
-
-def _settle_window_size(view: View, report: Report) -> None:
-    if not view.has("val", "window_size"):
-        return
-    frame, given = view.frame(), view.get("val", "window_size")
-    if frame and given % frame.multiple_of:
-        what = f"corrected from {given} to {frame.multiple_of}: this network pads to multiples of it, whatever is given"
-        view.values["val"]["window_size"] = frame.multiple_of
-    else:
-        pads = f"this one pads to multiples of {frame.multiple_of}" if frame else "it alone decides"
-        what = f"has no effect: padding is a property of the network ({pads})"
-    report.warn(("val", "window_size"), what)
-
-
-def _warn_of_name(view: View, report: Report) -> None:
-    """The published fine-tuning file of x4 calls itself x2, and so writes into the folder of another run."""
-    told = {int(scale) for scale in re.findall(r"_x([1-8])(?![0-9A-Za-z])", str(view.get("name")))}
-    if view.frame() and told and view.scale() not in told:
-        report.warn(("name",), f"says x{told.pop()}, but the scale is {view.scale()}; results go where the name says")
 
 
 def warn_of_a_cold_start(view: View, report: Report) -> None:
@@ -97,8 +78,6 @@ def warn_of_a_cold_start(view: View, report: Report) -> None:
 def _warn_of_warm_up(view: View, report: Report) -> None:
     given = [key for key in view.get("train", default={}) if key in _WARM_UP and view.has("train", key)]
     warms_up = view.model in WARMED_UP and view.get("train", "encoder_iter", default=0) > 0
-    if warms_up and view.model == "DiffIRGANS2Model":
-        _warn_of_no_warm_up([key for key in given if key.endswith("encoder")], report)
     if not given or warms_up or view.model not in OUR_MODELS + BASICSR_MODELS:
         return
     why = "encoder_iter is 0" if view.model in WARMED_UP else f"{view.model} has no warm-up"
@@ -108,16 +87,6 @@ def _warn_of_warm_up(view: View, report: Report) -> None:
         f"has no effect{others}: {why}, so train.scheduler rules the learning rate, as in the published "
         "super-resolution recipes",
     )
-
-
-def _warn_of_no_warm_up(given: list[str], report: Report) -> None:
-    if given:
-        others = f" (also {', '.join(given[1:])})" if given[1:] else ""
-        report.warn(
-            ("train", given[0]),
-            f"has no effect{others}: the GAN phase trains all parts from the start; encoder_iter above 0 only says "
-            "that lr_sr rules the generator's learning rate",
-        )
 
 
 def _warn_of_foreign_options(view: View, report: Report) -> None:

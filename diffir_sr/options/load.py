@@ -18,7 +18,6 @@ from diffir_sr.options.corrections import (
     warn_of_dead_options,
 )
 from diffir_sr.options.files import apply_file_rules
-from diffir_sr.options.hydra import refuse_hydra
 from diffir_sr.options.overrides import apply_overrides
 from diffir_sr.options.report import Report, fail_on_problems, found, told
 from diffir_sr.options.rules import RULES, apply_rules
@@ -46,7 +45,6 @@ def load_options(
     data must be there. Imports the modules that `plugins` names. Raises OptionError with every problem found.
     """
     source = read_source(path)
-    refuse_hydra(source.values, path)
     apply_overrides(source, overrides)
     _import_plugins(source, file=str(path))
     report = Report(elsewhere=elsewhere(source.values))
