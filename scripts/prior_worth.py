@@ -2,7 +2,8 @@
 
 Run it after `diffir ablate` of the same file, in the same folder. The trained reference of every seed restores the
 held-out photographs with three priors: its own estimate, the teacher's, which has seen the ground truth, and the
-estimate for the next photograph, which has nothing to do with this one. `--doc` puts the table into a document.
+estimate for the next photograph, which has nothing to do with this one. The last row is what costs nothing: bicubic
+enlargement, or holes of the mean colour around them. `--doc` puts the table into a document.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import diffir_sr  # noqa: F401 - before basicsr, which it repairs
 
 # isort: split
 import torch
+import torch.nn.functional as F
 from basicsr.archs import build_network
 from basicsr.data import build_dataset
 
@@ -27,7 +29,7 @@ from diffir_sr.diffusion.noise import picture_noise
 from diffir_sr.models.validation import measure
 from diffir_sr.options import load_options
 
-KINDS = ("its own, estimated", "the teacher's", "the next photograph's")
+KINDS = ("its own, estimated", "the teacher's", "the next photograph's", "no network: bicubic, or mean colour")
 
 
 def main(words: list[str] | None = None) -> int:
@@ -74,13 +76,15 @@ def measured(run: Run, metric: str) -> list[float]:
         for one, sample in zip(whole, samples, strict=True)
     ]
     how = {metric: opt["val"]["metrics"][metric]}
-    return [
+    with_priors = [
         fmean(
             measure(pasted(net.cropped(net.restore(one, prior), lq), lq, sample), sample["gt"][None], how)[metric]
             for one, lq, sample, prior in zip(whole, lqs, samples, priors, strict=True)
         )
         for priors in (own, taught, own[1:] + own[:1])
     ]
+    plain = fmean(measure(cheap(sample), sample["gt"][None], how)[metric] for sample in samples)
+    return [*with_priors, plain]
 
 
 def loaded(options: dict, weights: str) -> torch.nn.Module:
@@ -93,6 +97,16 @@ def degraded(sample: dict) -> torch.Tensor:
     if "mask" not in sample:
         return sample["lq"][None]
     return torch.cat([sample["gt"] * (1 - sample["mask"]), sample["mask"]])[None]
+
+
+def cheap(sample: dict) -> torch.Tensor:
+    """What no network is needed for: bicubic enlargement, or holes of the mean colour of what is known."""
+    if "mask" not in sample:
+        size = sample["gt"].shape[-2:]
+        return F.interpolate(sample["lq"][None], size=size, mode="bicubic", align_corners=False)
+    known = 1 - sample["mask"]
+    mean = (sample["gt"] * known).sum(dim=(1, 2), keepdim=True) / known.sum()
+    return torch.where(known > 0.5, sample["gt"], mean)[None]
 
 
 def pasted(restored: torch.Tensor, lq: torch.Tensor, sample: dict) -> torch.Tensor:

@@ -10,7 +10,7 @@ from toy import train_options, write_options, write_pairs
 
 from diffir_sr.ablation.document import check_document, marks
 from diffir_sr.ablation.plan import plan, read_ablation
-from diffir_sr.ablation.report import Found, against
+from diffir_sr.ablation.report import Found, against, shown_range
 from diffir_sr.cli import main
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.options.recipes import recipes_folder
@@ -74,7 +74,8 @@ def test_variants_are_trained_measured_and_reported(small, capsys):
     assert Path("found/toy.png").read_bytes() == Path("results/ablate_toy/plot.png").read_bytes()
     assert runpy.run_path(str(SCRIPTS / "prior_worth.py"))["main"](["toy.yml"]) == 0
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
-    assert [row[0] for row in rows] == ["| its own, estimated", "| the teacher's", "| the next photograph's"]
+    assert [row[0] for row in rows][:3] == ["| its own, estimated", "| the teacher's", "| the next photograph's"]
+    assert "bicubic" in rows[3][0]
     assert rows[0][1] == f"{results['joint'][0]:.3f}"  # what the ablation measured
     assert main(["ablate", "toy.yml", "--iterations", "3"]) == 1
     assert "an earlier run of this name had other options" in capsys.readouterr().err
@@ -115,6 +116,14 @@ def test_a_difference_counts_where_a_paired_t_test_says_so(values, lower, said):
     reference = Found((30.0, 20.0, 25.0))  # seeds differ far more than variants
     other = Found(tuple(one + gain for one, gain in zip(reference.values, values, strict=True)))
     assert against(other, reference, lower_is_better=lower)[1] == said
+
+
+def test_a_variant_far_away_does_not_press_the_others_into_a_point():
+    near = [Found((29.6, 29.7, 29.65)), Found((29.62, 29.69, 29.66)), Found((29.6, 29.75, 29.7))]
+    low, high = shown_range([*near, Found((26.9, 27.1, 27.0))])
+    assert 29.5 < low < 29.6
+    assert 29.75 < high < 29.8
+    assert shown_range([Found((1.0,)), Found((2.0,)), Found((3.0,))]) == pytest.approx((0.84, 3.16))
 
 
 def test_one_seed_says_nothing():

@@ -19,6 +19,7 @@ NAMES = (
     "examples/plugin/README.md",
     "docs/restore.md",
     "docs/tasks.md",
+    "docs/experiments.md",
 )
 DOCUMENTS = [REPO / name for name in NAMES]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 
 from scipy.stats import t
 
@@ -83,14 +83,34 @@ def _plot(ablation: AblationFile, found: Mapping[str, Found], oracle: Found, pat
 
     figure = Figure(figsize=(7, 0.5 * len(found) + 1.6), layout="constrained")
     axes = figure.subplots()
+    low, high = shown_range([*found.values(), oracle])
     for place, (name, values) in enumerate(found.items()):
-        spread = 0 if math.isnan(values.deviation) else values.deviation
         colour = "tab:orange" if name == ablation.reference else "tab:blue"
-        axes.errorbar(values.mean, place, xerr=spread, fmt="o", capsize=4, color=colour)
+        if not low <= values.mean <= high:
+            edge, arrow = (low, "\N{LEFTWARDS ARROW}") if values.mean < low else (high, "\N{RIGHTWARDS ARROW}")
+            side = "left" if values.mean < low else "right"
+            axes.text(edge, place, f" {arrow} {values.mean:.3f} ", va="center", ha=side, color=colour)
+            continue
+        axes.errorbar(values.mean, place, xerr=_spread(values), fmt="o", capsize=4, color=colour)
         axes.plot(values.values, [place + 0.18] * len(values.values), "|", color="grey")
     axes.axvline(oracle.mean, linestyle="--", color="grey", label="stage 1 (oracle prior)")
+    axes.set_xlim(low, high)
+    axes.set_ylim(len(found) - 0.5, -0.5)
     axes.set_yticks(range(len(found)), list(found))
-    axes.invert_yaxis()
     axes.set_xlabel(f"{ablation.metric}; dots: means, bars: deviation over {len(oracle.values)} seeds, ticks: seeds")
     axes.legend(loc="best", fontsize=8)
     figure.savefig(path, dpi=120)
+
+
+def shown_range(found: Sequence[Found]) -> tuple[float, float]:
+    """What the picture's axis shows: all seeds, but those of means so far away that the others would be one point."""
+    middle = median(one.mean for one in found)
+    usual = max(median(abs(one.mean - middle) for one in found), median(_spread(one) for one in found))
+    near = [one for one in found if abs(one.mean - middle) <= 10 * usual] if usual else list(found)
+    values = [value for one in near for value in (*one.values, one.mean - _spread(one), one.mean + _spread(one))]
+    margin = 0.08 * (max(values) - min(values)) or 0.1
+    return min(values) - margin, max(values) + margin
+
+
+def _spread(found: Found) -> float:
+    return 0.0 if math.isnan(found.deviation) else found.deviation
