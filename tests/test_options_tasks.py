@@ -1,5 +1,6 @@
 """The recipes of real-world super-resolution, deblurring and inpainting."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,11 @@ _PARAMETERS = {  # counted from the published definitions: task, scale, blocks o
     ("inpaint", 1, 9): (26_232_746, 26_402_474),
     ("inpaint", 1, 20): (49_313_194, 49_482_922),
 }
+
+
+@functools.cache
+def run_names():
+    return {load(path).values["name"] for path in (*RECIPES, *FOLDER.glob("*.yml"))}
 
 
 def load(path):
@@ -72,11 +78,10 @@ def test_recipes_build_the_published_networks(path):
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_weights_are_looked_for_where_another_recipe_writes_them(path):
     values = load(path).values
-    runs = {load(other).values["name"] for other in RECIPES}
     for key, weights in values["path"].items():
         if key.startswith("pretrain_network") and weights:
             assert Path(weights).parts[0] == "experiments"
-            assert Path(weights).parts[1] in runs
+            assert Path(weights).parts[1] in run_names()
 
 
 def test_only_the_flags_of_sharpening_tell_v2_from_v1():
