@@ -60,19 +60,23 @@ def test_recipes_load_without_a_word_and_say_what_they_are(path):
     assert f"{'results' if path.name.startswith('test') else 'experiments'}/{loaded.values['name']}" in text
 
 
+def check_size(options):
+    """Build a network without memory for its weights, and count these."""
+    with torch.device("meta"):
+        network = build_network(dict(options))
+    count = sum(weight.numel() for weight in network.parameters())
+    task = options.get("task", "sr")
+    # The published super-resolution networks are told apart by scale, which other tasks do not have.
+    scale = options.get("scale", 4) if task == "sr" else 1
+    assert count == _PARAMETERS[task, scale, options["num_blocks"][-1]][options["type"] == "DiffIRS2"]
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_recipes_build_the_published_networks(path):
     values = load(path).values
     for section in ("network_g", "network_S1"):
         if values.get(section):
-            options = dict(values[section])
-            with torch.device("meta"):
-                network = build_network(dict(options))
-            count = sum(weight.numel() for weight in network.parameters())
-            task = options.get("task", "sr")
-            # The published super-resolution networks are told apart by scale, which other tasks do not have.
-            scale = options.get("scale", 4) if task == "sr" else 1
-            assert count == _PARAMETERS[task, scale, options["num_blocks"][-1]][options["type"] == "DiffIRS2"]
+            check_size(values[section])
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
@@ -102,8 +106,10 @@ def rates(path, iterations):
     if train.get("encoder_iter"):
         gan = "gan_opt" in train
         first = 0 if gan else train["encoder_iter"]
-        law = {"base": train["lr_sr"], "gamma": train["gamma_sr"], "every": int(train["lr_decay_sr"])}
-        warm = {"base": train["lr_encoder"], "gamma": train["gamma_encoder"], "every": int(train["lr_decay_encoder"])}
+        law, warm = (
+            {"base": train[f"lr_{part}"], "gamma": train[f"gamma_{part}"], "every": train[f"lr_decay_{part}"]}
+            for part in ("sr", "encoder")
+        )
         return [decayed(**warm, iteration=i) if i < first else decayed(**law, iteration=i - first) for i in iterations]
     optimizer = torch.optim.Adam([weight], lr=train["optim_g"]["lr"])
     optimizer.param_groups[0]["initial_lr"] = train["optim_g"]["lr"]
