@@ -1,17 +1,21 @@
 """`diffir ablate`: variants are trained alike, compared seed by seed, and reported with the paper's words."""
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
 import yaml
 from toy import train_options, write_options, write_pairs
 
+from diffir_sr.ablation.document import check_document, marks
 from diffir_sr.ablation.plan import plan, read_ablation
 from diffir_sr.ablation.report import Found, against
 from diffir_sr.cli import main
-from diffir_sr.errors import OptionError
+from diffir_sr.errors import InputError, OptionError
 from diffir_sr.options.recipes import recipes_folder
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 
 @pytest.fixture
@@ -40,6 +44,11 @@ def small(tmp_path, monkeypatch):
 def test_variants_are_trained_measured_and_reported(small, capsys):
     small["seeds"] = [0]
     Path("toy.yml").write_text(yaml.safe_dump(small))
+    assert main(["ablate", "toy.yml", "--doc", "found.md"]) == 1  # told before anything is trained
+    assert "found.md: expected the lines" in capsys.readouterr().err
+    assert not Path("experiments").exists()
+    begin, end = marks("toy")
+    Path("found.md").write_text(f"# Found\n\n{begin}\nold\n{end}\n\nWhat it means.\n")
     assert main(["ablate", "toy.yml"]) == 0
     report = Path("results/ablate_toy/report.md").read_text()
     results = json.loads(Path("results/ablate_toy/results.json").read_text())
@@ -56,11 +65,27 @@ def test_variants_are_trained_measured_and_reported(small, capsys):
     assert Path("results/ablate_toy/plot.png").stat().st_size > 5000
     capsys.readouterr()
     before = {path: path.stat().st_mtime_ns for path in Path("experiments").rglob("net_g_latest.pth")}
-    assert main(["ablate", "toy.yml"]) == 0  # nothing is trained twice
+    assert main(["ablate", "toy.yml", "--doc", "found.md"]) == 0  # nothing is trained twice
     assert {path: path.stat().st_mtime_ns for path in Path("experiments").rglob("net_g_latest.pth")} == before
     assert "[1/" not in capsys.readouterr().out
+    document = Path("found.md").read_text()
+    table = report.partition("\n\n")[2].replace("(plot.png)", "(found/toy.png)").strip()
+    assert document == f"# Found\n\n{begin}\n\n{table}\n\n{end}\n\nWhat it means.\n"
+    assert Path("found/toy.png").read_bytes() == Path("results/ablate_toy/plot.png").read_bytes()
+    assert runpy.run_path(str(SCRIPTS / "prior_worth.py"))["main"](["toy.yml"]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["| its own, estimated", "| the teacher's", "| the next photograph's"]
+    assert rows[0][1] == f"{results['joint'][0]:.3f}"  # what the ablation measured
     assert main(["ablate", "toy.yml", "--iterations", "3"]) == 1
     assert "an earlier run of this name had other options" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "{begin}", "{end}\n{begin}", "{begin}{begin}{end}"])
+def test_a_document_without_its_marks_is_told(text):
+    begin, end = marks("toy")
+    Path("found.md").write_text(text.format(begin=begin, end=end))
+    with pytest.raises(InputError, match="between which the report goes; they are not there once each"):
+        check_document(Path("found.md"), "toy")
 
 
 def test_a_stage_1_that_does_not_change_is_shared(small):
@@ -80,10 +105,13 @@ def test_a_stage_1_that_does_not_change_is_shared(small):
         ((1.0, 1.1, 1.05), False, "better"),
         ((1.0, 1.1, 1.05), True, "worse"),
         ((0.5, -0.6, 0.2), False, "within the noise"),
+        ((0.9, 0.1, 0.5), False, "within the noise"),  # 2.2 times its standard error: three seeds say little
+        ((0.6, 0.4, 0.5), False, "better"),
+        ((0.0, 0.0, 0.0), False, "within the noise"),
         ((-1.0, -1.2, -1.1), False, "worse"),
     ],
 )
-def test_a_difference_counts_from_twice_its_error_on(values, lower, said):
+def test_a_difference_counts_where_a_paired_t_test_says_so(values, lower, said):
     reference = Found((30.0, 20.0, 25.0))  # seeds differ far more than variants
     other = Found(tuple(one + gain for one, gain in zip(reference.values, values, strict=True)))
     assert against(other, reference, lower_is_better=lower)[1] == said

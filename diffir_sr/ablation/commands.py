@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 
+from diffir_sr.ablation.document import check_document, put_into
 from diffir_sr.ablation.plan import AblationFile, Run, plan, read_ablation
 from diffir_sr.ablation.report import Found, write_report
 from diffir_sr.data.images import write_atomically
@@ -33,6 +34,7 @@ def add_ablate_parser(commands: Any) -> None:
     parser.add_argument("-o", "--output", type=Path, help="folder of the report (default: results/ablate_<name>)")
     parser.add_argument("--seeds", nargs="+", type=int, help="seeds in place of the file's")
     parser.add_argument("--iterations", type=int, help="iterations of each stage in place of the file's")
+    parser.add_argument("--doc", type=Path, help="also put the report into this document, between its marks")
     parser.add_argument("--dry-run", action="store_true", help="say which trainings there would be")
     parser.set_defaults(run=_ablate)
 
@@ -51,6 +53,8 @@ def _ablate(args: argparse.Namespace) -> int:
     if args.dry_run:
         sys.stdout.write("".join(f"{run.name}: stage {run.stage}, seed {run.seed}\n" for run in runs))
         return 0
+    if args.doc:
+        check_document(args.doc, ablation.name)
     folder = args.output or Path("results") / f"ablate_{ablation.name}"
     measured = {run.name: _measured(run, ablation, number, runs) for number, run in enumerate(runs, start=1)}
     found = {
@@ -61,6 +65,8 @@ def _ablate(args: argparse.Namespace) -> int:
     oracle = Found(tuple(measured[run.name] for run in plain))
     report = write_report(ablation, found, oracle, folder, setting=_setting(ablation, runs))
     sys.stdout.write(f"{report.read_text(encoding='utf-8')}\n{report}\n")
+    for path in put_into(args.doc, ablation.name, report) if args.doc else ():
+        sys.stdout.write(f"{path}\n")
     return 0
 
 
