@@ -13,15 +13,44 @@ _WARM_UP = {
 }
 
 
-@pytest.mark.parametrize(("scale", "multiple"), [(4, 8), (2, 16), (1, 32)])
-def test_window_size_is_told_to_be_the_network_s_affair(scale, multiple):
-    options = changed(STAGE_1, {"scale": scale, "network_g.scale": scale, "val.window_size": 8})
+@pytest.mark.parametrize(("scale", "multiple", "given"), [(4, 8, 8), (4, 8, 16), (2, 16, 16), (1, 32, 32)])
+def test_window_size_is_told_to_be_the_network_s_affair(scale, multiple, given):
+    options = changed(STAGE_1, {"scale": scale, "network_g.scale": scale, "val.window_size": given})
     loaded = load(options)
     assert loaded.warnings == [
         f"run.yml:{line_of('window_size')}: val.window_size: has no effect: padding is a property of the network "
         f"(this one pads to multiples of {multiple})"
     ]
-    assert loaded.values["val"]["window_size"] == 8
+    assert loaded.values["val"]["window_size"] == given
+
+
+@pytest.mark.parametrize(("scale", "multiple", "given"), [(2, 16, 8), (1, 32, 16), (4, 8, 20)])
+def test_a_wrong_window_size_is_corrected(scale, multiple, given):
+    loaded = load(changed(STAGE_1, {"scale": scale, "network_g.scale": scale, "val.window_size": given}))
+    assert loaded.warnings == [
+        f"run.yml:{line_of('window_size')}: val.window_size: corrected from {given} to {multiple}: padding is a "
+        f"property of the network, and this one pads to multiples of {multiple} whatever is written here"
+    ]
+    assert loaded.values["val"]["window_size"] == multiple
+
+
+@pytest.mark.parametrize("name", ["mine_x2", "mine_x2_V2"])
+def test_a_run_called_after_another_scale_is_told(name):
+    told = warnings(changed(STAGE_1, {"name": name}))
+    assert told == {"name": "says x2, but the scale is 4: results go where those of x2 would; rename it"}
+
+
+@pytest.mark.parametrize("name", ["mine_x4", "mine_x4_V2", "x2", "mine_x25"])
+def test_names_that_fit_the_scale_or_say_none_are_no_matter(name):
+    assert warnings(changed(STAGE_1, {"name": name})) == {}
+
+
+def test_the_gan_stage_has_no_warm_up_to_rule():
+    told = warnings(changed(GAN, {**_WARM_UP, "train.encoder_iter": 10}))
+    assert list(told) == ["train.lr_encoder"]
+    assert told["train.lr_encoder"].startswith(
+        "has no effect (also gamma_encoder, lr_decay_encoder): the GAN stage learns all parts from its start"
+    )
 
 
 def test_a_window_size_of_nothing_is_no_matter():

@@ -1,5 +1,6 @@
 """The recipes of real-world super-resolution, deblurring and inpainting."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,11 @@ _PARAMETERS = {  # counted from the published definitions: task, scale, blocks o
     ("inpaint", 1, 9): (26_232_746, 26_402_474),
     ("inpaint", 1, 20): (49_313_194, 49_482_922),
 }
+
+
+@functools.cache
+def run_names():
+    return {load(path).values["name"] for path in (*RECIPES, *FOLDER.glob("*.yml"))}
 
 
 def load(path):
@@ -54,29 +60,32 @@ def test_recipes_load_without_a_word_and_say_what_they_are(path):
     assert f"{'results' if path.name.startswith('test') else 'experiments'}/{loaded.values['name']}" in text
 
 
+def check_size(options):
+    """Build a network without memory for its weights, and count these."""
+    with torch.device("meta"):
+        network = build_network(dict(options))
+    count = sum(weight.numel() for weight in network.parameters())
+    task = options.get("task", "sr")
+    # The published super-resolution networks are told apart by scale, which other tasks do not have.
+    scale = options.get("scale", 4) if task == "sr" else 1
+    assert count == _PARAMETERS[task, scale, options["num_blocks"][-1]][options["type"] == "DiffIRS2"]
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_recipes_build_the_published_networks(path):
     values = load(path).values
     for section in ("network_g", "network_S1"):
         if values.get(section):
-            options = dict(values[section])
-            with torch.device("meta"):
-                network = build_network(dict(options))
-            count = sum(weight.numel() for weight in network.parameters())
-            task = options.get("task", "sr")
-            # The published super-resolution networks are told apart by scale, which other tasks do not have.
-            scale = options.get("scale", 4) if task == "sr" else 1
-            assert count == _PARAMETERS[task, scale, options["num_blocks"][-1]][options["type"] == "DiffIRS2"]
+            check_size(values[section])
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_weights_are_looked_for_where_another_recipe_writes_them(path):
     values = load(path).values
-    runs = {load(other).values["name"] for other in RECIPES}
     for key, weights in values["path"].items():
         if key.startswith("pretrain_network") and weights:
             assert Path(weights).parts[0] == "experiments"
-            assert Path(weights).parts[1] in runs
+            assert Path(weights).parts[1] in run_names()
 
 
 def test_only_the_flags_of_sharpening_tell_v2_from_v1():
@@ -97,8 +106,10 @@ def rates(path, iterations):
     if train.get("encoder_iter"):
         gan = "gan_opt" in train
         first = 0 if gan else train["encoder_iter"]
-        law = {"base": train["lr_sr"], "gamma": train["gamma_sr"], "every": int(train["lr_decay_sr"])}
-        warm = {"base": train["lr_encoder"], "gamma": train["gamma_encoder"], "every": int(train["lr_decay_encoder"])}
+        law, warm = (
+            {"base": train[f"lr_{part}"], "gamma": train[f"gamma_{part}"], "every": train[f"lr_decay_{part}"]}
+            for part in ("sr", "encoder")
+        )
         return [decayed(**warm, iteration=i) if i < first else decayed(**law, iteration=i - first) for i in iterations]
     optimizer = torch.optim.Adam([weight], lr=train["optim_g"]["lr"])
     optimizer.param_groups[0]["initial_lr"] = train["optim_g"]["lr"]

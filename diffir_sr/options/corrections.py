@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -46,12 +47,36 @@ def settle_task(values: dict[str, Any], report: Report) -> None:
         values["scale"] = 1
 
 
+def settle_window(view: View, report: Report) -> None:
+    """Published x2 and x1 files carry a window_size that is too small; nothing reads it, but it must not mislead."""
+    if not view.has("val", "window_size"):
+        return
+    size, frame = view.get("val", "window_size"), view.frame()
+    if frame and size % frame.multiple_of:
+        report.warn(
+            ("val", "window_size"),
+            f"corrected from {size} to {frame.multiple_of}: padding is a property of the network, and this one pads "
+            f"to multiples of {frame.multiple_of} whatever is written here",
+        )
+        view.values["val"]["window_size"] = frame.multiple_of
+        return
+    pads = f"this one pads to multiples of {frame.multiple_of}" if frame else "it alone decides"
+    report.warn(("val", "window_size"), f"has no effect: padding is a property of the network ({pads})")
+
+
+def warn_of_a_misleading_name(view: View, report: Report) -> None:
+    """A run called after another scale would write its results among those of that scale's run."""
+    named = re.search(r"_x([1248])(?=_|$)", view.get("name", default=""))
+    if named and view.task() == "sr" and view.scale() not in (None, int(named[1])):
+        other = f"x{named[1]}"
+        report.warn(
+            ("name",),
+            f"says {other}, but the scale is {view.scale()}: results go where those of {other} would; rename it",
+        )
+
+
 def warn_of_dead_options(view: View, report: Report) -> None:
     """Options that published files carry and that change nothing, each with the reason."""
-    if view.has("val", "window_size"):
-        frame = view.frame()
-        pads = f"this one pads to multiples of {frame.multiple_of}" if frame else "it alone decides"
-        report.warn(("val", "window_size"), f"has no effect: padding is a property of the network ({pads})")
     _warn_of_warm_up(view, report)
     if view.task() == "inpaint" and view.get("network_g", "num_refinement_blocks", default=0):
         report.warn(
@@ -78,13 +103,18 @@ def warn_of_a_cold_start(view: View, report: Report) -> None:
 def _warn_of_warm_up(view: View, report: Report) -> None:
     given = [key for key in view.get("train", default={}) if key in _WARM_UP and view.has("train", key)]
     warms_up = view.model in WARMED_UP and view.get("train", "encoder_iter", default=0) > 0
+    if warms_up and view.model == "DiffIRGANS2Model" and (given := [key for key in given if "encoder" in key]):
+        report.warn(
+            ("train", given[0]),
+            f"has no effect{_others(given)}: the GAN stage learns all parts from its start; there, encoder_iter above "
+            "0 says only that lr_sr, gamma_sr and lr_decay_sr rule the learning rate of network_g",
+        )
     if not given or warms_up or view.model not in OUR_MODELS + BASICSR_MODELS:
         return
     why = "encoder_iter is 0" if view.model in WARMED_UP else f"{view.model} has no warm-up"
-    others = f" (also {', '.join(given[1:])})" if given[1:] else ""
     report.warn(
         ("train", given[0]),
-        f"has no effect{others}: {why}, so train.scheduler rules the learning rate, as in the published "
+        f"has no effect{_others(given)}: {why}, so train.scheduler rules the learning rate, as in the published "
         "super-resolution recipes",
     )
 
@@ -108,8 +138,13 @@ def _warn_of_degradation(view: View, report: Report) -> None:
     given = [name for name in view.values if name in set(Degradation.model_fields) - alive and view.has(name)]
     degrades = any(kind == "RealESRGANDataset" for _, kind in view.datasets())
     if given and not degrades and view.model in OUR_MODELS + BASICSR_MODELS:
-        others = f" (also {', '.join(given[1:])})" if given[1:] else ""
-        report.warn((given[0],), f"has no effect{others}: only training on a RealESRGANDataset degrades images itself")
+        report.warn(
+            (given[0],), f"has no effect{_others(given)}: only training on a RealESRGANDataset degrades images itself"
+        )
+
+
+def _others(given: list[str]) -> str:
+    return f" (also {', '.join(given[1:])})" if given[1:] else ""
 
 
 def set_defaults(values: dict[str, Any], *, scale: int | None, is_train: bool) -> None:

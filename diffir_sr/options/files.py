@@ -121,6 +121,8 @@ def _origin(view: View, network: str) -> str:
     if maker not in _MAKER:
         return "correct the path, or remove the option to start without"
     recipe = _recipe_of(view.get("path", f"pretrain_{network}"))
+    if network == "network_d" and recipe and "GAN" not in recipe and view.task() == "sr":
+        recipe = None  # published fine-tuning files look for it where stage 2 writes, which has none
     if recipe is None and view.task() == "sr":
         recipe = f"options/{_MAKER[maker]}_x{view.scale()}.yml"
     made_by = f": basicsr train -opt {recipe}" if recipe else f" (model_type {maker})"

@@ -14,10 +14,13 @@ from typing import Any
 from diffir_sr.options.corrections import (
     set_defaults,
     settle_task,
+    settle_window,
     warn_of_a_cold_start,
+    warn_of_a_misleading_name,
     warn_of_dead_options,
 )
 from diffir_sr.options.files import apply_file_rules
+from diffir_sr.options.hydra import refuse_hydra
 from diffir_sr.options.overrides import apply_overrides
 from diffir_sr.options.report import Report, fail_on_problems, found, told
 from diffir_sr.options.rules import RULES, apply_rules
@@ -47,6 +50,7 @@ def load_options(
     source = read_source(path)
     apply_overrides(source, overrides)
     _import_plugins(source, file=str(path))
+    refuse_hydra(source.values, file=str(path))
     report = Report(elsewhere=elsewhere(source.values))
     values = copy.deepcopy(source.values)
     settle_task(values, report)
@@ -57,7 +61,9 @@ def load_options(
     if check_files:
         apply_file_rules(view, report)
     fail_on_problems(report, source.places, file=str(path))
+    settle_window(view, report)
     warn_of_dead_options(view, report)
+    warn_of_a_misleading_name(view, report)
     warn_of_a_cold_start(view, report)
     set_defaults(values, scale=view.scale(), is_train=is_train)
     return LoadedOptions(values, told(report.warnings, source.places), Path(path))
