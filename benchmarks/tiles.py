@@ -48,7 +48,11 @@ def ways(network):
         def one(lq):
             return exact(lq, noise=noise(lq))
 
-        return lambda lq: in_tiles(one, lq, tile=TILE, overlap=overlap, scale=network.scale)
+        def tiled(lq):
+            made = in_tiles(one, network.padded(lq), tile=TILE, overlap=overlap, scale=network.scale)
+            return network.cropped(made, lq)
+
+        return tiled
 
     return {
         "whole, plain network": (None, lambda lq: plain(lq, noise=noise(lq))),

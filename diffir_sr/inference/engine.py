@@ -78,13 +78,14 @@ class Engine:
         check_image(lq, channels=self.network.frame.channels, name="lq")
         if self.tile_mode == "exact":
             return self._restored(lq, prior)
-        return in_tiles(
+        made = in_tiles(
             lambda part: self._restored(part, prior),
-            lq,
+            self.network.padded(lq),  # so that the outer tiles continue the picture as the whole is continued
             tile=self._tile,
             overlap=self._overlap,
             scale=self.network.scale,
         )
+        return self.network.cropped(made, lq)
 
     def __call__(self, lq: Tensor, *, noise: Tensor) -> Tensor:
         """The restored pictures under the priors that start at `noise` (B, D)."""
