@@ -62,7 +62,9 @@ class Planner:
         blocks = [cast(Block, block) for level in (body.latent, body.decoder_level1) for block in level]
         widths = [2 * one.ffn.project_out.in_channels + len(one.norm1.body.weight) for one in blocks]
         self._hidden = max(widths, default=2 * self._dim)
-        self._bytes = torch.empty((), dtype=dtype).element_size()
+        # Of a value in a strip: where the arithmetic is narrower than the maps, it lies there in both widths.
+        narrow = 0 if dtype == torch.float32 else torch.empty((), dtype=dtype).element_size()
+        self._bytes = _FLOAT + narrow
         self._device = device
 
     def plan(self, height: int, width: int, *, rows: int) -> Plan:
