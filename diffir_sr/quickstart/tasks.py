@@ -115,7 +115,6 @@ TASKS = {
             (
                 *_SHARP,
                 f"diffir prepare masks {_H}/photos -o {_H}/masks --images-out {_H}/squares",
-                _VGG,
             ),
             lpips=True,
         ),
