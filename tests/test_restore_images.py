@@ -170,3 +170,87 @@ def test_a_preview_in_a_photo_is_not_taken_for_a_second_picture():
     pictures = [Image.fromarray(photo()), Image.fromarray(photo(left=100))]
     pictures[0].save(file, "MPO", save_all=True, append_images=pictures[1:])
     assert facts(file.getvalue(), where="phone.jpg").width == 17
+
+
+def with_exif(form, exif, **how):
+    file = io.BytesIO()
+    Image.fromarray(photo()).save(file, form, exif=exif, **how)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("form", ["jpeg", "webp", "png"])
+def test_the_place_where_a_photograph_was_taken_is_kept(form):
+    exif = Image.Exif()
+    exif[0x010F] = "maker"
+    exif.get_ifd(0x8825).update({1: "N", 2: (10.0, 20.0, 30.0)})
+    exif.get_ifd(0x8769).update({0x829A: 0.5, 0xA002: 7})
+    again = encode(reopened(with_exif(form, exif)), form)
+    with Image.open(io.BytesIO(again)) as image:
+        found = image.getexif()
+        assert found[0x010F] == "maker"
+        assert found.get_ifd(0x8825) == {1: "N", 2: (10.0, 20.0, 30.0)}
+        assert found.get_ifd(0x8769) == {0x829A: 0.5}
+
+
+def test_exif_that_is_too_long_for_jpeg_is_left_out_and_said():
+    exif = Image.Exif()
+    exif[0x010E] = "x" * 70_000
+    picture = reopened(with_exif("png", exif))
+    assert not_held(picture, "png") == []
+    assert not_held(picture, "jpeg") == ["so much EXIF"]
+    assert np.array_equal(reopened(encode(picture, "jpeg", quality=100)).size, photo().shape[:2])
+
+
+def test_a_photograph_larger_than_pillow_trusts_is_turned_all_the_same(monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = with_exif("jpeg", exif)
+    high, wide = photo().shape[:2]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert facts(data, where="large").height == wide
+    assert reopened(data).size == (wide, high)
+
+
+@pytest.mark.parametrize("form", ["jpeg", "webp", "bmp", "png", "tiff"])
+@pytest.mark.parametrize("shape", [(1, 9, 3), (9, 1, 3), (1, 1, 3), (1, 1, 1), (1, 9, 1)])
+def test_pictures_one_pixel_thin_keep_shape_and_colours(form, shape):
+    picture = Picture(np.full(shape, 200, np.uint8))
+    again = reopened(encode(picture, form))
+    assert again.size == shape[:2]
+    assert np.abs(again.colours.astype(int) - 200).max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        ({262: 0}, "white as its smallest value"),
+        ({338: 1}, "multiplied by their transparency"),
+    ],
+)
+def test_deep_tiff_files_that_would_be_read_wrongly_are_refused(tags, words):
+    alpha = np.zeros((4, 5), np.uint16) if 338 in tags else None
+    colours = np.zeros((4, 5, 1 if alpha is None else 3), np.uint16)
+    data = bytearray(encode(Picture(colours, alpha), "tiff"))
+    at = int.from_bytes(data[4:8], "little") + 2
+    for entry in range(at, len(data) - 12, 12):
+        tag = int.from_bytes(data[entry : entry + 2], "little")
+        if tag in tags:
+            data[entry + 8] = tags[tag]
+    with pytest.raises(InputError, match=words):
+        reopened(bytes(data))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_grey_png_with_a_transparent_value_keeps_it(kind):
+    grey = np.arange(12, dtype=kind).reshape(3, 4)
+    file = io.BytesIO()
+    Image.fromarray(grey).save(file, "png", transparency=5)
+    picture = reopened(file.getvalue())
+    assert picture.colours.shape[2] == 1
+    assert np.array_equal(picture.alpha == 0, grey == 5)
+    assert picture.alpha.max() == np.iinfo(kind).max
+
+
+def test_bmp_is_refused_for_transparency_which_its_readers_do_not_see():
+    with pytest.raises(InputError, match="bmp cannot hold the transparency"):
+        encode(Picture(photo(), np.full(photo().shape[:2], 9, np.uint8)), "bmp")

@@ -8,11 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8"
 _ORIENTATION = 0x0112  # of EXIF
+_BITS, _PHOTOMETRIC, _PLANES, _EXTRA = 258, 262, 284, 338  # of TIFF
 _HEAD_BYTES = 4096  # enough for everything in front of the pixels of most PNG files
 
 
@@ -68,19 +73,39 @@ def _end_of_jpeg_metadata(data: bytes) -> int:
 
 def orientation(data: bytes) -> int:
     """EXIF orientation of a PNG, JPEG or WebP file: 1 (upright) to 8. TIFF files are turned by their decoder."""
+    # By their classes: Image.open refuses every picture of more than 179 million pixels.
+    opened: type[ImageFile.ImageFile]
     if is_png(data):
-        marked = b"eXIf" in _png_chunks(data)
+        marked, opened = b"eXIf" in _png_chunks(data), PngImageFile
     elif data.startswith(_JPEG):
-        marked = b"Exif\0\0" in data[: _end_of_jpeg_metadata(data)]
+        marked, opened = b"Exif\0\0" in data[: _end_of_jpeg_metadata(data)], JpegImageFile
     else:
-        marked = data[8:16] == b"WEBPVP8X" and bool(data[20] & 0x08)
+        marked, opened = data[8:16] == b"WEBPVP8X" and bool(data[20] & 0x08), WebPImageFile
     if not marked:
         return 1
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with opened(io.BytesIO(data)) as image:
             return _known_turn(image)
     except (OSError, SyntaxError, ValueError, struct.error):
         return 1
+
+
+def misread_tiff(data: bytes) -> str | None:
+    """What of a 16-bit TIFF the decoder would take for something else, in words; None for all other files."""
+    if not data.startswith((b"II*\0", b"MM\0*")):
+        return None
+    try:
+        with TiffImageFile(io.BytesIO(data)) as image:
+            tags = image.tag_v2
+            if max(tags.get(_BITS, (1,))) != 16:
+                return None
+            if tags.get(_PLANES, 1) == 2 and len(tags[_BITS]) > 1:
+                return "colour planes one after the other"
+            if tags.get(_PHOTOMETRIC) == 0:
+                return "white as its smallest value"
+            return "colours multiplied by their transparency" if 1 in tags.get(_EXTRA, ()) else None
+    except (OSError, SyntaxError, ValueError, TypeError, struct.error):
+        return None  # the decoder will say what is wrong with it
 
 
 def _known_turn(image: Image.Image) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from diffir_sr.data.encoded import Header, is_complete, orientation, read_header
+from diffir_sr.data.encoded import Header, is_complete, misread_tiff, orientation, read_header
 from diffir_sr.errors import InputError
 
 # Here and now, in the process that later forks workers: parallelism is across processes, and a forked child that
@@ -38,6 +38,11 @@ def decode(data: bytes, *, where: str) -> np.ndarray:
         raise InputError(f"{where}: the file is empty; copy it again or remove it")
     if not is_complete(data):
         raise _damaged(where, "the end of the image is missing")
+    if misread := misread_tiff(data):
+        raise InputError(
+            f"{where}: 16-bit TIFF with {misread}, which would be read wrongly; save it as PNG, or as a TIFF with "
+            "interleaved RGB and plain transparency"
+        )
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:

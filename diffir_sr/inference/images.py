@@ -15,7 +15,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from diffir_sr.data.encoded import orientation
-from diffir_sr.data.images import decode
+from diffir_sr.data.images import decode, upright
 from diffir_sr.errors import InputError
 from diffir_sr.inference.picture import Picture
 
@@ -28,7 +28,8 @@ _READERS: dict[str, tuple[type[ImageFile.ImageFile], tuple[bytes, ...]]] = {
     "bmp": (BmpImageFile, (b"BM",)),
 }
 _GREY = ("1", "L", "LA", "La", "I", "F")
-_ORIENTATION, _EXIF_PART, _SIZES = 0x0112, 0x8769, (0xA002, 0xA003)
+_ORIENTATION, _EXIF_PART, _GPS_PART, _INTEROPERABILITY = 0x0112, 0x8769, 0x8825, 0xA005
+_SIZES = (0xA002, 0xA003)
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Facts:
     mode: str  # in Pillow's words
     icc: bytes | None
     exif: bytes | None
+    keyed: bool = False  # a grey value of a PNG stands for transparency
 
 
 def facts(data: bytes, *, where: str) -> Facts:
@@ -59,7 +61,8 @@ def facts(data: bytes, *, where: str) -> Facts:
             # Pillow would decode a whole PNG to look for EXIF behind its pixels.
             hidden = form == "png" and "exif" not in image.info
             exif = None if form == "tiff" or hidden else plain_exif(image)
-            return Facts(form, height, width, image.mode, image.info.get("icc_profile") or None, exif)
+            keyed = form == "png" and _is_grey(image.mode) and "transparency" in image.info
+            return Facts(form, height, width, image.mode, image.info.get("icc_profile") or None, exif, keyed)
     except InputError:
         raise
     except (OSError, SyntaxError, ValueError, TypeError, struct.error, EOFError) as error:
@@ -89,12 +92,17 @@ def plain_exif(image: Image.Image) -> bytes | None:
     found = image.getexif()
     if not len(found):
         return None
+    parts = (_EXIF_PART, _GPS_PART)  # their tags hold places in the file, which are others in the new one
     plain = Image.Exif()
-    plain.update({tag: value for tag, value in found.items() if tag not in (_ORIENTATION, _EXIF_PART)})
-    inner = {tag: value for tag, value in found.get_ifd(_EXIF_PART).items() if tag not in _SIZES}
-    if inner:
-        plain.get_ifd(_EXIF_PART).update(inner)
-    return plain.tobytes() if len(plain) or inner else None
+    plain.update({tag: value for tag, value in found.items() if tag not in (_ORIENTATION, *parts)})
+    untrue = (*_SIZES, _INTEROPERABILITY)
+    kept = False
+    for part in parts:
+        values = {tag: value for tag, value in found.get_ifd(part).items() if tag not in untrue}
+        if values:
+            plain.get_ifd(part).update(values)
+            kept = True
+    return plain.tobytes() if len(plain) or kept else None
 
 
 def read_picture(data: bytes, *, where: str, known: Facts | None = None) -> Picture:
@@ -104,10 +112,27 @@ def read_picture(data: bytes, *, where: str, known: Facts | None = None) -> Pict
     if known.format == "tiff" and known.mode in ("LA", "RGBA") and pixels.dtype == np.uint8:
         pixels = _by_pillow(data, where)  # OpenCV multiplies alpha of 8 bits into the colours, or drops it
     alpha = np.ascontiguousarray(pixels[..., -1]) if pixels.shape[2] in (2, 4) else None
+    if known.keyed:
+        alpha = _keyed_alpha(data, pixels, where)  # which OpenCV does not see
     # OpenCV makes colours of grey with alpha.
-    grey = known.mode in _GREY or known.mode.startswith("I;")
-    colours = pixels[..., :1] if grey or pixels.shape[2] < 3 else pixels[..., :3]
+    colours = pixels[..., :1] if _is_grey(known.mode) or pixels.shape[2] < 3 else pixels[..., :3]
     return Picture(np.ascontiguousarray(colours), alpha, known.icc, known.exif, known.format)
+
+
+def _is_grey(mode: str) -> bool:
+    return mode in _GREY or mode.startswith("I;")
+
+
+def _keyed_alpha(data: bytes, pixels: np.ndarray, where: str) -> np.ndarray:
+    """Alpha (H, W) of a grey PNG in which one value stands for transparency."""
+    try:
+        with PngImageFile(io.BytesIO(data)) as image:
+            key = image.info["transparency"]
+            if pixels.dtype == np.uint16:
+                return np.where(pixels[..., 0] == key, 0, 65535).astype(np.uint16)
+            return upright(np.array(image.convert("LA"))[..., 1:], orientation(data))[..., 0]
+    except (OSError, SyntaxError, ValueError) as error:
+        raise _damaged(where, error) from error
 
 
 def _by_pillow(data: bytes, where: str) -> np.ndarray:

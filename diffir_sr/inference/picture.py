@@ -19,7 +19,8 @@ FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".ti
 FORMATS |= {".bmp": "bmp"}
 _LARGEST = {"jpeg": 65535, "webp": 16383}  # pixels per side that a format can hold
 _HOLDS_EXIF = ("png", "jpeg", "webp")
-_HOLDS_ALPHA = ("png", "webp", "tiff", "bmp")
+_HOLDS_ALPHA = ("png", "webp", "tiff")  # readers take the fourth channel of a BMP for nothing
+_LARGEST_JPEG_EXIF = 65533 - 6  # a segment's length counts itself; "Exif" and two zeros come before
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +71,24 @@ def not_held(picture: Picture, form: str) -> list[str]:
     lost = []
     if picture.colours.dtype != np.uint8 and form not in ("png", "tiff"):
         lost.append("the second 8 of its 16 bits")
-    if picture.icc and form == "bmp":
+    if picture.icc and not _holds_profile(picture, form):
         lost.append("the colour profile")
-    if picture.exif and form not in _HOLDS_EXIF:
-        lost.append("EXIF")
+    if picture.exif and not _holds_exif(picture.exif, form):
+        lost.append("so much EXIF" if form in _HOLDS_EXIF else "EXIF")
     return lost
+
+
+def _holds_profile(picture: Picture, form: str) -> bool:
+    """Whether a file will be of the kind that the picture's profile is for."""
+    if form == "bmp" or not picture.icc:
+        return False
+    grey_profile = picture.icc[16:20] == b"GRAY"
+    becomes_colours = form == "webp" or picture.alpha is not None
+    return not (grey_profile and becomes_colours)
+
+
+def _holds_exif(exif: bytes, form: str) -> bool:
+    return form in _HOLDS_EXIF and not (form == "jpeg" and len(exif.removeprefix(b"Exif\0\0")) > _LARGEST_JPEG_EXIF)
 
 
 def encode(picture: Picture, form: str, *, quality: int = 95) -> bytes:
@@ -90,23 +104,22 @@ def encode(picture: Picture, form: str, *, quality: int = 95) -> bytes:
         return _png(picture)
     if form == "tiff":
         return _tiff(picture)
-    image = Image.fromarray(as_bits(picture.channels, np.uint8).squeeze())
+    channels = as_bits(picture.channels, np.uint8)
+    image = Image.fromarray(channels[..., 0] if channels.shape[2] == 1 else channels)
     if form == "webp" and image.mode in ("L", "LA"):
         image = image.convert("RGBA" if image.mode == "LA" else "RGB")
-    if form == "bmp" and image.mode == "LA":
-        image = image.convert("RGBA")
     return _by_pillow(image, picture, form, quality)
 
 
 def _by_pillow(image: Image.Image, picture: Picture, form: str, quality: int) -> bytes:
     carried: dict[str, Any] = {}
-    if picture.icc and form != "bmp":
+    if _holds_profile(picture, form):
         carried["icc_profile"] = picture.icc
-    if picture.exif and form in _HOLDS_EXIF:
+    if picture.exif and _holds_exif(picture.exif, form):
         carried["exif"] = picture.exif
     how: dict[str, Any] = {"bmp": {}, "jpeg": {"quality": quality, "subsampling": 0}}.get(form) or {}
     if form == "webp":
-        how = {"lossless": True} if quality == 100 else {"quality": quality}
+        how = {"lossless": True, "exact": True} if quality == 100 else {"quality": quality}
     file = io.BytesIO()
     image.save(file, form.upper(), **how, **carried)
     return file.getvalue()
@@ -132,7 +145,7 @@ def _stored(picture: Picture) -> np.ndarray:
 def _png(picture: Picture) -> bytes:
     data = encode_png(_stored(picture))
     extra = b""
-    if picture.icc:
+    if picture.icc and _holds_profile(picture, "png"):
         extra += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(picture.icc))
     if picture.exif:
         extra += _chunk(b"eXIf", picture.exif.removeprefix(b"Exif\0\0"))
@@ -165,12 +178,13 @@ def _tiff(picture: Picture) -> bytes:
     ]
     if picture.alpha is not None:
         entries.append((338, short, 1, struct.pack("<H", 2)))  # alpha not multiplied into the colours
-    if picture.icc:
-        entries.append((34675, undefined, len(picture.icc), picture.icc))
+    icc = picture.icc if picture.icc and _holds_profile(picture, "tiff") else b""
+    if icc:
+        entries.append((34675, undefined, len(icc), icc))
     body = strip + b"\0" * (len(strip) % 2)
     directory = 8 + len(body)
     extra_at = directory + 2 + 12 * len(entries) + 4
-    if extra_at + len(picture.icc or b"") >= 2**32:
+    if extra_at + len(icc) >= 2**32:
         raise InputError(f"TIFF holds less than 4 GiB, and {height}x{width} is more; choose png")
     table, extra = b"", b""
     for tag, kind, number, value in entries:
