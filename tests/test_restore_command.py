@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from pictures import photo, write_network
 from PIL import Image
 
@@ -109,6 +110,18 @@ def test_a_bad_picture_is_told_and_the_rest_goes_on(capsys):
         assert part in said.err
     assert "Traceback" not in said.err
     assert files("out") == ["a.png", "z.png"]
+
+
+def test_weights_that_hold_nan_restore_nothing(capsys):
+    put("in/a.png", "in/b.png")
+    content = torch.load(write_network(), weights_only=True)["params_ema"]
+    content["G.tail.1.weight"].fill_(float("nan"))
+    torch.save({"params_ema": content}, "nan.pth")
+    assert restore("in", "-o", "out", weights="nan.pth") == 1
+    said = capsys.readouterr()
+    assert "failed: in/a.png: the result of nan.pth" in said.err
+    assert "0 restored, 2 failed" in said.out
+    assert not files("out")
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,24 @@ def test_weights_that_cannot_restore_are_named():
         load_restorer(write_network(), device="cuda:99")
 
 
+def spoilt_network(value, file="nan.pth"):
+    content = torch.load(write_network(), weights_only=True)["params_ema"]
+    content["G.tail.1.weight"][0, 0, 0, 0] = value
+    torch.save({"params_ema": content}, file)
+    return file
+
+
+def test_a_result_that_is_not_finite_is_no_picture():
+    broken = load_restorer(spoilt_network(float("nan")))
+    for restored in (broken, lambda picture: broken.samples(picture, 2)):
+        with pytest.raises(
+            InputError, match=r"result of nan\.pth.* is not finite: 1 of its weights hold NaN.*G\.tail\.1"
+        ):
+            restored(photo())
+    with pytest.raises(InputError, match=r"huge\.pth.* is not finite, though its weights are; take another"):
+        load_restorer(spoilt_network(3e38, "huge.pth"))(photo())
+
+
 def test_samples_differ_by_start_noise_alone_and_their_spread_is_the_deviation(restorer):
     picture = photo().astype(np.float32) / 255
     drawn = restorer.samples(picture, 4)

@@ -114,8 +114,29 @@ class Restorer:
         return start(lq, seed=self.seed if seed is None else seed, sample=sample, width=width)
 
     def run(self, lq: Tensor, noise: Tensor) -> Tensor:
-        """A prepared picture restored, (1, 3, H * scale, W * scale), not clipped."""
-        return restored_under(self.engine, lq, noise=noise)
+        """A prepared picture restored, (1, 3, H * scale, W * scale), not clipped.
+
+        Raises InputError where the network computes values that are not finite, which would be shown as black.
+        """
+        made = restored_under(self.engine, lq, noise=noise)
+        if not made.isfinite().all():
+            raise InputError(self._not_finite())
+        return made
+
+    def _not_finite(self) -> str:
+        network = (self._about.splitlines() or ["this network"])[0]
+        said = f"the result of {network} is not finite"
+        tensors = self.network.state_dict().items()
+        broken = [name for name, tensor in tensors if tensor.is_floating_point() and not tensor.isfinite().all()]
+        if broken:
+            return (
+                f"{said}: {len(broken)} of its weights hold NaN or infinity, the first is {broken[0]}; take another "
+                "weights file, such as an earlier checkpoint of the training"
+            )
+        width = str(self.engine.dtype).removeprefix("torch.")
+        if self.engine.dtype != torch.float32:
+            return f"{said} when computed in {width}; compute in float32"
+        return f"{said}, though its weights are; take another weights file, such as an earlier checkpoint"
 
     def prepared(self, picture: Picture, mask: Any, *, where: str) -> tuple[Tensor, Mask | None]:
         """What the network is given, (1, C, H, W) in [0, 1], and the mask that it is given with."""
