@@ -313,6 +313,61 @@ def test_a_video_that_is_none_or_cut_short_is_told_and_leaves_no_file(capsys):
     assert files("out") == ["a.png"]
 
 
+def encoded(file, *words, seconds=1, size="16x12"):
+    command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", f"testsrc=size={size}:rate=10:duration={seconds}"]
+    subprocess.run([*command, *words, "-y", file], check=True)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("file", ["whole.mkv", "whole.webm"])
+def test_a_video_that_ends_early_though_its_start_reads_well_is_told(capsys, file):
+    encoded(file, "-g", "5", *(["-c:v", "libvpx-vp9"] if file.endswith("webm") else []), seconds=4)
+    data = Path(file).read_bytes()
+    Path("cut").mkdir()
+    Path("cut", file).write_bytes(data[: len(data) * 2 // 3])
+    assert restore("cut", "-o", "out") == 1
+    said = capsys.readouterr()
+    assert f"cut/{file}: the file is cut short" in said.err
+    assert "0 restored, 1 failed" in said.out
+    assert not files("out")
+    assert restore(file, "-o", "out") == 0
+
+
+def test_fewer_frames_than_the_pictures_length_states_is_a_failure_and_than_the_files_a_warning(caplog):
+    stated = video.Video(12, 16, "10/1", 100, own_length=True)
+    video._check_count(97, stated, Path("in.mkv"))
+    with pytest.raises(InputError, match=r"in\.mkv: 60 frames read, about 100 expected.*cut short"):
+        video._check_count(60, stated, Path("in.mkv"))
+    assert not caplog.messages
+    video._check_count(60, video.Video(12, 16, "10/1", 100), Path("in.mp4"))
+    assert "in.mp4: 60 frames read, about 100 expected" in caplog.text
+    video._check_count(60, video.Video(12, 16, "10/1", 0), Path("in.mp4"))
+
+
+@needs_ffmpeg
+def test_pixels_that_are_not_square_stay_so():
+    encoded("wide.mp4", "-vf", "setsar=2/1")
+    assert restore("wide.mp4", "-o", "out") == 0
+    said = subprocess.run(["ffmpeg", "-i", "out/wide.mp4"], capture_output=True, text=True).stderr
+    assert "[SAR 2:1 DAR 8:3]" in said
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("rgb.mkv", ["-c:v", "ffv1", "-pix_fmt", "bgr0"]),
+        ("animation.mov", ["-c:v", "qtrle"]),
+        ("raw.avi", ["-c:v", "rawvideo", "-pix_fmt", "bgr24"]),
+        ("clear.mov", ["-c:v", "prores_ks", "-pix_fmt", "yuva444p10le"]),
+    ],
+)
+def test_videos_in_rgb_and_with_alpha_are_read(file, words):
+    encoded(file, *words, seconds=0.2)
+    found = video.probe(Path(file))
+    assert (found.height, found.width, found.rate, found.frames) == (12, 16, "10/1", 2)
+
+
 def test_without_ffmpeg_a_video_says_what_to_install(monkeypatch):
     monkeypatch.setattr(video.shutil, "which", lambda _: None)
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
