@@ -135,6 +135,13 @@ def test_weights_that_hold_nan_restore_nothing(capsys):
         (["net.pth", "-o", "out"], "neither an image nor a video by its name"),
         (["in/a.png", "-o", "out", "--samples", "0"], "--samples: expected 1 or more"),
         (["in/a.png", "-o", "out", "--blend", "net.pth", "much"], "--blend: expected a file and a share"),
+        (["in/a.png", "-o", "out", "--blend", "net.pth", "nan"], "blend: expected a share from 0"),
+        (["in/a.png", "-o", "out", "--memory", "nan"], "--memory: expected more than 0 GiB, at most 1048576, got nan"),
+        (["in/a.png", "-o", "out", "--memory", "inf"], "--memory: expected more than 0 GiB, at most 1048576, got inf"),
+        (["in/a.png", "-o", "out", "--memory", "1e300"], "at most 1048576, got 1e+300"),
+        (["in/a.png", "-o", "out", "--tile-mode", "prior", "--overlap", "-1"], "overlap: expected 0 pixels or more"),
+        (["in/a.png", "-o", "out", "--device", "meta"], "device 'meta' is not supported; choose auto, cpu"),
+        (["in/a.png", "-o", "out", "--device", "mps"], "device 'mps' is not supported; choose auto, cpu"),
     ],
 )
 def test_a_command_that_cannot_work_says_why_and_writes_nothing(capsys, words, said):
@@ -142,6 +149,16 @@ def test_a_command_that_cannot_work_says_why_and_writes_nothing(capsys, words, s
     assert restore(*words) == 1
     assert said in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+def test_a_second_weights_file_may_lie_in_the_home_folder(monkeypatch):
+    put("in/a.png")
+    Path("home").mkdir()
+    write_network("home/sharp.pth", stage="gan")
+    monkeypatch.setenv("HOME", str(Path("home").resolve()))
+    assert restore("in", "-o", "out", "--blend", "~/sharp.pth", "0.5") == 0
+    assert restore("in", "-o", "same", "--blend", "home/sharp.pth", "0.5") == 0
+    assert Path("out/a.png").read_bytes() == Path("same/a.png").read_bytes()
 
 
 def test_masks_by_file_folder_and_colour(capsys):
@@ -386,10 +403,15 @@ def test_memory_narrows_the_strips_and_changes_no_byte(capsys):
     for name in ("a.png", "b.png"):
         assert Path("out", name).read_bytes() == Path("narrow", name).read_bytes()
     assert restore("in", "-o", "none", "--memory", "0.001") == 1
-    assert "a.png: 230x60 pixels need about 9 MiB even in the narrowest strips" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "a.png: 230x60 pixels need about 9 MiB even in the narrowest strips" in said
+    assert "take tiles (tile mode prior), allow or free more memory, or cut the picture up" in said
+    tiles = ("--tile-mode", "prior", "--tile", "64")
+    assert restore("in", "-o", "tiny", "--memory", "0.0001", *tiles) == 1
+    assert "take tiles smaller than 64 pixels" in capsys.readouterr().err
     assert not files("none")
     assert restore("in", "-o", "none", "--memory", "0") == 1
-    assert "--memory: expected more than 0 GiB, got 0" in capsys.readouterr().err
+    assert "--memory: expected more than 0 GiB, at most 1048576, got 0" in capsys.readouterr().err
 
 
 def test_tiles_under_one_prior_from_the_command_line(capsys):

@@ -155,6 +155,12 @@ def test_weights_that_cannot_restore_are_named():
         load_restorer("other.pth")
     with pytest.raises(InputError, match="choose auto or cpu|CUDA devices"):
         load_restorer(write_network(), device="cuda:99")
+    for wrong in (torch.int8, "int8", 16):
+        with pytest.raises(InputError, match="dtype .* is unknown; choose one of float32"):
+            load_restorer("net.pth", dtype=wrong)
+    for wrong in ("x", ("net.pth",), ("net.pth", "much"), ("net.pth", None), (3, 0.5)):
+        with pytest.raises(InputError, match="blend: expected a file and a share from 0 to 1"):
+            load_restorer("net.pth", blend=wrong)
 
 
 def spoilt_network(value, file="nan.pth"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,7 +202,7 @@ def load_restorer(
     beyond weights and input. `optimized` False runs the network as it is trained, slower and in one piece. Raises
     CheckpointError for a file that holds no stage 2 of DiffIR.
     """
-    network, about = load_stage_2(Path(weights)) if blend is None else blended(Path(weights), Path(blend[0]), blend[1])
+    network, about = load_stage_2(Path(weights)) if blend is None else blended(Path(weights), *_mixed(blend))
     where, kind = device_of(device), _dtype_of(dtype)
     engine = Engine(
         network,
@@ -214,6 +215,13 @@ def load_restorer(
         optimized=optimized,
     )
     return Restorer(network, engine, device=where, seed=seed, about=about)
+
+
+def _mixed(blend: object) -> tuple[Path, float]:
+    if isinstance(blend, tuple | list) and len(blend) == 2 and isinstance(blend[0], str | os.PathLike):
+        with contextlib.suppress(TypeError, ValueError):
+            return Path(blend[0]), float(blend[1])
+    raise InputError(f"blend: expected a file and a share from 0 to 1, as in ('sharp.pth', 0.5), got {blend!r}")
 
 
 def restore(
@@ -237,6 +245,8 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"device {name!r} is unknown; choose auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device {name!r} is not supported; choose auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device {name!r}: {torch.cuda.device_count()} CUDA devices found; choose auto or cpu")
     return device
@@ -244,6 +254,6 @@ def device_of(name: str) -> torch.device:
 
 def _dtype_of(dtype: str | torch.dtype) -> torch.dtype:
     found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if found is None:
+    if found is None or found not in DTYPES.values():
         raise InputError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     return found

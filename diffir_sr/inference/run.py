@@ -205,7 +205,8 @@ def why(error: Exception, job: Job) -> str:
         return f"{error.filename or job.target}: {error.strerror or error}; check the folder and its permissions"
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate" in text:
-        return f"{job}: out of memory ({text[:120]}); try --dtype bfloat16, or cut the picture up"
+        advice = "try --tile-mode prior with a small --tile, free memory, or cut the picture up"
+        return f"{job}: out of memory ({text[:120]}); {advice}"
     raise error  # a fault of this program, whose place should be seen
 
 
