@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from diffir_sr.inference.masks import Mask, mask_for
 from diffir_sr.inference.picture import Picture
 from diffir_sr.inference.room import check_room
 
+logger = logging.getLogger("diffir_sr.inference")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -81,10 +83,13 @@ class Restorer:
                 raise InputError(
                     f"{len(image)} pictures and {len(masks)} masks; give one mask for each, or one for all"
                 )
+            if isinstance(image, np.ndarray) and not len(image):
+                raise InputError(f"expected a batch (N, H, W, C) of 1 picture or more, got {image.shape}")
             results = [self(one, mask=of, seed=seed) for one, of in zip(image, masks, strict=True)]
             return np.stack(results) if isinstance(image, np.ndarray) else type(image)(results)
         picture, back, where = opened(image, check=self.check_room)
-        lq, _ = self.prepared(picture, mask, where=where)
+        lq, found = self.prepared(picture, mask, where=where)
+        _tell(found, unless=mask)
         return back(self.finished(picture, self.run(lq, self.start(lq, seed=seed)), lq))
 
     def samples(self, image: Any, count: int, *, mask: Any = None, seed: int | None = None) -> Samples:
@@ -92,7 +97,8 @@ class Restorer:
         if count < 2:
             raise InputError(f"samples: expected 2 or more, got {count}")
         picture, back, where = opened(image, check=self.check_room)
-        lq, _ = self.prepared(picture, mask, where=where)
+        lq, found = self.prepared(picture, mask, where=where)
+        _tell(found, unless=mask)
         results, mean, squares = [], torch.zeros(()), torch.zeros(())
         for sample in range(count):
             made = self.run(lq, self.start(lq, seed=seed, sample=sample)).clamp(0, 1)
@@ -174,6 +180,12 @@ class Restorer:
         if alpha.dtype.kind == "u":
             return np.rint(np.clip(larger, 0, np.iinfo(alpha.dtype).max)).astype(alpha.dtype)
         return np.clip(larger, 0, 1).astype(alpha.dtype)
+
+
+def _tell(found: Mask | None, *, unless: Any) -> None:
+    if found and found is not unless:  # whoever gives a Mask has read its notes
+        for note in found.notes:
+            logger.warning("%s.", note)
 
 
 def _from_float(colours: np.ndarray) -> Tensor:
