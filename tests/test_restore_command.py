@@ -78,6 +78,22 @@ def test_standard_input_to_standard_output(monkeypatch, capfdbinary):
     assert capfdbinary.readouterr().out == Path("b.png").read_bytes()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_standard_output_that_takes_nothing_is_told(monkeypatch, capsys, is_closed):
+    put("a.png")
+    weights = write_network()
+    for output in ("out", "-"):
+        with Path("/dev/full").open("w") as full:
+            monkeypatch.setattr("sys.stdout", None if is_closed else full)
+            assert restore("a.png", "-o", output, weights=weights) == 1
+        reason = "closed" if is_closed else "No space left on device"
+        said = capsys.readouterr().err
+        assert f"standard output cannot be written ({reason})" in said
+        assert "Traceback" not in said
+    assert files("out") == ["a.png"]
+
+
 def test_nothing_is_overwritten_unless_asked(capsys):
     put("in/a.png", "in/b.png")
     Path("out").mkdir()

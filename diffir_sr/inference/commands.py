@@ -9,6 +9,7 @@ from typing import Any
 
 from diffir_sr.errors import InputError
 from diffir_sr.inference.files import STREAM, SUFFIX_OF, Job, plan
+from diffir_sr.inference.stream import write_out
 
 _MOST_GIB = 2**20  # more than any machine has
 
@@ -82,12 +83,12 @@ def _restore(args: argparse.Namespace) -> int:
     journal = Journal(folder, _settings(args), overwrite=args.overwrite)
     wishes = Wishes(form=args.format, mask=args.mask, samples=args.samples, quality=args.quality)
     outcome = Runner(restorer, wishes, journal).run(jobs)
-    out = sys.stderr if args.output == STREAM else sys.stdout
     parts = [f"{outcome.restored} restored"]
     parts += [f"{outcome.kept} kept"] if outcome.kept else []
     parts += [f"{len(outcome.failures)} failed"] if outcome.failures else []
     each = f", {outcome.seconds / outcome.restored:.2f} s each" if outcome.restored else ""
-    out.write(f"{args.output}: {', '.join(parts)}{each} (seed {args.seed}, {restorer.device})\n")
+    say = sys.stderr.write if args.output == STREAM else write_out
+    say(f"{args.output}: {', '.join(parts)}{each} (seed {args.seed}, {restorer.device})\n")
     return 1 if outcome.failures else 0
 
 
