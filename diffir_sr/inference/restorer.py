@@ -137,7 +137,7 @@ class Restorer:
         broken = [name for name, tensor in tensors if tensor.is_floating_point() and not tensor.isfinite().all()]
         if broken:
             return (
-                f"{said}: {len(broken)} of its weights hold NaN or infinity, the first is {broken[0]}; take another "
+                f"{said}: NaN or infinity is in {len(broken)} of its weight tensors, first in {broken[0]}; take another "
                 "weights file, such as an earlier checkpoint of the training"
             )
         width = str(self.engine.dtype).removeprefix("torch.")
