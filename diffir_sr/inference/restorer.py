@@ -137,8 +137,8 @@ class Restorer:
         broken = [name for name, tensor in tensors if tensor.is_floating_point() and not tensor.isfinite().all()]
         if broken:
             return (
-                f"{said}: NaN or infinity is in {len(broken)} of its weight tensors, first in {broken[0]}; take another "
-                "weights file, such as an earlier checkpoint of the training"
+                f"{said}: NaN or infinity is in {len(broken)} of its weight tensors, first in {broken[0]}; take "
+                "another weights file, such as an earlier checkpoint of the training"
             )
         width = str(self.engine.dtype).removeprefix("torch.")
         if self.engine.dtype != torch.float32:
