@@ -223,7 +223,9 @@ def test_tiles_under_one_prior_cover_the_picture_and_know_its_prior():
     [
         (dict(tile_mode="fast"), "expected one of exact, prior, got 'fast'"),
         (dict(tile_mode="prior", tile=16, overlap=10), "at least twice the overlap of 10"),
-        (dict(tile_mode="prior", overlap=-1), "twice the overlap"),
+        (dict(tile_mode="prior", overlap=-1), "overlap: expected 0 pixels or more, got -1"),
+        (dict(tile_mode="prior", tile=0, overlap=0), "tile: expected 1 pixel or more, got 0"),
+        (dict(memory_limit=float("nan")), "more than 0 bytes, got nan"),
         (dict(strip=0), "expected 1 row or more, got 0"),
         (dict(memory_limit=0), "more than 0 bytes"),
     ],

@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from pictures import photo, write_network
 from PIL import Image
 
@@ -77,6 +78,22 @@ def test_standard_input_to_standard_output(monkeypatch, capfdbinary):
     assert capfdbinary.readouterr().out == Path("b.png").read_bytes()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_standard_output_that_takes_nothing_is_told(monkeypatch, capsys, is_closed):
+    put("a.png")
+    weights = write_network()
+    for output in ("out", "-"):
+        with Path("/dev/full").open("w") as full:
+            monkeypatch.setattr("sys.stdout", None if is_closed else full)
+            assert restore("a.png", "-o", output, weights=weights) == 1
+        reason = "closed" if is_closed else "No space left on device"
+        said = capsys.readouterr().err
+        assert f"standard output cannot be written ({reason})" in said
+        assert "Traceback" not in said
+    assert files("out") == ["a.png"]
+
+
 def test_nothing_is_overwritten_unless_asked(capsys):
     put("in/a.png", "in/b.png")
     Path("out").mkdir()
@@ -111,6 +128,18 @@ def test_a_bad_picture_is_told_and_the_rest_goes_on(capsys):
     assert files("out") == ["a.png", "z.png"]
 
 
+def test_weights_that_hold_nan_restore_nothing(capsys):
+    put("in/a.png", "in/b.png")
+    content = torch.load(write_network(), weights_only=True)["params_ema"]
+    content["G.tail.1.weight"].fill_(float("nan"))
+    torch.save({"params_ema": content}, "nan.pth")
+    assert restore("in", "-o", "out", weights="nan.pth") == 1
+    said = capsys.readouterr()
+    assert "failed: in/a.png: the result of nan.pth" in said.err
+    assert "0 restored, 2 failed" in said.out
+    assert not files("out")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -122,6 +151,13 @@ def test_a_bad_picture_is_told_and_the_rest_goes_on(capsys):
         (["net.pth", "-o", "out"], "neither an image nor a video by its name"),
         (["in/a.png", "-o", "out", "--samples", "0"], "--samples: expected 1 or more"),
         (["in/a.png", "-o", "out", "--blend", "net.pth", "much"], "--blend: expected a file and a share"),
+        (["in/a.png", "-o", "out", "--blend", "net.pth", "nan"], "blend: expected a share from 0"),
+        (["in/a.png", "-o", "out", "--memory", "nan"], "--memory: expected more than 0 GiB, at most 1048576, got nan"),
+        (["in/a.png", "-o", "out", "--memory", "inf"], "--memory: expected more than 0 GiB, at most 1048576, got inf"),
+        (["in/a.png", "-o", "out", "--memory", "1e300"], "at most 1048576, got 1e+300"),
+        (["in/a.png", "-o", "out", "--tile-mode", "prior", "--overlap", "-1"], "overlap: expected 0 pixels or more"),
+        (["in/a.png", "-o", "out", "--device", "meta"], "device 'meta' is not supported; choose auto, cpu"),
+        (["in/a.png", "-o", "out", "--device", "mps"], "device 'mps' is not supported; choose auto, cpu"),
     ],
 )
 def test_a_command_that_cannot_work_says_why_and_writes_nothing(capsys, words, said):
@@ -129,6 +165,16 @@ def test_a_command_that_cannot_work_says_why_and_writes_nothing(capsys, words, s
     assert restore(*words) == 1
     assert said in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+def test_a_second_weights_file_may_lie_in_the_home_folder(monkeypatch):
+    put("in/a.png")
+    Path("home").mkdir()
+    write_network("home/sharp.pth", stage="gan")
+    monkeypatch.setenv("HOME", str(Path("home").resolve()))
+    assert restore("in", "-o", "out", "--blend", "~/sharp.pth", "0.5") == 0
+    assert restore("in", "-o", "same", "--blend", "home/sharp.pth", "0.5") == 0
+    assert Path("out/a.png").read_bytes() == Path("same/a.png").read_bytes()
 
 
 def test_masks_by_file_folder_and_colour(capsys):
@@ -300,6 +346,61 @@ def test_a_video_that_is_none_or_cut_short_is_told_and_leaves_no_file(capsys):
     assert files("out") == ["a.png"]
 
 
+def encoded(file, *words, seconds=1, size="16x12"):
+    command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", f"testsrc=size={size}:rate=10:duration={seconds}"]
+    subprocess.run([*command, *words, "-y", file], check=True)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("file", ["whole.mkv", "whole.webm"])
+def test_a_video_that_ends_early_though_its_start_reads_well_is_told(capsys, file):
+    encoded(file, "-g", "5", *(["-c:v", "libvpx-vp9"] if file.endswith("webm") else []), seconds=4)
+    data = Path(file).read_bytes()
+    Path("cut").mkdir()
+    Path("cut", file).write_bytes(data[: len(data) * 2 // 3])
+    assert restore("cut", "-o", "out") == 1
+    said = capsys.readouterr()
+    assert f"cut/{file}: the file is cut short" in said.err
+    assert "0 restored, 1 failed" in said.out
+    assert not files("out")
+    assert restore(file, "-o", "out") == 0
+
+
+def test_fewer_frames_than_the_pictures_length_states_is_a_failure_and_than_the_files_a_warning(caplog):
+    stated = video.Video(12, 16, "10/1", 100, own_length=True)
+    video._check_count(97, stated, Path("in.mkv"))
+    with pytest.raises(InputError, match=r"in\.mkv: 60 frames read, about 100 expected.*cut short"):
+        video._check_count(60, stated, Path("in.mkv"))
+    assert not caplog.messages
+    video._check_count(60, video.Video(12, 16, "10/1", 100), Path("in.mp4"))
+    assert "in.mp4: 60 frames read, about 100 expected" in caplog.text
+    video._check_count(60, video.Video(12, 16, "10/1", 0), Path("in.mp4"))
+
+
+@needs_ffmpeg
+def test_pixels_that_are_not_square_stay_so():
+    encoded("wide.mp4", "-vf", "setsar=2/1")
+    assert restore("wide.mp4", "-o", "out") == 0
+    said = subprocess.run(["ffmpeg", "-i", "out/wide.mp4"], capture_output=True, text=True).stderr
+    assert "[SAR 2:1 DAR 8:3]" in said
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("rgb.mkv", ["-c:v", "ffv1", "-pix_fmt", "bgr0"]),
+        ("animation.mov", ["-c:v", "qtrle"]),
+        ("raw.avi", ["-c:v", "rawvideo", "-pix_fmt", "bgr24"]),
+        ("clear.mov", ["-c:v", "prores_ks", "-pix_fmt", "yuva444p10le"]),
+    ],
+)
+def test_videos_in_rgb_and_with_alpha_are_read(file, words):
+    encoded(file, *words, seconds=0.2)
+    found = video.probe(Path(file))
+    assert (found.height, found.width, found.rate, found.frames) == (12, 16, "10/1", 2)
+
+
 def test_without_ffmpeg_a_video_says_what_to_install(monkeypatch):
     monkeypatch.setattr(video.shutil, "which", lambda _: None)
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
@@ -318,10 +419,15 @@ def test_memory_narrows_the_strips_and_changes_no_byte(capsys):
     for name in ("a.png", "b.png"):
         assert Path("out", name).read_bytes() == Path("narrow", name).read_bytes()
     assert restore("in", "-o", "none", "--memory", "0.001") == 1
-    assert "a.png: 230x60 pixels need about 9 MiB even in the narrowest strips" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "a.png: 230x60 pixels need about 9 MiB even in the narrowest strips" in said
+    assert "take tiles (tile mode prior), allow or free more memory, or cut the picture up" in said
+    tiles = ("--tile-mode", "prior", "--tile", "64")
+    assert restore("in", "-o", "tiny", "--memory", "0.0001", *tiles) == 1
+    assert "take tiles smaller than 64 pixels" in capsys.readouterr().err
     assert not files("none")
     assert restore("in", "-o", "none", "--memory", "0") == 1
-    assert "--memory: expected more than 0 GiB, got 0" in capsys.readouterr().err
+    assert "--memory: expected more than 0 GiB, at most 1048576, got 0" in capsys.readouterr().err
 
 
 def test_tiles_under_one_prior_from_the_command_line(capsys):

@@ -131,6 +131,7 @@ def test_alpha_is_carried_and_grey_is_the_mean_of_the_colours(restorer):
     [
         (np.zeros((4, 4, 5), np.uint8), r"expected an array.*got \(4, 4, 5\)"),
         (np.zeros((0, 4, 3), np.uint8), "not empty"),
+        (np.zeros((0, 4, 4, 3), np.uint8), r"of 1 picture or more, got \(0, 4, 4, 3\)"),
         (np.zeros((4, 4, 3), np.int64), "uint8, uint16 or float, got int64"),
         (np.full((4, 4, 3), 255.0), r"\[0, 1\], found 255 to 255; divide"),
         (np.full((4, 4, 3), np.nan), "found nan"),
@@ -155,6 +156,31 @@ def test_weights_that_cannot_restore_are_named():
         load_restorer("other.pth")
     with pytest.raises(InputError, match="choose auto or cpu|CUDA devices"):
         load_restorer(write_network(), device="cuda:99")
+    for wrong in (torch.int8, "int8", 16):
+        with pytest.raises(InputError, match="dtype .* is unknown; choose one of float32"):
+            load_restorer("net.pth", dtype=wrong)
+    for wrong in ("x", ("net.pth",), ("net.pth", "much"), ("net.pth", None), (3, 0.5)):
+        with pytest.raises(InputError, match="blend: expected a file and a share from 0 to 1"):
+            load_restorer("net.pth", blend=wrong)
+
+
+def spoilt_network(value, file="nan.pth"):
+    content = torch.load(write_network(), weights_only=True)["params_ema"]
+    content["G.tail.1.weight"][0, 0, 0, 0] = value
+    torch.save({"params_ema": content}, file)
+    return file
+
+
+def test_a_result_that_is_not_finite_is_no_picture():
+    broken = load_restorer(spoilt_network(float("nan")))
+    for restored in (broken, lambda picture: broken.samples(picture, 2)):
+        with pytest.raises(
+            InputError,
+            match=r"result of nan\.pth.* is not finite: NaN or infinity is in 1 of its weight tensors.*G\.tail\.1",
+        ):
+            restored(photo())
+    with pytest.raises(InputError, match=r"huge\.pth.* is not finite, though its weights are; take another"):
+        load_restorer(spoilt_network(3e38, "huge.pth"))(photo())
 
 
 def test_samples_differ_by_start_noise_alone_and_their_spread_is_the_deviation(restorer):
@@ -212,3 +238,37 @@ def test_known_pixels_stay_and_the_mask_decides_the_rest():
             restorer(picture, mask=wrong)
     with pytest.raises(InputError, match="takes no mask"):
         load_restorer(write_network())(picture, mask=missing)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32, np.float16])
+@pytest.mark.parametrize("shape", [(20, 17), (20, 17, 1), (20, 17, 3)])
+def test_a_mask_of_noughts_and_ones_is_a_mask(kind, shape):
+    restorer = load_restorer(write_network(task="inpaint"))
+    missing = np.zeros(shape, bool)
+    missing[5:12, 3:9] = True
+    made = restorer(photo(), mask=missing.astype(kind))
+    assert np.array_equal(made, restorer(photo(), mask=missing))
+    assert not np.array_equal(made, photo())
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        (np.full((20, 17), np.nan), r"in \[0, 1\], found nan to nan"),
+        (np.full((20, 17), 255.0), r"in \[0, 1\], found 255 to 255; divide"),
+        (np.zeros((20, 17, 0), np.uint8), r"the shape \(20, 17, 0\); give it as"),
+        (np.zeros((20, 17, 5), np.uint8), r"the shape \(20, 17, 5\); give it as"),
+        (np.zeros((20, 17), np.int64), "bool, uint8 or float, got int64"),
+    ],
+)
+def test_a_mask_that_says_nothing_is_refused(mask, said):
+    restorer = load_restorer(write_network(task="inpaint"))
+    with pytest.raises(InputError, match=said):
+        restorer(photo(), mask=mask)
+
+
+def test_a_mask_with_nothing_missing_leaves_the_picture_and_is_told(caplog):
+    restorer = load_restorer(write_network(task="inpaint"))
+    assert np.array_equal(restorer(photo(), mask=np.zeros((20, 17), bool)), photo())
+    restorer.samples(photo(), 2, mask=np.zeros((20, 17), bool))
+    assert caplog.messages == ["mask: the mask is black: no pixel is missing."] * 2

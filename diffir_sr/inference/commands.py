@@ -9,6 +9,9 @@ from typing import Any
 
 from diffir_sr.errors import InputError
 from diffir_sr.inference.files import STREAM, SUFFIX_OF, Job, plan
+from diffir_sr.inference.stream import write_out
+
+_MOST_GIB = 2**20  # more than any machine has
 
 
 def add_restore_parser(commands: Any) -> None:
@@ -80,12 +83,12 @@ def _restore(args: argparse.Namespace) -> int:
     journal = Journal(folder, _settings(args), overwrite=args.overwrite)
     wishes = Wishes(form=args.format, mask=args.mask, samples=args.samples, quality=args.quality)
     outcome = Runner(restorer, wishes, journal).run(jobs)
-    out = sys.stderr if args.output == STREAM else sys.stdout
     parts = [f"{outcome.restored} restored"]
     parts += [f"{outcome.kept} kept"] if outcome.kept else []
     parts += [f"{len(outcome.failures)} failed"] if outcome.failures else []
     each = f", {outcome.seconds / outcome.restored:.2f} s each" if outcome.restored else ""
-    out.write(f"{args.output}: {', '.join(parts)}{each} (seed {args.seed}, {restorer.device})\n")
+    say = sys.stderr.write if args.output == STREAM else write_out
+    say(f"{args.output}: {', '.join(parts)}{each} (seed {args.seed}, {restorer.device})\n")
     return 1 if outcome.failures else 0
 
 
@@ -94,15 +97,15 @@ def _check_numbers(args: argparse.Namespace) -> None:
         raise InputError(f"--samples: expected 1 or more, got {args.samples}")
     if not 1 <= args.quality <= 100:
         raise InputError(f"--quality: expected 1 to 100, got {args.quality}")
-    if args.memory is not None and args.memory <= 0:
-        raise InputError(f"--memory: expected more than 0 GiB, got {args.memory}")
+    if args.memory is not None and not 0 < args.memory <= _MOST_GIB:  # so that NaN is refused, too
+        raise InputError(f"--memory: expected more than 0 GiB, at most {_MOST_GIB:d}, got {args.memory:g}")
 
 
 def _blend(given: list[str] | None) -> tuple[str, float] | None:
     if given is None:
         return None
     try:
-        return given[0], float(given[1])
+        return str(Path(given[0]).expanduser()), float(given[1])
     except ValueError as error:
         raise InputError(f"--blend: expected a file and a share from 0 to 1, got {' '.join(given)}") from error
 
@@ -115,7 +118,8 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
     """What decides the bytes of results, for the journal."""
     from diffir_sr.inference.journal import digest_of_file
 
-    blend = [digest_of_file(Path(args.blend[0])), float(args.blend[1])] if args.blend else None
+    mixed = _blend(args.blend)
+    blend = [digest_of_file(Path(mixed[0])), mixed[1]] if mixed else None
     return {
         "weights": digest_of_file(args.weights.expanduser()),
         "blend": blend,

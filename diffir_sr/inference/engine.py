@@ -104,9 +104,13 @@ class Engine:
         if plan.bytes > limit:
             raise InputError(
                 f"{height}x{width} pixels need about {_amount(plan.bytes)} even in the narrowest strips, "
-                f"{_amount(limit)} may be used; take bfloat16, tiles (tile mode prior), or cut the picture up"
+                f"{_amount(limit)} may be used; {self._advice()}"
             )
         return plan
+
+    def _advice(self) -> str:
+        tiles = "tiles (tile mode prior)" if self.tile_mode == "exact" else f"tiles smaller than {self._tile} pixels"
+        return f"take {tiles}, allow or free more memory, or cut the picture up"
 
     def _restored(self, lq: Tensor, prior: Tensor) -> Tensor:
         if self._body is None:
@@ -136,8 +140,7 @@ class Engine:
                 if plan.is_smallest:
                     height, width = lq.shape[-2:]
                     raise InputError(
-                        f"out of memory: {height}x{width} pixels do not fit even in {plan}; take bfloat16, tiles "
-                        "(tile mode prior), or cut the picture up"
+                        f"out of memory: {height}x{width} pixels do not fit even in {plan}; {self._advice()}"
                     ) from error
             plan = self._planner.narrower(image.shape[-2], image.shape[-1], plan)
             logger.warning("Out of memory; the picture starts again in %s.", plan)
@@ -152,7 +155,11 @@ def _check(tile_mode: str, *, strip: int | None, tile: int, overlap: int, memory
         raise OptionError(f"tile mode: expected one of {', '.join(get_args(TileMode))}, got {tile_mode!r}")
     if strip is not None and strip < 1:
         raise OptionError(f"strip: expected 1 row or more, got {strip}")
-    if tile_mode == "prior" and (overlap < 0 or tile < max(1, 2 * overlap)):
+    if tile_mode == "prior" and overlap < 0:
+        raise OptionError(f"overlap: expected 0 pixels or more, got {overlap}")
+    if tile_mode == "prior" and tile < 1:
+        raise OptionError(f"tile: expected 1 pixel or more, got {tile}")
+    if tile_mode == "prior" and tile < 2 * overlap:
         raise OptionError(f"tile: expected at least twice the overlap of {overlap} pixels, got {tile}")
-    if memory_limit is not None and memory_limit <= 0:
+    if memory_limit is not None and not memory_limit > 0:  # so that NaN is refused, too
         raise OptionError(f"memory: expected more than 0 bytes, got {memory_limit}")

@@ -26,7 +26,8 @@ class Mask:
 def mask_for(picture: Picture, given: Any, *, where: str) -> Mask:
     """The mask of a picture from a path, PIL image, array, or the name of a colour ('#ff00ff', 'white').
 
-    Values of half or more of the full range are missing. Raises InputError for a mask of another size.
+    Values of half or more of the full range are missing; the range of a float mask is [0, 1], and that of an integer
+    mask whose values are 0 and 1 alone is 1. Raises InputError for a mask of another size, or with no such values.
     """
     if isinstance(given, str) and not Path(given).exists():
         return _by_colour(picture, given, where)
@@ -53,10 +54,18 @@ def _checked(values: np.ndarray, picture: Picture, name: str, where: str) -> Mas
             f"{where}: its mask {name} is {values.shape[0]}x{values.shape[1]}, expected {height}x{width} as the "
             "picture; make the mask from this very picture"
         )
-    # Alpha of a mask says nothing: a mask is black and white.
     channels = values.reshape(height, width, -1)
+    if not 1 <= channels.shape[2] <= 4:
+        raise InputError(f"{where}: its mask {name} has the shape {values.shape}; give it as (H, W)")
+    # Alpha of a mask says nothing: a mask is black and white.
     colours = channels[..., :-1] if channels.shape[2] in (2, 4) else channels
-    top = {"b": 1, "u": np.iinfo(values.dtype).max if values.dtype.kind == "u" else 1, "f": 1}[values.dtype.kind]
+    low, high = float(colours.min()), float(colours.max())
+    if values.dtype.kind == "f" and not (low >= -1e-3 and high <= 1 + 1e-3):  # so that NaN is refused, too
+        raise InputError(
+            f"{where}: its mask {name} is of floats, which are expected in [0, 1], found {low:g} to {high:g}; divide "
+            "it, or give bool or uint8"
+        )
+    top = np.iinfo(values.dtype).max if values.dtype.kind == "u" and high > 1 else 1
     share = colours.mean(axis=2) / top
     notes = ()
     between = float(((share > 0) & (share < 1)).mean())

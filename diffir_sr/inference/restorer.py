@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from diffir_sr.inference.masks import Mask, mask_for
 from diffir_sr.inference.picture import Picture
 from diffir_sr.inference.room import check_room
 
+logger = logging.getLogger("diffir_sr.inference")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -80,10 +83,13 @@ class Restorer:
                 raise InputError(
                     f"{len(image)} pictures and {len(masks)} masks; give one mask for each, or one for all"
                 )
+            if isinstance(image, np.ndarray) and not len(image):
+                raise InputError(f"expected a batch (N, H, W, C) of 1 picture or more, got {image.shape}")
             results = [self(one, mask=of, seed=seed) for one, of in zip(image, masks, strict=True)]
             return np.stack(results) if isinstance(image, np.ndarray) else type(image)(results)
         picture, back, where = opened(image, check=self.check_room)
-        lq, _ = self.prepared(picture, mask, where=where)
+        lq, found = self.prepared(picture, mask, where=where)
+        _tell(found, unless=mask)
         return back(self.finished(picture, self.run(lq, self.start(lq, seed=seed)), lq))
 
     def samples(self, image: Any, count: int, *, mask: Any = None, seed: int | None = None) -> Samples:
@@ -91,7 +97,8 @@ class Restorer:
         if count < 2:
             raise InputError(f"samples: expected 2 or more, got {count}")
         picture, back, where = opened(image, check=self.check_room)
-        lq, _ = self.prepared(picture, mask, where=where)
+        lq, found = self.prepared(picture, mask, where=where)
+        _tell(found, unless=mask)
         results, mean, squares = [], torch.zeros(()), torch.zeros(())
         for sample in range(count):
             made = self.run(lq, self.start(lq, seed=seed, sample=sample)).clamp(0, 1)
@@ -114,8 +121,29 @@ class Restorer:
         return start(lq, seed=self.seed if seed is None else seed, sample=sample, width=width)
 
     def run(self, lq: Tensor, noise: Tensor) -> Tensor:
-        """A prepared picture restored, (1, 3, H * scale, W * scale), not clipped."""
-        return restored_under(self.engine, lq, noise=noise)
+        """A prepared picture restored, (1, 3, H * scale, W * scale), not clipped.
+
+        Raises InputError where the network computes values that are not finite, which would be shown as black.
+        """
+        made = restored_under(self.engine, lq, noise=noise)
+        if not made.isfinite().all():
+            raise InputError(self._not_finite())
+        return made
+
+    def _not_finite(self) -> str:
+        network = (self._about.splitlines() or ["this network"])[0]
+        said = f"the result of {network} is not finite"
+        tensors = self.network.state_dict().items()
+        broken = [name for name, tensor in tensors if tensor.is_floating_point() and not tensor.isfinite().all()]
+        if broken:
+            return (
+                f"{said}: NaN or infinity is in {len(broken)} of its weight tensors, first in {broken[0]}; take "
+                "another weights file, such as an earlier checkpoint of the training"
+            )
+        width = str(self.engine.dtype).removeprefix("torch.")
+        if self.engine.dtype != torch.float32:
+            return f"{said} when computed in {width}; compute in float32"
+        return f"{said}, though its weights are; take another weights file, such as an earlier checkpoint"
 
     def prepared(self, picture: Picture, mask: Any, *, where: str) -> tuple[Tensor, Mask | None]:
         """What the network is given, (1, C, H, W) in [0, 1], and the mask that it is given with."""
@@ -154,6 +182,12 @@ class Restorer:
         return np.clip(larger, 0, 1).astype(alpha.dtype)
 
 
+def _tell(found: Mask | None, *, unless: Any) -> None:
+    if found and found is not unless:  # whoever gives a Mask has read its notes
+        for note in found.notes:
+            logger.warning("%s.", note)
+
+
 def _from_float(colours: np.ndarray) -> Tensor:
     values = np.repeat(colours, 3, axis=2) if colours.shape[2] == 1 else colours
     return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32))[None]
@@ -180,7 +214,7 @@ def load_restorer(
     beyond weights and input. `optimized` False runs the network as it is trained, slower and in one piece. Raises
     CheckpointError for a file that holds no stage 2 of DiffIR.
     """
-    network, about = load_stage_2(Path(weights)) if blend is None else blended(Path(weights), Path(blend[0]), blend[1])
+    network, about = load_stage_2(Path(weights)) if blend is None else blended(Path(weights), *_mixed(blend))
     where, kind = device_of(device), _dtype_of(dtype)
     engine = Engine(
         network,
@@ -193,6 +227,13 @@ def load_restorer(
         optimized=optimized,
     )
     return Restorer(network, engine, device=where, seed=seed, about=about)
+
+
+def _mixed(blend: object) -> tuple[Path, float]:
+    if isinstance(blend, tuple | list) and len(blend) == 2 and isinstance(blend[0], str | os.PathLike):
+        with contextlib.suppress(TypeError, ValueError):
+            return Path(blend[0]), float(blend[1])
+    raise InputError(f"blend: expected a file and a share from 0 to 1, as in ('sharp.pth', 0.5), got {blend!r}")
 
 
 def restore(
@@ -216,6 +257,8 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"device {name!r} is unknown; choose auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device {name!r} is not supported; choose auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device {name!r}: {torch.cuda.device_count()} CUDA devices found; choose auto or cpu")
     return device
@@ -223,6 +266,6 @@ def device_of(name: str) -> torch.device:
 
 def _dtype_of(dtype: str | torch.dtype) -> torch.dtype:
     found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if found is None:
+    if found is None or found not in DTYPES.values():
         raise InputError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     return found

@@ -22,6 +22,7 @@ from diffir_sr.inference.kinds import from_bytes
 from diffir_sr.inference.masks import find_mask
 from diffir_sr.inference.picture import FORMATS, Picture, encode, format_of, not_held
 from diffir_sr.inference.restorer import Restorer
+from diffir_sr.inference.stream import write_out
 from diffir_sr.inference.video import probe, restore_video
 
 _NO_POINT_IN_GOING_ON = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -101,8 +102,7 @@ class Runner:
         files = self._restored(job, data, mask)
         for target, content in files:
             if target is None:
-                sys.stdout.buffer.write(content)
-                sys.stdout.flush()
+                write_out(content)
             else:
                 self.journal.write(target, content, source=source, seconds=time.perf_counter() - started)
         self.outcome.restored += 1
@@ -205,7 +205,8 @@ def why(error: Exception, job: Job) -> str:
         return f"{error.filename or job.target}: {error.strerror or error}; check the folder and its permissions"
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate" in text:
-        return f"{job}: out of memory ({text[:120]}); try --dtype bfloat16, or cut the picture up"
+        advice = "try --tile-mode prior with a small --tile, free memory, or cut the picture up"
+        return f"{job}: out of memory ({text[:120]}); {advice}"
     raise error  # a fault of this program, whose place should be seen
 
 
