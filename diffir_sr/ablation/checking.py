@@ -38,7 +38,7 @@ def check_runs(ablation: AblationFile, runs: Sequence[Run], *, file: Path) -> No
 
 
 def _check_purpose(values: dict[str, Any], ablation: AblationFile, run: Run) -> None:
-    kind = (values.get("network_g") or {}).get("type")
+    kind = str((values.get("network_g") or {}).get("type"))
     if _STAGE_OF.get(kind, run.stage) != run.stage:
         recipe = ablation.stage_1 if run.stage == 1 else ablation.stage_2
         raise OptionError(

@@ -107,7 +107,7 @@ def plan(ablation: AblationFile, folder: Path) -> list[Run]:
             values = _values(ablation, folder / ablation.stage_2, second, change.stage_2, seed)
             path = {"pretrain_network_g": weights, "pretrain_network_S1": weights, "strict_load_g": False}
             given = values.get("path", {})
-            values["path"] = path | given if isinstance(given, Mapping) else given  # the options' own check tells
+            values["path"] = {**path, **given} if isinstance(given, Mapping) else given  # the options' own check tells
             runs[second] = Run(second, values, variant, seed, 2)
     return list(runs.values())
 
