@@ -34,6 +34,7 @@ UNTOLD = ("prediction", "variance_noise")
 def read_card_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors on the CPU and the card ({} where there is none); raises CheckpointError for a damaged file."""
     try:
+        path.open("rb").close()  # safetensors says of a file without read permission that there is none
         with safe_open(path, framework="pt", device="cpu") as file:
             card = json.loads((file.metadata() or {}).get(_ENTRY, "{}"))
             return {name: file.get_tensor(name) for name in file.keys()}, card  # noqa: SIM118 - it is no mapping

@@ -56,7 +56,7 @@ def read_weights(path: str | Path, *, key: str | None = "params_ema") -> Weights
     is executed. Raises CheckpointError for a missing, damaged or foreign file.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
+    if not _is_file(path):
         raise CheckpointError(
             f"no such weights file: {path.resolve()}; train the stage that writes it, or correct the path"
         )
@@ -75,6 +75,13 @@ def read_weights(path: str | Path, *, key: str | None = "params_ema") -> Weights
             f"{path.resolve()}: holds no network; expected {' or '.join(_KEYS)}, found {_summary(content)}"
         )
     return Weights(path, found, {_bare(name): tensor for name, tensor in tensors.items()})
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be reached ({error.strerror}); check its permissions") from error
 
 
 def _unwrap(content: Any, key: str | None) -> tuple[str | None, dict[str, Tensor] | None]:
@@ -99,7 +106,7 @@ def _generator(tensors: Tensors) -> dict[str, Tensor]:
 
 def _is_network(content: Any) -> bool:
     tensors = isinstance(content, Mapping) and all(isinstance(value, Tensor) for value in content.values())
-    return tensors and len(content) > 0
+    return tensors and len(content) > 0 and all(isinstance(name, str) for name in content)
 
 
 def _bare(name: str) -> str:
@@ -115,7 +122,8 @@ def _summary(content: Any) -> str:
 def identify(tensors: Tensors) -> Identity | None:
     """Stage, task, scale and constructor arguments of the DiffIR network that has these tensors, or None.
 
-    Not told by the weights: whether the denoiser predicts x0 or noise (`prediction`), and `variance_noise`.
+    Not told by the weights: whether the denoiser predicts x0 or noise (`prediction`), and `variance_noise`. Raises
+    CheckpointError that names the tensor where one of such a network is missing, or has a shape that none has.
     """
     if "G.patch_embed.proj.weight" not in tensors or "G.latent.0.ffn.project_out.weight" not in tensors:
         return None
@@ -123,6 +131,7 @@ def identify(tensors: Tensors) -> Identity | None:
     encoder = "E" if stage == 1 else "condition"
     if f"{encoder}.E.0.weight" not in tensors:
         return None
+    _check_telling(tensors, encoder)
     seen = tensors[f"{encoder}.E.0.weight"].shape[1]
     width = tensors[f"{encoder}.mlp.0.weight"].shape[0]
     gt_alone = stage == 1 and seen == 3 * GT_UNSHUFFLE**2
@@ -159,6 +168,30 @@ def identify(tensors: Tensors) -> Identity | None:
             "timesteps": len(betas),
         }
     return Identity(stage, task, scale, arguments)
+
+
+def identity_in(weights: Weights) -> Identity | None:
+    """`identify` for weights out of a file, which its errors name."""
+    try:
+        return identify(weights.tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{weights.path.resolve()}: {error}") from None
+
+
+def _check_telling(tensors: Tensors, encoder: str) -> None:
+    """Refuse a DiffIR network that lacks one of the tensors which tell its sizes."""
+    wanted = {"G.patch_embed.proj.weight": 4, "G.latent.0.ffn.project_out.weight": 4, f"{encoder}.E.0.weight": 4}
+    wanted |= {f"{encoder}.mlp.0.weight": 2} | {f"G.{level}.0.attn.temperature": 3 for level in LEVELS}
+    if "diffusion.betas" in tensors:
+        wanted["diffusion.betas"] = 1
+    for name, dimensions in wanted.items():
+        if name not in tensors:
+            raise CheckpointError(f"the tensor {name} of a DiffIR network is missing; copy or fetch the weights again")
+        if tensors[name].ndim != dimensions or 0 in tensors[name].shape:
+            raise CheckpointError(
+                f"the tensor {name} has the shape {tuple(tensors[name].shape)}, which no DiffIR network has; expected "
+                f"{dimensions} dimensions, none of them 0; copy or fetch the weights again"
+            )
 
 
 def _frame_of(tensors: Tensors, stage: int, prior_channels: int | None) -> tuple[str, int] | None:
@@ -206,7 +239,7 @@ def fitting(
     forgives differences outside G, never in it.
     """
     wanted = identify(net.state_dict())
-    found = identify(weights.tensors)
+    found = identity_in(weights)
     place = f"{where}: {weights.path.resolve()}"
     if wanted is not None:
         _check_identity(wanted, found, weights, place=place, from_stage_1=from_stage_1)

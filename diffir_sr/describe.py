@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from diffir_sr.checkpoints import Identity, Weights, identify
+from diffir_sr.checkpoints import Identity, Weights, identity_in
 from diffir_sr.errors import CheckpointError
 
 _TASKS = {"sr": "super-resolution", "deblur": "deblurring", "inpaint": "inpainting"}
@@ -13,7 +13,7 @@ _TASKS = {"sr": "super-resolution", "deblur": "deblurring", "inpaint": "inpainti
 
 def identity_of(weights: Weights) -> Identity:
     """What DiffIR network these weights are; raises CheckpointError for another one."""
-    identity = identify(weights.tensors)
+    identity = identity_in(weights)
     if identity is None:
         names = ", ".join(list(weights.tensors)[:3])
         raise CheckpointError(f"{weights.path}: not a DiffIR checkpoint; its tensors: {names}, ...")

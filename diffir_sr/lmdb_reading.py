@@ -47,7 +47,9 @@ def _environment(path: Path) -> Any:
             _check_whole(opened, path, size=file.st_size)
             _environments[key] = opened
     except (OSError, lmdb.Error) as error:
-        raise InputError(f"{path.absolute()}: not a readable LMDB ({error}); build it again") from error
+        raise InputError(
+            f"{path.absolute()}: not a readable LMDB ({error}); check its permissions, or build it again"
+        ) from error
     return _environments[key]
 
 

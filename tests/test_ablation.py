@@ -1,13 +1,16 @@
 """`diffir ablate`: variants are trained alike, compared seed by seed, and reported with the paper's words."""
 
 import json
+import re
 import runpy
+from datetime import date
 from pathlib import Path
 
 import pytest
 import yaml
 from toy import train_options, write_options, write_pairs
 
+from diffir_sr.ablation.commands import _last
 from diffir_sr.ablation.document import check_document, marks
 from diffir_sr.ablation.plan import plan, read_ablation
 from diffir_sr.ablation.report import Found, against, shown_range
@@ -135,14 +138,77 @@ def test_one_seed_says_nothing():
     [
         (dict(reference="other"), "reference: no variant is called 'other'; there are: joint, plain"),
         (dict(stage_2="none.yml"), "no such option file: "),
-        (dict(varients={}), "varients: Extra inputs are not permitted"),
-        (dict(seeds=[]), "seeds: "),
+        (dict(varients={}), "varients: unknown option; did you mean 'variants'?"),
+        (dict(seeds=[]), "seeds: expected 1 or more, found the list"),
+        (dict(seeds=[3, 3]), "seeds.1.: 3 is there twice"),
+        (dict(variants={"A+1": {}, "a-1": {}}), "variants.a-1: its runs would be called as those of 'A.1'"),
+        (dict(variants={"A": {}, "S1 plain": {}}), "variants.S1 plain: its runs .* of the runs of stage 1, plain"),
+        (dict(variants=dict(A=3, B={})), "variants.A: expected a section .key: value., found 3"),
+        (dict(name="../../evil"), "name: expected the name of a file .* found '../../evil'"),
     ],
 )
 def test_a_wrong_file_is_told(small, change, told):
     Path("toy.yml").write_text(yaml.safe_dump(small | change))
     with pytest.raises(OptionError, match=told):
         read_ablation(Path("toy.yml"))
+
+
+def test_a_variant_that_is_given_twice_is_told(small):
+    text = Path("toy.yml").read_text() + "  joint: {}\n"
+    Path("toy.yml").write_text(text)
+    with pytest.raises(OptionError, match="variants.joint: given twice"):
+        read_ablation(Path("toy.yml"))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (dict(metric="ssim"), "metric 'ssim' is not among val.metrics of ablate_toy_S1_plain_s0: psnr"),
+        (dict(stage_2="s1.yml"), "its network is DiffIRS1, of stage 1; stage_2 of the ablation names the recipe"),
+        (dict(plain=dict(network_g=dict(nope=1))), "variant 'plain', stage 2: .*network_g.nope: unknown option"),
+        (dict(plain=dict(network_g=dict(dim="abc"))), "network_g.dim: expected a whole number, found 'abc'"),
+        (dict(plain=dict(path=3)), "path: expected a section"),
+        (dict(plain=dict(when=date(2020, 1, 1))), "when: unknown option"),
+    ],
+)
+@pytest.mark.parametrize("words", [[], ["--dry-run"]])
+def test_no_training_starts_where_a_later_one_cannot_run(small, capsys, change, told, words):
+    if "plain" in change:
+        small["variants"]["plain"] = dict(stage_2=change["plain"])
+    Path("toy.yml").write_text(yaml.safe_dump(small | (change if "plain" not in change else {})))
+    assert main(["ablate", "toy.yml", *words]) == 1
+    assert re.search(told, capsys.readouterr().err)
+    assert not Path("experiments").exists()
+
+
+def test_a_change_of_stage_1_may_hold_a_date(small):
+    small["variants"]["plain"] = dict(stage_1=dict(when=date(2020, 1, 1)))
+    Path("toy.yml").write_text(yaml.safe_dump(small))
+    assert len(plan(read_ablation(Path("toy.yml")), Path())) == 8
+
+
+@pytest.mark.parametrize("seeds", [["-1"], ["0", "0"]])
+def test_seeds_of_the_command_line_are_checked_as_those_of_the_file(small, capsys, seeds):
+    assert main(["ablate", "toy.yml", "--dry-run", "--seeds", *seeds]) == 1
+    assert "--seeds: expected numbers of 0 or more, each once" in capsys.readouterr().err
+
+
+def test_a_torn_line_of_a_record_is_passed_over(small):
+    Path("validation.jsonl").write_text('{"iter": 2, "dataset": "val", "psnr": 20.5}\n3\n{"iter": 2, "data')
+    assert _last(Path("validation.jsonl"), "psnr", 2) == 20.5
+    assert _last(Path("validation.jsonl"), "psnr", 3) is None
+
+
+def test_a_run_that_trained_nothing_may_be_corrected(small):
+    for stage in ("s1", "s2"):
+        write_options(train_options(stage, data="nowhere"), f"{stage}.yml")
+    assert main(["ablate", "toy.yml", "--seeds", "0"]) == 1
+    file = Path("experiments/ablations/ablate_toy_S1_plain_s0.yml")
+    before = file.read_text()
+    small["iterations"] = 3
+    Path("toy.yml").write_text(yaml.safe_dump(small))
+    assert main(["ablate", "toy.yml", "--seeds", "0"]) == 1
+    assert file.read_text() != before
 
 
 def test_a_training_that_fails_ends_the_comparison(small, capsys):

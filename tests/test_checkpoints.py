@@ -1,5 +1,6 @@
 """Weights files: told apart, loaded exactly, refused in plain words."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 from golden_cases import PAPER, TINY, build_stages, load_case
 
 from diffir_sr.archs.diffir_arch import DiffIRS1, DiffIRS2
-from diffir_sr.checkpoints import fit, identify, read_weights
+from diffir_sr.cards import write_card_file
+from diffir_sr.checkpoints import Weights, fit, identify, read_weights
+from diffir_sr.describe import identity_of
 from diffir_sr.errors import CheckpointError
 
 SMALL = dict(dim=8, num_blocks=[1, 2, 1, 1], num_refinement_blocks=1, n_encoder_res=2, LayerNorm_type="BiasFree")
@@ -134,3 +137,45 @@ def test_the_average_is_preferred_and_the_raw_weights_are_the_fallback():
     assert torch.equal(read_weights(name).tensors[key], second.state_dict()[key])
     assert torch.equal(read_weights(name, key="params").tensors[key], first.state_dict()[key])
     assert read_weights(saved(first)).key == "params"
+
+
+@pytest.mark.parametrize("kind", [DiffIRS1, DiffIRS2])
+@pytest.mark.parametrize("fault", ["missing", "scalar", "empty"])
+def test_whatever_tensor_is_missing_or_misshapen_the_file_is_refused(kind, fault):
+    whole = kind(**SMALL).state_dict()
+    for name in whole:
+        tensors = dict(whole)
+        if fault == "missing":
+            del tensors[name]
+        else:
+            tensors[name] = torch.tensor(1.0) if fault == "scalar" else torch.zeros(0)
+        weights = Weights(Path("net.pth"), None, tensors)
+        with pytest.raises(CheckpointError, match=r"net\.pth"):
+            fit(kind(**identity_of(weights).arguments), weights, where="weights", strict=True)
+
+
+def test_what_tells_the_sizes_is_named_where_it_is_missing():
+    tensors = DiffIRS2(**SMALL).state_dict()
+    del tensors["condition.mlp.0.weight"]
+    torch.save(tensors, "broken.pth")
+    with pytest.raises(CheckpointError, match=r"broken.pth: the tensor condition\.mlp\.0\.weight .* is missing"):
+        identity_of(read_weights("broken.pth"))
+
+
+def test_tensors_under_numbers_are_no_network():
+    torch.save({0: torch.zeros(3), 1: torch.zeros(2)}, "numbers.pth")
+    with pytest.raises(CheckpointError, match="holds no network; .* found the entries 0, 1"):
+        read_weights("numbers.pth")
+
+
+def test_a_weights_file_that_may_not_be_read_says_so(monkeypatch):
+    def refuse(self, *args, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    write_card_file({"a": torch.zeros(3)}, {}, "locked.safetensors")
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CheckpointError, match="Permission denied"):
+        read_weights("locked.safetensors")
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(CheckpointError, match="cannot be reached .Permission denied"):
+        read_weights("locked/net.pth")

@@ -1,6 +1,7 @@
 """`diffir evaluate`: pairs by name, the presets' protocols, and the same numbers as validation."""
 
 import csv
+import errno
 import json
 from pathlib import Path
 
@@ -199,3 +200,43 @@ def test_numbers_equal_those_of_validation_to_the_digit():
         validated, again = (sorted(csv.DictReader(file), key=lambda row: row["image"]) for file in (first, second))
     assert len(again) == 3
     assert again == validated
+
+
+@pytest.mark.parametrize(
+    ("option", "path", "told"),
+    [
+        ("-o", "gt", "gt: is a folder; name a file in it"),
+        ("-o", "afile/x.csv", "afile/x.csv: cannot be written (Not a directory)"),
+        ("--json", "x" * 300, "cannot be written (File name too long)"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_told_before_the_measuring(capsys, monkeypatch, option, path, told):
+    store("gt", {"a": PHOTO})
+    Path("afile").write_text("")
+    monkeypatch.setattr("diffir_sr.evaluation.commands.measure", None)  # would fail
+    assert main(["evaluate", "gt", "gt", "--preset", "sr", option, path]) == 1
+    assert told in capsys.readouterr().err
+    assert sorted(one.name for one in Path().iterdir()) == ["afile", "gt"]
+
+
+def test_a_disk_that_fills_up_during_the_measuring_is_told(capsys, monkeypatch):
+    def full(data, path):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    store("gt", {"a": PHOTO})
+    monkeypatch.setattr("diffir_sr.evaluation.commands.write_atomically", full)
+    assert main(["evaluate", "gt", "gt", "--preset", "sr", "--metrics", "psnr", "-o", "out/x.csv"]) == 1
+    said = capsys.readouterr()
+    assert "out/x.csv: cannot be written (No space left on device)" in said.err
+    assert "psnr" in said.out.lower()
+
+
+@pytest.mark.parametrize("asked", ["exists", "is_file"])
+def test_a_folder_that_may_not_be_entered_is_told(capsys, monkeypatch, asked):
+    def refuse(self):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    store("gt", {"a": PHOTO})
+    monkeypatch.setattr(Path, asked, refuse)
+    assert main(["evaluate", "gt", "gt", "--preset", "sr", "--metrics", "psnr"]) == 1
+    assert "cannot be reached (Permission denied); check its permissions" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import logging
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 import yaml
 
+from diffir_sr.ablation.checking import check_runs
 from diffir_sr.ablation.document import check_document, put_into
 from diffir_sr.ablation.plan import AblationFile, Run, plan, read_ablation
 from diffir_sr.ablation.report import Found, write_report
@@ -42,6 +44,8 @@ def add_ablate_parser(commands: Any) -> None:
 def _ablate(args: argparse.Namespace) -> int:
     ablation = read_ablation(args.file)
     if args.seeds:
+        if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
+            raise InputError(f"--seeds: expected numbers of 0 or more, each once, got {' '.join(map(str, args.seeds))}")
         ablation = ablation.model_copy(update={"seeds": args.seeds})
     if args.iterations is not None:
         if args.iterations < 1:
@@ -50,6 +54,7 @@ def _ablate(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError("the report's picture needs matplotlib: pip install 'diffir_sr[quickstart]'")
     runs = plan(ablation, args.file.parent)
+    check_runs(ablation, runs, file=args.file)
     if args.dry_run:
         sys.stdout.write("".join(f"{run.name}: stage {run.stage}, seed {run.seed}\n" for run in runs))
         return 0
@@ -74,7 +79,8 @@ def _measured(run: Run, ablation: AblationFile, number: int, runs: list[Run]) ->
     """The metric after the last iteration of a run, which is trained now unless it was finished before."""
     file = Path("experiments") / "ablations" / f"{run.name}.yml"
     text = yaml.safe_dump(run.values, sort_keys=False, allow_unicode=True)
-    if file.is_file() and file.read_text(encoding="utf-8") != text:
+    other = file.is_file() and file.read_bytes() != text.encode()
+    if other and _was_trained(run):
         raise InputError(
             f"{file}: an earlier run of this name had other options; remove experiments/{run.name} and this file"
         )
@@ -87,8 +93,17 @@ def _measured(run: Run, ablation: AblationFile, number: int, runs: list[Run]) ->
         _train(run, file)
     value = _last(record, ablation.metric, total)
     if value is None:
-        raise InputError(f"{record}: no {ablation.metric} after iteration {total}; does the recipe validate with it?")
+        raise InputError(
+            f"{record}: no {ablation.metric} after iteration {total}; remove experiments/{run.name} to train it again"
+        )
     return value
+
+
+def _was_trained(run: Run) -> bool:
+    """Whether a run has left anything that other options would contradict."""
+    folder = Path("experiments") / run.name
+    names = ("models/*", "training_states/*", "validation.jsonl")
+    return any(path.stat().st_size for name in names for path in folder.glob(name))
 
 
 def _train(run: Run, file: Path) -> None:
@@ -105,8 +120,16 @@ def _last(record: Path, metric: str, total: int) -> float | None:
     """The metric's mean over the validation sets after iteration `total`, if there."""
     if not record.is_file():
         return None
-    rows = [json.loads(line) for line in record.read_text().splitlines()]
-    values = {row["dataset"]: row[metric] for row in rows if row["iter"] == total and metric in row}
+    try:
+        lines = record.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise InputError(f"{record}: cannot be read ({error.strerror}); check its permissions") from error
+    values: dict[str, float] = {}
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a killed run leaves half a line
+            row = json.loads(line)
+            if row["iter"] == total:
+                values[row["dataset"]] = float(row[metric])
     return sum(values.values()) / len(values) if values else None
 
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from diffir_sr.errors import OptionError
 from diffir_sr.options.fields import Count, CountOrZero, Section
-
-_ERRORS = (OSError, UnicodeDecodeError, yaml.YAMLError)
+from diffir_sr.options.report import Report, fail_on_problems
+from diffir_sr.options.sections import check_model
+from diffir_sr.options.source import read_source
 
 
 class Variant(Section):
@@ -56,22 +56,37 @@ class Run:
 
 def read_ablation(path: Path) -> AblationFile:
     """The file, checked; raises OptionError that tells every fault."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except _ERRORS as error:
-        raise OptionError(f"{path.absolute()}: cannot be read as an ablation ({error})") from error
-    try:
-        found = AblationFile.model_validate(values)
-    except ValidationError as error:
-        faults = [f"{'.'.join(map(str, one['loc'])) or 'file'}: {one['msg']}" for one in error.errors()]
-        lines = "".join(f"\n  {fault}" for fault in faults)
-        raise OptionError(f"{path}: {len(faults)} problems{lines}") from error
+    source = read_source(path)
+    report = Report()
+    check_model(AblationFile, source.values, (), report)
+    fail_on_problems(report, source.places, file=str(path))
+    found = AblationFile.model_validate(source.values)
+    _check_names(found, report)
+    fail_on_problems(report, source.places, file=str(path))
     if found.reference not in found.variants:
         raise OptionError(f"{path}: reference: no variant is called {found.reference!r}; there are: {_names(found)}")
     for stage in (found.stage_1, found.stage_2):
         if not (path.parent / stage).is_file():
             raise OptionError(f"{path}: no such option file: {(path.parent / stage).absolute()}")
     return found
+
+
+def _check_names(ablation: AblationFile, report: Report) -> None:
+    """Every training needs a name of its own, which is that of its files."""
+    name = ablation.name
+    if name.startswith(".") or not name.isprintable() or any(mark in name for mark in "/\\:"):
+        report.problem(("name",), f"expected the name of a file (no / \\ : and no dot in front), found {name!r}")
+    marks = [_mark(change.stage_1) for change in ablation.variants.values()]
+    taken = {f"s1_{mark}": f"the runs of stage 1, {mark}" for mark in marks}
+    for variant in ablation.variants:
+        word = _word(variant).casefold()  # on many file systems letters of different case are the same
+        if word in taken:
+            text = f"its runs would be called as those of {taken[word]} ('{_word(variant)}'); give it another name"
+            report.problem(("variants", variant), text)
+        taken.setdefault(word, repr(variant))
+    for index, seed in enumerate(ablation.seeds):
+        if seed in ablation.seeds[:index]:
+            report.problem(("seeds", index), f"{seed} is there twice; every seed is trained once")
 
 
 def _names(ablation: AblationFile) -> str:
@@ -91,7 +106,8 @@ def plan(ablation: AblationFile, folder: Path) -> list[Run]:
             weights = f"experiments/{first}/models/net_g_latest.pth"
             values = _values(ablation, folder / ablation.stage_2, second, change.stage_2, seed)
             path = {"pretrain_network_g": weights, "pretrain_network_S1": weights, "strict_load_g": False}
-            values["path"] = path | values.get("path", {})
+            given = values.get("path", {})
+            values["path"] = {**path, **given} if isinstance(given, Mapping) else given  # the options' own check tells
             runs[second] = Run(second, values, variant, seed, 2)
     return list(runs.values())
 
@@ -113,8 +129,15 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 
 def _run_name(ablation: AblationFile, stage: str, change: Mapping[str, Any], seed: int) -> str:
-    mark = hashlib.sha256(json.dumps(change, sort_keys=True).encode()).hexdigest()[:6] if change else "plain"
-    return f"ablate_{ablation.name}_{stage}_{mark}_s{seed}"
+    return f"ablate_{ablation.name}_{stage}_{_mark(change)}_s{seed}"
+
+
+def _mark(change: Mapping[str, Any]) -> str:
+    """Tells changes of stage 1 apart."""
+    if not change:
+        return "plain"
+    text = json.dumps(change, sort_keys=True, default=str)  # YAML has dates, JSON has not
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
 def _word(text: str) -> str:

@@ -237,7 +237,13 @@ def open_source(path: str | Path, *, meta_info: str | Path | None = None) -> Sou
     `path` is a folder, an LMDB, or a file that lists images of its own folder (`name` or `name (h,w,c)` per line) or
     the manifest of a prepared folder or LMDB: which of them is seen from the path and what lies there.
     """
-    path = Path(path).expanduser()
+    try:
+        return _opened(Path(path).expanduser(), meta_info)
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be reached ({error.strerror}); check its permissions") from error
+
+
+def _opened(path: Path, meta_info: str | Path | None) -> Source:
     if not path.exists():
         raise InputError(f"no such folder or LMDB: {path.absolute()}; prepare it or correct the path")
     listed = None

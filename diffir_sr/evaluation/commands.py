@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from diffir_sr.data.images import write_atomically
 from diffir_sr.data.sources import open_source
+from diffir_sr.errors import InputError
 from diffir_sr.evaluation.measure import measure
 from diffir_sr.evaluation.pairing import pair_up
 from diffir_sr.evaluation.presets import IMAGE_METRICS, PRESETS, SET_METRICS, plan
@@ -46,6 +48,9 @@ def add_evaluate_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    for path in (args.output, args.json):
+        if path:
+            _check_writable(path)
     luma = None if args.channel is None else args.channel == "y"
     wanted = plan(args.preset, args.metrics, border=args.border, luma=luma)
     sets = pair_up(args.restored, args.gt, suffix=args.suffix, spare=wanted.spare)
@@ -55,8 +60,32 @@ def _evaluate(args: argparse.Namespace) -> int:
         sys.stdout.write(f"restored names end in {sets.ending!r}\n")
     sys.stdout.write(as_table(measured, worst=max(0, args.worst)))
     if args.output:
-        write_atomically(as_csv(measured).encode(), args.output)
+        _write(as_csv(measured), args.output)
     if args.json:
         text = json.dumps(as_json(measured), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        write_atomically(text.encode(), args.json)
+        _write(text, args.json)
     return 0
+
+
+def _check_writable(path: Path) -> None:
+    """Find out before the measuring whether a file can be made there; leaves nothing. Raises InputError."""
+    try:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; name a file in it")
+        folder = next(one for one in path.absolute().parents if one.exists())
+        probe = folder / f".{path.name}.partial-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _write(text: str, path: Path) -> None:
+    try:
+        write_atomically(text.encode(), path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path}: cannot be written ({error.strerror}); choose another file, or check its folder")

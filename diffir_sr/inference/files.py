@@ -44,6 +44,13 @@ def plan(inputs: Sequence[str], output: str, *, form: str | None = None) -> list
     `form` is the format asked for (a key of SUFFIX_OF); without it a result has the format of its picture. `output` is
     a folder, or for one picture a file name with a known suffix, or '-'. Raises InputError for what does not exist.
     """
+    try:
+        return _planned(inputs, output, form)
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be reached ({error.strerror}); check its permissions") from error
+
+
+def _planned(inputs: Sequence[str], output: str, form: str | None) -> list[Job]:
     if STREAM in inputs:
         return [_stream(inputs, output)]
     found = list(dict.fromkeys(file for given in inputs for file in _files(given)))
@@ -101,14 +108,26 @@ def _files(given: str) -> Iterator[tuple[Path, str]]:
 
 
 def _under(folder: Path) -> Iterator[str]:
+    """Pictures, videos, and the folders that cannot be listed: each of those fails in its turn, and the others go on.
+
+    Raises the OSError of `folder` itself.
+    """
+    locked: list[str] = []
+
+    def keep(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise error
+        locked.append(Path(error.filename).relative_to(folder).as_posix())
+
     seen = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
+    for here, folders, files in os.walk(folder, followlinks=True, onerror=keep):
         real = os.path.realpath(here)
         folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
         if real not in seen:
             wanted = (name for name in files if is_image_name(name) or (is_video(Path(name)) and name[0] != "."))
             yield from (Path(here, name).relative_to(folder).as_posix() for name in wanted)
         seen.add(real)
+    yield from locked
 
 
 def _names_a_file(target: Path, found: Sequence[tuple[Path, str]]) -> bool:
@@ -125,7 +144,7 @@ def _names_a_file(target: Path, found: Sequence[tuple[Path, str]]) -> bool:
 def _renamed(relative: str, form: str | None) -> str:
     """The name of a result: that of its input, with the suffix of another format after it where one is asked for."""
     path = PurePosixPath(relative)
-    if form is None or is_video(Path(relative)) or FORMATS[path.suffix.lower()] == FORMATS[SUFFIX_OF[form]]:
+    if form is None or is_video(Path(relative)) or FORMATS.get(path.suffix.lower()) == FORMATS[SUFFIX_OF[form]]:
         return relative
     return relative + SUFFIX_OF[form]
 

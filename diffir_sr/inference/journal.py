@@ -43,8 +43,8 @@ class Journal:
         self._settings = dict(settings)
         self._lines: dict[str, dict[str, object]] = {}
         self._torn = False
-        if folder is not None and (folder / NAME).is_file():
-            text = (folder / NAME).read_text()
+        if folder is not None:
+            text = _text_of(folder / NAME)
             self._torn = not text.endswith("\n") and text != ""
             self._lines = dict(self._entries(text))
 
@@ -54,7 +54,8 @@ class Journal:
         for line in text.splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):  # a killed run leaves half a line
                 entry = json.loads(line)
-                known.append((entry["output"], entry))
+                if all(isinstance(entry[key], str) for key in ("output", "sha", "source")) and "settings" in entry:
+                    known.append((entry["output"], entry))
         return known
 
     def is_done(self, target: Path, source: str) -> bool:
@@ -87,13 +88,27 @@ class Journal:
         entry = {"output": self._name(target), "sha": sha, "source": source, "seconds": round(seconds, 3)}
         entry |= {"settings": self._settings}
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / NAME).open("a") as file:
+        with (self.folder / NAME).open("a", encoding="utf-8") as file:
             file.write(("\n" if self._torn else "") + json.dumps(entry) + "\n")
         self._torn = False
         self._lines[self._name(target)] = entry
 
     def _name(self, target: Path) -> str:
         return os.path.relpath(target, self.folder).replace(os.sep, "/")
+
+
+def _text_of(journal: Path) -> str:
+    try:
+        return journal.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else f"it is not UTF-8 text: {error.reason}"
+        raise InputError(
+            f"{journal}: the record of what was restored here cannot be read ({why}); nothing was restored; mend its "
+            "permissions or move it away (what is in the folder then counts as not of this run), or choose another "
+            "folder"
+        ) from error
 
 
 def forget_partials(target: Path) -> None:

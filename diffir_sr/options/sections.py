@@ -128,6 +128,8 @@ _EXPECTED = {
     "list_type": "a list, [a, b, ...]",
     "tuple_type": "a list, [a, b, ...]",
     "dict_type": "a section (key: value)",
+    "model_type": "a section (key: value)",
+    "too_short": "{min_length} or more",
     "greater_than": "more than {gt:g}",
     "greater_than_equal": "{ge:g} or more",
     "less_than": "less than {lt:g}",
