@@ -109,8 +109,8 @@ TASKS = {
             "Held-out squares of 256 pixels with the holes of the published evaluation, thin, medium and thick "
             "(`diffir prepare masks`); known pixels are never touched. The network sees holes as zeros; holes filled "
             "with the mean colour of the known pixels, and OpenCV's Telea (radius 3), are the other things to beat. "
-            "Of the four tasks this is the slowest to learn: in a quarter of an hour a network carries colours and edges "
-            "across narrow strokes, which it was trained on, and finds colours for wide holes, not structures.",
+            "Of the four tasks this is the slowest to learn: in a quarter of an hour a network carries colours and "
+            "edges across narrow strokes, which it was trained on, and finds colours for wide holes, not structures.",
             ("S1", "S2"),
             (
                 *_SHARP,
