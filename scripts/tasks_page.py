@@ -22,7 +22,8 @@ diffir quickstart --task inpaint
 
 Each command goes from nothing to a table and pictures in `results/quickstart/` or `results/quickstart_<task>/`, with
 the option files of `options/small/<task>/`: photographs of scikit-image, networks of about two million parameters,
-some hundred iterations of stage 1 and stage 2 on a CPU. They show that a recipe learns what it should, on photographs
+some hundred to some thousand iterations of stage 1 and stage 2 on a CPU (minutes are those of a machine with two cores
+that had other work, too). They show that a recipe learns what it should, on photographs
 that it has not seen; they are no measure of what the published networks reach. Stage 1 sees the ground truth, through
 256 numbers; stage 2 starts where stage 1 ends, has trained longer, and sees the degraded picture alone.
 
