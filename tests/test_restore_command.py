@@ -441,3 +441,13 @@ def test_tiles_under_one_prior_from_the_command_line(capsys):
     assert 0 < np.abs(exact - tiled).mean() < 40
     assert main(["restore", "in/a.png", "-o", "tiles", "-w", "net.pth"]) == 1  # made otherwise
     assert "overwrite" in capsys.readouterr().err
+
+
+def test_two_formats_for_one_result_are_refused(tmp_path, capsys):
+    Image.fromarray(photo()).save(tmp_path / "a.png")
+    given = [str(tmp_path / "a.png"), "-w", str(write_network()), "--format", "webp"]
+    assert main(["restore", *given, "-o", str(tmp_path / "out.png")]) != 0
+    assert "asks for png, --format for webp" in capsys.readouterr().err
+    assert not (tmp_path / "out.png").exists()
+    assert main(["restore", *given, "-o", str(tmp_path / "out.webp")]) == 0
+    assert (tmp_path / "out.webp").read_bytes()[8:12] == b"WEBP"

@@ -60,11 +60,18 @@ def _planned(inputs: Sequence[str], output: str, form: str | None) -> list[Job]:
         return [Job(found[0][0], None, found[0][1])]
     target = Path(output)
     if _names_a_file(target, found):
+        _check_suffix(target, form)
         return _never_in_place([Job(found[0][0], target, found[0][1])])
     _check_apart(inputs, target)
     names = _distinct([_renamed(relative, form) for _, relative in found], [path for path, _ in found], form)
     jobs = [Job(path, target / name, relative) for (path, relative), name in zip(found, names, strict=True)]
     return _never_in_place(jobs)
+
+
+def _check_suffix(target: Path, form: str | None) -> None:
+    told = FORMATS.get(target.suffix.lower())
+    if form and told and told != FORMATS[SUFFIX_OF[form]]:
+        raise InputError(f"-o {target}: asks for {told}, --format for {form}; leave one of them out")
 
 
 def _never_in_place(jobs: list[Job]) -> list[Job]:
