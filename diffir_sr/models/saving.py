@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import nn
 from diffir_sr.cards import SUFFIX, training_card, write_card_file
 from diffir_sr.checkpoints import identify
 from diffir_sr.compat import save_atomically
+from diffir_sr.training.record import read_records
 from diffir_sr.version import __version__
 
 
@@ -59,5 +59,4 @@ def _write(card: Mapping[str, Any], tensors: Any, path: str) -> None:
 
 def last_measured(record: Path) -> dict[str, dict[str, float]]:
     """The newest line of each dataset in validation.jsonl: dataset -> iter and metrics."""
-    rows = [json.loads(line) for line in record.read_text().splitlines()] if record.is_file() else []
-    return {row.pop("dataset"): row for row in rows}
+    return {row.pop("dataset"): row for row in read_records(record)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from diffir_sr.errors import InputError
 from diffir_sr.quickstart.cases import Case
 from diffir_sr.quickstart.tasks import Task
+from diffir_sr.training.record import read_records
 
 LABELS = {
     "bicubic": "bicubic",
@@ -121,7 +121,7 @@ def curves(path: Path, task: Task) -> None:
 
 
 def _records(path: Path) -> list[dict[str, float]]:
-    lines = path.read_text().splitlines() if path.is_file() else []
-    if not lines:
+    found = read_records(path)
+    if not found:
         raise InputError(f"no records at {path.absolute()}; did the training run to its end?")
-    return [json.loads(line) for line in lines]
+    return found
