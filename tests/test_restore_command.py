@@ -451,3 +451,10 @@ def test_two_formats_for_one_result_are_refused(tmp_path, capsys):
     assert not (tmp_path / "out.png").exists()
     assert main(["restore", *given, "-o", str(tmp_path / "out.webp")]) == 0
     assert (tmp_path / "out.webp").read_bytes()[8:12] == b"WEBP"
+
+
+def test_a_format_that_is_not_written_is_no_name_of_a_folder(tmp_path, capsys):
+    Image.fromarray(photo()).save(tmp_path / "a.png")
+    assert main(["restore", str(tmp_path / "a.png"), "-w", str(write_network()), "-o", str(tmp_path / "a.gif")]) != 0
+    assert "gif is not written" in capsys.readouterr().err
+    assert not (tmp_path / "a.gif").exists()

@@ -48,7 +48,8 @@ def decode(data: bytes, *, where: str) -> np.ndarray:
     except cv2.error as error:
         raise _damaged(where, str(error).strip()) from error
     if image is None:
-        raise _damaged(where, "OpenCV cannot decode it")
+        kind = "; or a rare kind of TIFF, such as half-precision or small tiles" if data[:2] in (b"II", b"MM") else ""
+        raise _damaged(where, f"OpenCV cannot decode it{kind}")
     if image.dtype not in (np.uint8, np.uint16):
         raise InputError(f"{where}: holds {image.dtype} values, expected 8 or 16 bits per channel; convert it to PNG")
     if image.ndim == 2:

@@ -16,6 +16,7 @@ from diffir_sr.inference.picture import FORMATS
 VIDEOS = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg")
 STREAM = "-"
 SUFFIX_OF = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp"}
+_NOT_WRITTEN = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".exr", ".hdr", ".psd", ".pdf", ".npy")
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,10 @@ def _under(folder: Path) -> Iterator[str]:
 
 def _names_a_file(target: Path, found: Sequence[tuple[Path, str]]) -> bool:
     known = target.suffix.lower() in (*FORMATS, *VIDEOS)
+    if target.suffix.lower() in _NOT_WRITTEN and not target.is_dir():
+        raise InputError(
+            f"-o {target}: {target.suffix[1:]} is not written; name a folder, or end with {' '.join(FORMATS)}"
+        )
     if not known or target.is_dir():
         return False
     if len(found) > 1:
