@@ -6,14 +6,16 @@ import contextlib
 import difflib
 import importlib
 import importlib.util
+import inspect
 import os
 import pickle
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from diffir_sr.errors import CheckpointError, InputError, OptionError
@@ -73,6 +75,16 @@ def restore_functional_tensor() -> None:
 def bring_back_distutils() -> None:
     if importlib.util.find_spec("distutils") is None:
         importlib.import_module("setuptools")
+
+
+@_patch("the Frechet distance asks scipy's sqrtm for an estimate of its error, which scipy 1.18 does not give")
+def give_fid_its_sqrtm() -> None:
+    from basicsr.metrics import fid
+    from scipy import linalg
+
+    if "disp" not in inspect.signature(linalg.sqrtm).parameters:
+        # The estimate is not used; with `disp` there is none to return.
+        fid.linalg = SimpleNamespace(sqrtm=lambda a, disp=True: linalg.sqrtm(a) if disp else (linalg.sqrtm(a), None))
 
 
 @_patch("registries print when they fall back to a suffix, and their errors name neither choices nor origins")
@@ -304,24 +316,3 @@ def share_lmdbs() -> None:
         self._client = {key: SharedLmdb(path) for key, path in zip(keys, self.db_paths, strict=True)}
 
     LmdbBackend.__init__ = init  # pyright: ignore[reportAttributeAccessIssue] - takes the same and ignores the rest
-
-
-@contextlib.contextmanager
-def vgg_features_from(build: Callable[[str], Any]) -> Iterator[None]:
-    """While open, BasicSR's VGGFeatureExtractor takes its network from `build(vgg_type)`.
-
-    BasicSR loads one fixed file, a VGG19's, for every vgg_type, insists on the classifier's weights, and calls
-    torchvision with an argument that is going away.
-    """
-    import basicsr.archs.vgg_arch as module
-
-    class Networks:
-        def __getattr__(self, name: str) -> Callable[..., Any]:
-            return lambda **_: build(name)
-
-    kept = module.vgg, module.VGG_PRETRAIN_PATH
-    module.vgg, module.VGG_PRETRAIN_PATH = Networks(), ""
-    try:
-        yield
-    finally:
-        module.vgg, module.VGG_PRETRAIN_PATH = kept

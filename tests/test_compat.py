@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 
+import numpy as np
 import pytest
 import torch
 from basicsr.models.base_model import BaseModel
@@ -196,3 +197,12 @@ def test_the_vgg_of_the_perceptual_loss_can_be_exchanged():
     assert asked == ["vgg11"]
     assert (vgg_arch.vgg, vgg_arch.VGG_PRETRAIN_PATH) == before
     assert extractor(torch.rand(1, 3, 8, 8))["conv1_1"].shape == (1, 64, 8, 8)
+
+
+def test_basicsrs_frechet_distance_works_with_the_scipy_that_is_installed():
+    from basicsr.metrics.fid import calculate_fid
+
+    mean, spread = np.zeros(3), np.diag([1.0, 4.0, 9.0])
+    assert calculate_fid(mean, spread, mean + 2, 4 * spread) == pytest.approx(3 * 4 + 14.0)
+    # Singular: the covariances are repaired by an offset, as BasicSR does.
+    assert np.isfinite(calculate_fid(mean, np.zeros((3, 3)), mean, np.diag([1.0, 0.0, 0.0])))
