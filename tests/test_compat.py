@@ -12,6 +12,7 @@ from basicsr.utils.registry import Registry
 
 from diffir_sr import compat
 from diffir_sr.errors import CheckpointError, InputError
+from diffir_sr.models.vgg_exchange import vgg_features_from
 
 
 def test_every_repair_states_its_reason():
@@ -192,7 +193,7 @@ def test_the_vgg_of_the_perceptual_loss_can_be_exchanged():
         return Small
 
     before = vgg_arch.vgg, vgg_arch.VGG_PRETRAIN_PATH
-    with compat.vgg_features_from(build):
+    with vgg_features_from(build):
         extractor = vgg_arch.VGGFeatureExtractor(["conv1_1"], vgg_type="vgg11")
     assert asked == ["vgg11"]
     assert (vgg_arch.vgg, vgg_arch.VGG_PRETRAIN_PATH) == before

@@ -103,7 +103,7 @@ def test_the_packaged_vgg16_is_converted_to_features_that_see(monkeypatch):
     import skimage.data
     from basicsr.losses import build_loss
 
-    from diffir_sr.losses.vgg_weights import vgg_features_from
+    from diffir_sr.models.vgg_exchange import vgg_features_from
 
     tensors = vgg_weights.convert_packaged_vgg16()
     assert sum(tensor.numel() for tensor in tensors.values()) == 14_714_688

@@ -20,13 +20,14 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from diffir_sr.archs.layers import PRIOR_WIDTH
 from diffir_sr.checkpoints import fit, fitting, read_weights
 from diffir_sr.errors import OptionError
-from diffir_sr.losses.vgg_weights import load_vgg, vgg_features_from
+from diffir_sr.losses.vgg_weights import load_vgg
 from diffir_sr.metrics.protocols import protocol
 from diffir_sr.models import validation as measuring
 from diffir_sr.models.health import refuse_broken_values, refuse_broken_weights
 from diffir_sr.models.saving import CardFiles
 from diffir_sr.models.schedulers import build_scheduler
 from diffir_sr.models.training_pairs import Role, TrainingPairs
+from diffir_sr.models.vgg_exchange import vgg_features_from
 from diffir_sr.training.record import append_record
 
 logger = logging.getLogger("basicsr")
