@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
-import json
 import logging
 import os
 import subprocess
@@ -21,6 +20,7 @@ from diffir_sr.ablation.document import check_document, put_into
 from diffir_sr.ablation.plan import AblationFile, Run, plan, read_ablation
 from diffir_sr.ablation.report import Found, write_report
 from diffir_sr.data.images import write_atomically
+from diffir_sr.data.records import read_records
 from diffir_sr.errors import InputError
 from diffir_sr.options import load_options
 from diffir_sr.version import __version__
@@ -118,18 +118,11 @@ def _train(run: Run, file: Path) -> None:
 
 def _last(record: Path, metric: str, total: int) -> float | None:
     """The metric's mean over the validation sets after iteration `total`, if there."""
-    if not record.is_file():
-        return None
-    try:
-        lines = record.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise InputError(f"{record}: cannot be read ({error.strerror}); check its permissions") from error
+    rows = [row for row in read_records(record) if row.get("iter") == total and "dataset" in row]
     values: dict[str, float] = {}
-    for line in lines:
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # a killed run leaves half a line
-            row = json.loads(line)
-            if row["iter"] == total:
-                values[row["dataset"]] = float(row[metric])
+    for row in rows:
+        with contextlib.suppress(KeyError, ValueError, TypeError):  # without the metric, or not a number
+            values[row["dataset"]] = float(row[metric])
     return sum(values.values()) / len(values) if values else None
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from diffir_sr.cards import SUFFIX, training_card, write_card_file
 from diffir_sr.checkpoints import identify
 from diffir_sr.compat import save_atomically
-from diffir_sr.training.record import read_records
+from diffir_sr.data.records import read_records
 from diffir_sr.version import __version__
 
 

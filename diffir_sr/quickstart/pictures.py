@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from diffir_sr.data.records import read_records
 from diffir_sr.errors import InputError
 from diffir_sr.quickstart.cases import Case
 from diffir_sr.quickstart.tasks import Task
-from diffir_sr.training.record import read_records
 
 LABELS = {
     "bicubic": "bicubic",
