@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
@@ -19,6 +20,16 @@ _JPEG = b"\xff\xd8"
 _ORIENTATION = 0x0112  # of EXIF
 _BITS, _PHOTOMETRIC, _PLANES, _EXTRA = 258, 262, 284, 338  # of TIFF
 _HEAD_BYTES = 4096  # enough for everything in front of the pixels of most PNG files
+
+
+# Opened by their classes and not by Image.open, which refuses every picture of more than 179 million pixels.
+READERS: dict[str, tuple[type[ImageFile.ImageFile], tuple[bytes, ...]]] = {
+    "png": (PngImageFile, (_PNG,)),
+    "jpeg": (JpegImageFile, (b"\xff\xd8\xff",)),
+    "webp": (WebPImageFile, (b"RIFF",)),
+    "tiff": (TiffImageFile, (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    "bmp": (BmpImageFile, (b"BM",)),
+}
 
 
 @dataclass(frozen=True)
@@ -73,18 +84,16 @@ def _end_of_jpeg_metadata(data: bytes) -> int:
 
 def orientation(data: bytes) -> int:
     """EXIF orientation of a PNG, JPEG or WebP file: 1 (upright) to 8. TIFF files are turned by their decoder."""
-    # By their classes: Image.open refuses every picture of more than 179 million pixels.
-    opened: type[ImageFile.ImageFile]
     if is_png(data):
-        marked, opened = b"eXIf" in _png_chunks(data), PngImageFile
+        form, marked = "png", b"eXIf" in _png_chunks(data)
     elif data.startswith(_JPEG):
-        marked, opened = b"Exif\0\0" in data[: _end_of_jpeg_metadata(data)], JpegImageFile
+        form, marked = "jpeg", b"Exif\0\0" in data[: _end_of_jpeg_metadata(data)]
     else:
-        marked, opened = data[8:16] == b"WEBPVP8X" and bool(data[20] & 0x08), WebPImageFile
+        form, marked = "webp", data[8:16] == b"WEBPVP8X" and bool(data[20] & 0x08)
     if not marked:
         return 1
     try:
-        with opened(io.BytesIO(data)) as image:
+        with READERS[form][0](io.BytesIO(data)) as image:
             return _known_turn(image)
     except (OSError, SyntaxError, ValueError, struct.error):
         return 1

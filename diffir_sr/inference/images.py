@@ -7,26 +7,15 @@ import struct
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageFile
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.JpegImagePlugin import JpegImageFile
+from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
-from diffir_sr.data.encoded import orientation
+from diffir_sr.data.encoded import READERS, orientation
 from diffir_sr.data.images import decode, upright
 from diffir_sr.errors import InputError
 from diffir_sr.inference.picture import Picture
 
-# Opened by their classes and not by Image.open, which refuses every picture of more than 179 million pixels.
-_READERS: dict[str, tuple[type[ImageFile.ImageFile], tuple[bytes, ...]]] = {
-    "png": (PngImageFile, (b"\x89PNG\r\n\x1a\n",)),
-    "jpeg": (JpegImageFile, (b"\xff\xd8\xff",)),
-    "webp": (WebPImageFile, (b"RIFF",)),
-    "tiff": (TiffImageFile, (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
-    "bmp": (BmpImageFile, (b"BM",)),
-}
 _GREY = ("1", "L", "LA", "La", "I", "F")
 _ORIENTATION, _EXIF_PART, _GPS_PART, _INTEROPERABILITY = 0x0112, 0x8769, 0x8825, 0xA005
 _SIZES = (0xA002, 0xA003)
@@ -47,13 +36,13 @@ class Facts:
 
 def facts(data: bytes, *, where: str) -> Facts:
     """Format, size and metadata; raises InputError for what cannot be restored as one RGB or grey picture."""
-    form = next((name for name, (_, starts) in _READERS.items() if data.startswith(starts)), None)
+    form = next((name for name, (_, starts) in READERS.items() if data.startswith(starts)), None)
     if form is None or (form == "webp" and data[8:12] != b"WEBP"):
         if not data:
             raise InputError(f"{where}: the file is empty; copy it again or remove it")
         raise InputError(f"{where}: no PNG, JPEG, WebP, TIFF or BMP file; convert it to one, or leave it out")
     try:
-        with _READERS[form][0](io.BytesIO(data)) as image:
+        with READERS[form][0](io.BytesIO(data)) as image:
             _refuse_unusual(image, where)
             width, height = image.size
             if form != "tiff" and orientation(data) >= 5:
