@@ -5,12 +5,12 @@ super-resolution protocol: PSNR on Y, and LPIPS. A chart goes beside FILE.
 """
 
 import argparse
-import subprocess
 from datetime import date
 from pathlib import Path
 
 import numpy as np
 import torch
+from setting import commit
 
 from diffir_sr import load_restorer
 from diffir_sr.data.images import is_image_name
@@ -18,7 +18,6 @@ from diffir_sr.metrics.fidelity import psnr as psnr_of
 from diffir_sr.metrics.images import as_unit_tensor
 from diffir_sr.metrics.perceptual import lpips
 
-REPO = Path(__file__).resolve().parents[1]
 SHARES = [index / 10 for index in range(11)]
 
 
@@ -62,12 +61,11 @@ def main():
 
 
 def report(rows, args, count):
-    commit = subprocess.check_output(["git", "describe", "--always", "--dirty"], cwd=REPO, text=True).strip()
     lines = [
         "# The dial between faithful and sharp",
         "",
         f"`python benchmarks/blend.py -w {args.weights} -g {args.gan} {args.lq} {args.gt}`, {date.today()}, commit "
-        f"{commit}, torch {torch.__version__}, {count} pictures. PSNR on Y, border of the scale; LPIPS (AlexNet).",
+        f"{commit()}, torch {torch.__version__}, {count} pictures. PSNR on Y, border of the scale; LPIPS (AlexNet).",
         "",
         "| share of the GAN weights | PSNR, dB | LPIPS |",
         "| ---: | ---: | ---: |",

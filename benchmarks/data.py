@@ -7,11 +7,8 @@ has no such dataset, so its plain reader of whole images, FFHQDataset, stands be
 
 import argparse
 import logging
-import os
 import platform
 import random
-import re
-import subprocess
 import tempfile
 import time
 from datetime import date
@@ -29,8 +26,8 @@ from diffir_sr.prepare.downscale import smaller
 
 # isort: split
 from basicsr.data import build_dataset  # after diffir_sr, which repairs it
+from setting import commit, machine
 
-REPO = Path(__file__).resolve().parents[1]
 SECONDS = 4.0
 
 
@@ -150,24 +147,16 @@ def loaded(data, workers):
     return count / (time.perf_counter() - start)
 
 
-def machine():
-    model = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    return f"{os.cpu_count()} cores, {model[1] if model else platform.processor()}"
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("basicsr").setLevel("WARNING")
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=REPO, capture_output=True, text=True, check=True
-    ).stdout.strip()
     lines = [
         "# Training samples per second",
         "",
-        f"`python benchmarks/data.py`, {date.today()}, commit {commit}, {machine()}, torch {torch.__version__}, "
+        f"`python benchmarks/data.py`, {date.today()}, commit {commit()}, {machine()}, torch {torch.__version__}, "
         f"Python {platform.python_version()}. LMDBs in the page cache, batches of 8, one torch thread. In brackets: "
         "times the first row's.",
     ]

@@ -29,6 +29,7 @@ import diffir_sr  # noqa: E402, F401 - repairs basicsr, which the next imports
 # isort: split
 from basicsr.archs.rrdbnet_arch import RRDBNet  # noqa: E402
 from golden_cases import fill, load_case  # noqa: E402
+from setting import commit, processor  # noqa: E402
 
 from diffir_sr.archs.diffir_arch import DiffIRS2  # noqa: E402
 from diffir_sr.diffusion.noise import picture_noise  # noqa: E402
@@ -180,11 +181,9 @@ def chart(rows, file):
 
 
 def machine(device):
-    commit = subprocess.check_output(["git", "describe", "--always", "--dirty"], cwd=REPO, text=True).strip()
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    where = torch.cuda.get_device_name() if device.startswith("cuda") else names[0].split(": ")[1]
+    where = torch.cuda.get_device_name() if device.startswith("cuda") else processor()
     return (
-        f"{date.today()}, commit {commit}, {where}, {os.cpu_count()} cores, "
+        f"{date.today()}, commit {commit()}, {where}, {os.cpu_count()} cores, "
         f"{torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}"
     )
 

@@ -23,6 +23,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import skimage.data
+from setting import commit, machine
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -154,23 +155,15 @@ def libraries():
     return ", ".join(f"{name} {version(name)}" for name in ("numpy", "opencv-python", "pillow", "lmdb"))
 
 
-def machine():
-    model = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    return f"{os.cpu_count()} cores, {model[1] if model else platform.processor()}"
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-n", "--number", type=int, default=10_000)
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=REPO, capture_output=True, text=True, check=True
-    ).stdout.strip()
     lines = [
         f"# Preparing {args.number:,} images",
         "",
-        f"`python benchmarks/prepare_many.py`, {date.today()}, commit {commit}, {machine()}, Python "
+        f"`python benchmarks/prepare_many.py`, {date.today()}, commit {commit()}, {machine()}, Python "
         f"{platform.python_version()}, {libraries()}. Images of 256 x 320 pixels; `--jobs 2`, "
         "so two processes and the one that leads them; peak memory of all together, resident and with shared pages "
         "counted once. Most of it is libraries: compare the last line.",

@@ -6,7 +6,6 @@ Writes benchmarks/results/quickstart.md, or quickstart_TASK.md with --task. Abou
 import argparse
 import os
 import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -15,13 +14,9 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from setting import commit, machine
 
 REPO = Path(__file__).resolve().parents[1]
-
-
-def machine():
-    model = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    return f"{os.cpu_count()} cores, {model[1] if model else platform.processor()}"
 
 
 def run(seed, name, task):
@@ -39,13 +34,10 @@ def main():
     parser.add_argument("--task", default="sr", choices=["sr", "realsr", "deblur", "inpaint"])
     args = parser.parse_args()
     name = "quickstart" if args.task == "sr" else f"quickstart_{args.task}"
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=REPO, capture_output=True, text=True, check=True
-    ).stdout.strip()
     parts = [
         "# The quick start on several seeds" + ("" if args.task == "sr" else f": {args.task}"),
         "",
-        f"`python benchmarks/quickstart_seeds.py {' '.join(sys.argv[1:])}`, {date.today()}, commit {commit}, "
+        f"`python benchmarks/quickstart_seeds.py {' '.join(sys.argv[1:])}`, {date.today()}, commit {commit()}, "
         f"{machine()}, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}, Python {platform.python_version()}.",
     ]

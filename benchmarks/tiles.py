@@ -8,7 +8,6 @@ same away from the edges. A seam is a step that is larger at the edges.
 
 import argparse
 import platform
-import subprocess
 import time
 from datetime import date
 from pathlib import Path
@@ -16,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import skimage.data
 import torch
+from setting import commit
 
 from diffir_sr import load_restorer
 from diffir_sr.diffusion.noise import picture_noise
 from diffir_sr.inference.engine import Engine
 from diffir_sr.inference.tiles import in_tiles, tile_starts
 
-REPO = Path(__file__).resolve().parents[1]
 PHOTOGRAPHS = {
     "chelsea": lambda: skimage.data.chelsea()[:300, :400],
     "coffee": lambda: skimage.data.coffee()[:300, :400],
@@ -104,11 +103,10 @@ def main():
 
 
 def report(rows, weights, restorer):
-    commit = subprocess.check_output(["git", "describe", "--always", "--dirty"], cwd=REPO, text=True).strip()
     lines = [
         "# What tiles cost",
         "",
-        f"`python benchmarks/tiles.py -w {weights}`, {date.today()}, commit {commit}, {platform.machine()}, torch "
+        f"`python benchmarks/tiles.py -w {weights}`, {date.today()}, commit {commit()}, {platform.machine()}, torch "
         f"{torch.__version__}. {restorer.describe().splitlines()[0]}; tiles of {TILE} pixels; photographs: "
         f"{', '.join(PHOTOGRAPHS)}. Error against the whole picture's result, in 8-bit levels; "
         "steps at tile edges where the tiles are, or would be.",
