@@ -32,8 +32,8 @@ from golden_cases import fill, load_case  # noqa: E402
 from setting import commit, processor  # noqa: E402
 
 from diffir_sr.archs.diffir_arch import DiffIRS2  # noqa: E402
-from diffir_sr.diffusion.noise import picture_noise  # noqa: E402
-from diffir_sr.inference.engine import Engine  # noqa: E402
+from diffir_sr.diffusion.noise import PictureNoise  # noqa: E402
+from diffir_sr.inference.engine import StripEngine  # noqa: E402
 
 TASKS = {"sr x4": "sr_x4_paper", "deblur": "deblur_paper", "inpaint": "inpaint_paper"}
 FORMS = ("plain", "optimized", "bfloat16")
@@ -65,9 +65,9 @@ def runner(task, form, device):
     network = DiffIRS2(task=name.split("_")[0], **facts["arch_kwargs"]).eval().requires_grad_(False)
     fill(network, "s2")
     dtype = torch.bfloat16 if form == "bfloat16" else torch.float32
-    engine = Engine(network, device=device, dtype=dtype, optimized=form != "plain")
+    engine = StripEngine(network, device=device, dtype=dtype, optimized=form != "plain")
     return (
-        lambda lq: engine(lq, noise=picture_noise(lq, width=256)),
+        lambda lq: engine(lq, noise=PictureNoise(lq)),
         network.frame.channels,
         lambda *size: engine.plan(*size).bytes if engine.optimized else None,
     )

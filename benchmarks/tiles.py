@@ -18,8 +18,8 @@ import torch
 from setting import commit
 
 from diffir_sr import load_restorer
-from diffir_sr.diffusion.noise import picture_noise
-from diffir_sr.inference.engine import Engine
+from diffir_sr.diffusion.noise import PictureNoise
+from diffir_sr.inference.engine import StripEngine
 from diffir_sr.inference.tiles import in_tiles, tile_starts
 
 PHOTOGRAPHS = {
@@ -34,13 +34,13 @@ def ways(network):
     """Name to (overlap, how a picture is restored); overlap None where there are no tiles."""
 
     def noise(lq):
-        return picture_noise(lq, width=network.prior_width)
+        return PictureNoise(lq)
 
-    plain = Engine(network, optimized=False)
-    exact = Engine(network)
+    plain = StripEngine(network, optimized=False)
+    exact = StripEngine(network)
 
     def shared(overlap):
-        engine = Engine(network, tile_mode="prior", tile=TILE, overlap=overlap)
+        engine = StripEngine(network, tile_mode="prior", tile=TILE, overlap=overlap)
         return lambda lq: engine(lq, noise=noise(lq))
 
     def apart(overlap):

@@ -27,10 +27,6 @@ def write_card_file(tensors: Mapping[str, Tensor], card: Mapping[str, Any], path
     Path(path).write_bytes(data)
 
 
-# Arguments of DiffIRS2 that the shapes of its weights do not tell.
-UNTOLD = ("prediction", "variance_noise")
-
-
 def read_card_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors on the CPU and the card ({} where there is none); raises CheckpointError for a damaged file."""
     try:
@@ -54,7 +50,8 @@ def training_card(
     return {
         "name": opt["name"],
         "model": opt["model_type"],
-        **{name: network[name] for name in UNTOLD if name in network},
+        "network": dict(network),
+        "scale": opt.get("scale"),
         "weights": weights,
         "iterations": iteration,
         "data": data,

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from diffir_sr.archs.frames import FRAMES, GT_UNSHUFFLE
-from diffir_sr.archs.layers import PRIOR_WIDTH
 from diffir_sr.cards import SUFFIX, read_card_file
 from diffir_sr.compat import why_unreadable
 from diffir_sr.errors import CheckpointError
+from diffir_sr.families import identify
+from diffir_sr.families.base import Identity, Tensors
 
-Tensors = Mapping[str, Tensor]
-LEVELS = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
 _KEYS = ("params_ema", "params")
 _LIGHTNING = "state_dict"
 
@@ -31,21 +30,6 @@ class Weights:
     key: str | None  # 'params_ema', 'params', or None where the file is the state dict itself
     tensors: dict[str, Tensor]
     card: dict[str, Any] = field(default_factory=dict)  # what a safetensors file tells about its training
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a DiffIR checkpoint is, read off its keys and shapes alone."""
-
-    stage: int
-    task: str
-    scale: int
-    arguments: dict[str, Any]  # constructor arguments of DiffIRS1 or DiffIRS2
-
-    def __str__(self) -> str:
-        scale = f" x{self.scale}" if self.task == "sr" else ""
-        blocks = ",".join(str(count) for count in self.arguments["num_blocks"])
-        return f"DiffIR stage {self.stage}, {self.task}{scale}, dim {self.arguments['dim']}, blocks {blocks}"
 
 
 def read_weights(path: str | Path, *, key: str | None = "params_ema") -> Weights:
@@ -119,105 +103,79 @@ def _summary(content: Any) -> str:
     return type(content).__name__
 
 
-def identify(tensors: Tensors) -> Identity | None:
-    """Stage, task, scale and constructor arguments of the DiffIR network that has these tensors, or None.
-
-    Not told by the weights: whether the denoiser predicts x0 or noise (`prediction`), and `variance_noise`. Raises
-    CheckpointError that names the tensor where one of such a network is missing, or has a shape that none has.
-    """
-    if "G.patch_embed.proj.weight" not in tensors or "G.latent.0.ffn.project_out.weight" not in tensors:
-        return None
-    stage = 1 if "E.E.0.weight" in tensors else 2
-    encoder = "E" if stage == 1 else "condition"
-    if f"{encoder}.E.0.weight" not in tensors:
-        return None
-    _check_telling(tensors, encoder)
-    seen = tensors[f"{encoder}.E.0.weight"].shape[1]
-    width = tensors[f"{encoder}.mlp.0.weight"].shape[0]
-    gt_alone = stage == 1 and seen == 3 * GT_UNSHUFFLE**2
-    frame = _frame_of(tensors, stage, None if gt_alone else seen)
-    if frame is None:
-        return None
-    task, scale = frame
-    dim = tensors["G.patch_embed.proj.weight"].shape[0]
-    arguments: dict[str, Any] = {
-        "n_encoder_res": _count(tensors, f"{encoder}.E", inside=".body.0.weight"),
-        "dim": dim,
-        "num_blocks": [_count(tensors, f"G.{level}") for level in LEVELS],
-        "num_refinement_blocks": _count(tensors, "G.refinement"),
-        "heads": [len(tensors[f"G.{level}.0.attn.temperature"]) for level in LEVELS],
-        "ffn_expansion_factor": _expansion(tensors["G.latent.0.ffn.project_out.weight"].shape[1], 8 * dim),
-        "bias": "G.latent.0.attn.qkv.bias" in tensors,
-        "LayerNorm_type": "WithBias" if "G.latent.0.norm1.body.bias" in tensors else "BiasFree",
-        "task": task,
-    }
-    if task == "sr":
-        arguments["scale"] = scale
-    if width != PRIOR_WIDTH:
-        arguments["prior_width"] = width
-    if gt_alone:
-        arguments["prior_sees"] = "gt"
-    if stage == 2 and "diffusion.betas" not in tensors:
-        arguments["use_diffusion"] = False
-    elif stage == 2:
-        betas = tensors["diffusion.betas"]
-        arguments |= {
-            "n_denoise_res": _count(tensors, "denoise.resmlp", inside=".resmlp.0.weight"),
-            "linear_start": round(betas[0].item(), 6),
-            "linear_end": round(betas[-1].item(), 6) if len(betas) > 1 else 0.99,
-            "timesteps": len(betas),
-        }
-    return Identity(stage, task, scale, arguments)
-
-
 def identity_in(weights: Weights) -> Identity | None:
-    """`identify` for weights out of a file, which its errors name."""
+    """What the weights of a file are, by their keys and shapes; errors name the file."""
     try:
-        return identify(weights.tensors)
+        return identify(weights.tensors, weights.card)
     except CheckpointError as error:
         raise CheckpointError(f"{weights.path.resolve()}: {error}") from None
 
 
-def _check_telling(tensors: Tensors, encoder: str) -> None:
-    """Refuse a DiffIR network that lacks one of the tensors which tell its sizes."""
-    wanted = {"G.patch_embed.proj.weight": 4, "G.latent.0.ffn.project_out.weight": 4, f"{encoder}.E.0.weight": 4}
-    wanted |= {f"{encoder}.mlp.0.weight": 2} | {f"G.{level}.0.attn.temperature": 3 for level in LEVELS}
-    if "diffusion.betas" in tensors:
-        wanted["diffusion.betas"] = 1
-    for name, dimensions in wanted.items():
-        if name not in tensors:
-            raise CheckpointError(f"the tensor {name} of a DiffIR network is missing; copy or fetch the weights again")
-        if tensors[name].ndim != dimensions or 0 in tensors[name].shape:
-            raise CheckpointError(
-                f"the tensor {name} has the shape {tuple(tensors[name].shape)}, which no DiffIR network has; expected "
-                f"{dimensions} dimensions, none of them 0; copy or fetch the weights again"
-            )
+@dataclass(frozen=True)
+class Loaded:
+    """A network out of a weights file, in evaluation mode on the CPU, without gradients."""
+
+    network: nn.Module
+    identity: Identity
+    weights: Weights
 
 
-def _frame_of(tensors: Tensors, stage: int, prior_channels: int | None) -> tuple[str, int] | None:
-    """`prior_channels` None: the prior's encoder does not see the degraded image."""
-    body_channels = tensors["G.patch_embed.proj.weight"].shape[1]
-    if stage == 1 and prior_channels is not None:
-        prior_channels -= 3 * GT_UNSHUFFLE**2
-    for (task, scale), frame in FRAMES.items():
-        same_tail = ("G.tail.1.weight" in tensors) == (frame.upsample > 1)
-        same_body = frame.channels * frame.body_unshuffle**2 == body_channels
-        if same_tail and same_body and prior_channels in (None, frame.prior_channels):
-            return task, scale
-    return None
+def identity_of(weights: Weights) -> Identity:
+    """What network these weights are: as their model card says, else by their keys and shapes.
+
+    Raises CheckpointError where neither says it.
+    """
+    section = weights.card.get("network")
+    if section is not None:
+        return _described(section, weights)
+    identity = identity_in(weights)
+    if identity is None:
+        names = ", ".join(list(weights.tensors)[:3])
+        raise CheckpointError(
+            f"{weights.path.resolve()}: its tensors ({names}, ...) are of no network that is known here; a training by "
+            "this package also writes a .safetensors file, which says what it holds"
+        )
+    return identity
 
 
-def _count(tensors: Tensors, prefix: str, *, inside: str = "") -> int:
-    """How many numbered children of `prefix` (with a tensor that ends in `inside`) there are."""
-    rests = (name.removeprefix(f"{prefix}.") for name in tensors if name.startswith(f"{prefix}."))
-    return len({rest.split(".")[0] for rest in rests if rest.endswith(inside)})
+def _described(section: Any, weights: Weights) -> Identity:
+    """The identity that a model card's network section (`type` and arguments) gives."""
+    if not isinstance(section, Mapping) or not isinstance(section.get("type"), str):
+        raise CheckpointError(
+            f"{weights.path.resolve()}: the model card's network section is {section!r}, expected type and arguments"
+        )
+    arguments = {name: value for name, value in section.items() if name != "type"}
+    arch = section["type"]
+    found = identity_in(weights)
+    if found is not None and found.arch == arch:  # the family says more of it
+        return replace(found, arguments=found.arguments | arguments)
+    scale = weights.card.get("scale")
+    title = f"{arch}{f' x{scale}' if scale else ''}"
+    return Identity(arch=arch, arguments=arguments, title=title)
 
 
-def _expansion(hidden: int, channels: int) -> float:
-    """The shortest factor whose product with `channels` truncates to `hidden` (hence at every level)."""
-    middle = (hidden + 0.5) / channels
-    rounded = (round(middle, digits) for digits in range(1, 6))
-    return next((factor for factor in rounded if int(channels * factor) == hidden), middle)
+def load_network(path: str | Path) -> Loaded:
+    """The network of a weights file: of any arch that BasicSR's registry holds, plugins included.
+
+    Raises CheckpointError for a file that holds no known network, or one that does not restore pictures by itself.
+    """
+    weights = read_weights(path)
+    identity = identity_of(weights)
+    place = weights.path.resolve()
+    if identity.refuses:
+        raise CheckpointError(f"{place} is {identity}, {identity.refuses}")
+    arch = identity.arch if identity.arch in ARCH_REGISTRY else f"{identity.arch}_basicsr"
+    if arch not in ARCH_REGISTRY:
+        raise CheckpointError(
+            f"{place} is a network of type {identity.arch!r}, which is not registered here; install the package that "
+            "registers it and name it as an entry point of diffir_sr.plugins, or import it first"
+        )
+    try:
+        network = ARCH_REGISTRY.get(arch)(**identity.arguments)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise CheckpointError(f"{place}: {identity.arch} cannot be built as its model card says ({error})") from error
+    fit(network, weights, where="weights", strict=True)
+    return Loaded(network.eval().requires_grad_(False), identity, weights)
 
 
 def fit(net: nn.Module, weights: Weights, *, where: str, strict: bool, from_stage_1: bool = False) -> str:
@@ -241,52 +199,26 @@ def fitting(
     wanted = identify(net.state_dict())
     found = identity_in(weights)
     place = f"{where}: {weights.path.resolve()}"
-    if wanted is not None:
-        _check_identity(wanted, found, weights, place=place, from_stage_1=from_stage_1)
+    if wanted is not None and found is None:
+        names = ", ".join(list(weights.tensors)[:3])
+        raise CheckpointError(f"{place} is not a DiffIR checkpoint (its tensors: {names}, ...); expected {wanted}")
+    refusal = None if wanted is None else wanted.refusal(found, starting=from_stage_1)
+    if refusal is not None:
+        raise CheckpointError(f"{place} {refusal}")
     tensors = dict(weights.tensors)
-    starting = wanted is not None and found is not None and (wanted.stage, found.stage) == (2, 1)
-    if starting:
-        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("G.")}
+    starting = wanted is not None and wanted.takes_core_of(found)
+    if wanted is not None and starting:
+        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(wanted.core)}
     own = net.state_dict()
     missing, unexpected, reshaped = _differences(own, tensors)
     fatal = [*missing, *unexpected, *reshaped]
     if starting or not strict:
-        fatal = [name for name in fatal if name.startswith("G.")] if wanted is not None else reshaped
+        fatal = reshaped if wanted is None else [name for name in fatal if name.startswith(wanted.core)]
     if fatal:
         raise CheckpointError(_mismatch(place, fatal, missing, unexpected, reshaped, own, tensors))
     if wanted is None and not strict and not set(own) & set(tensors):
         raise CheckpointError(f"{place}: not one of its {len(tensors)} tensors belongs to {type(net).__name__}")
     return {name: tensor for name, tensor in tensors.items() if name in own and name not in reshaped}
-
-
-def _check_identity(
-    wanted: Identity, found: Identity | None, weights: Weights, *, place: str, from_stage_1: bool
-) -> None:
-    if found is None:
-        names = ", ".join(list(weights.tensors)[:3])
-        raise CheckpointError(f"{place} is not a DiffIR checkpoint (its tensors: {names}, ...); expected {wanted}")
-    if found.stage != wanted.stage and not (found.stage == 1 and from_stage_1):
-        home = (
-            "a stage-1 file belongs to path.pretrain_network_S1 (or, to start training stage 2, to "
-            "path.pretrain_network_g of DiffIRS2Model)"
-            if found.stage == 1
-            else "a stage-2 file belongs to path.pretrain_network_g of a stage-2 model"
-        )
-        raise CheckpointError(f"{place} is {found}; needed here is {wanted}; {home}")
-    if (found.task, found.scale) != (wanted.task, wanted.scale):
-        raise CheckpointError(
-            f"{place} is {found}; the options describe {wanted}; set task and scale of the network to the "
-            "file's, or choose another file"
-        )
-    shared = set(wanted.arguments) & set(found.arguments)
-    body_only = found.stage != wanted.stage
-    differing = [
-        f"{name}: {found.arguments[name]} in the file, {wanted.arguments[name]} in the options"
-        for name in sorted(shared)
-        if found.arguments[name] != wanted.arguments[name] and not (body_only and name == "n_encoder_res")
-    ]
-    if differing:
-        raise CheckpointError(f"{place} is another network than the options describe: {'; '.join(differing)}")
 
 
 def _differences(own: Tensors, tensors: Tensors) -> tuple[list[str], list[str], list[str]]:

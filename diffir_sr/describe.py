@@ -1,37 +1,23 @@
-"""What a weights file is, in words: task, stage, scale, size, arguments, training record."""
+"""What a weights file is, in words: network, size, arguments, training record."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from diffir_sr.checkpoints import Identity, Weights, identity_in
-from diffir_sr.errors import CheckpointError
-
-_TASKS = {"sr": "super-resolution", "deblur": "deblurring", "inpaint": "inpainting"}
-
-
-def identity_of(weights: Weights) -> Identity:
-    """What DiffIR network these weights are; raises CheckpointError for another one."""
-    identity = identity_in(weights)
-    if identity is None:
-        names = ", ".join(list(weights.tensors)[:3])
-        raise CheckpointError(f"{weights.path}: not a DiffIR checkpoint; its tensors: {names}, ...")
-    return identity
+from diffir_sr.checkpoints import Weights, identity_of
 
 
 def description(weights: Weights) -> str:
-    """Several lines about a DiffIR checkpoint; raises CheckpointError for another one."""
+    """Several lines about a weights file; raises CheckpointError for one of no known network."""
     identity = identity_of(weights)
     once = [tensor for name, tensor in weights.tensors.items() if not name.startswith("diffusion.")]  # no second copies
     count = sum(tensor.numel() for tensor in once)
     size = sum(tensor.numel() * tensor.element_size() for tensor in once)
     types = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in once}))
-    scale = f" x{identity.scale}" if identity.task == "sr" else ""
     lines = [
         f"{weights.path}: {identity}",
-        f"  task: {_TASKS[identity.task]}{scale}",
-        f"  {_stage(identity)}",
+        *(f"  {name}: {value}" for name, value in identity.facts.items()),
         f"  weights: {_layout(weights)}, {count:,d} numbers ({types}, {size / 2**20:.1f} MiB)",
         *(f"  {name}: {value}" for name, value in identity.arguments.items()),
     ]
@@ -42,19 +28,13 @@ def _layout(weights: Weights) -> str:
     return weights.key or ("safetensors" if weights.path.suffix == ".safetensors" else "bare state dict")
 
 
-def _stage(identity: Identity) -> str:
-    if identity.stage == 1:
-        return "stage: 1, restores with the ground truth; trains stage 2"
-    return "stage: 2, restores pictures (weights alone do not tell whether a discriminator helped to train them)"
-
-
 def _record(card: Mapping[str, Any]) -> list[str]:
     """The training record of the model card, one line per entry."""
     if not card:
         return ["  training: not recorded in this file"]
     lines = []
     for name, value in card.items():
-        if name in ("stage", "task", "scale"):
+        if name in ("stage", "task", "scale", "network"):
             continue
         text = "; ".join(_entry(key, entry) for key, entry in value.items()) if isinstance(value, dict) else str(value)
         lines.append(f"  {name}: {text or 'none'}")

@@ -78,7 +78,7 @@ def measured(run: Run, metric: str) -> list[float]:
     how = {metric: opt["val"]["metrics"][metric]}
     with_priors = [
         fmean(
-            measure(pasted(net.cropped(net.restore(one, prior), lq), lq, sample), sample["gt"][None], how)[metric]
+            measure(pasted(net.cropped(net.restore_under(one, prior), lq), lq, sample), sample["gt"][None], how)[metric]
             for one, lq, sample, prior in zip(whole, lqs, samples, priors, strict=True)
         )
         for priors in (own, taught, own[1:] + own[:1])

@@ -8,11 +8,11 @@ from golden_cases import fill
 from pictures import SMALL
 
 from diffir_sr.archs.diffir_arch import DiffIRS2
-from diffir_sr.diffusion.noise import picture_noise
+from diffir_sr.diffusion.noise import PictureNoise, picture_noise
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.inference import blocks as blocks_module
 from diffir_sr.inference import engine as engine_module
-from diffir_sr.inference.engine import Engine
+from diffir_sr.inference.engine import StripEngine
 from diffir_sr.inference.memory import ran_out_of_memory
 from diffir_sr.inference.rows import block_rows
 
@@ -52,7 +52,7 @@ def plain(network, lq):
 
 
 def optimised(network, lq, **how):
-    return Engine(network, **how)(lq, noise=picture_noise(lq, width=256))
+    return StripEngine(network, **how)(lq, noise=PictureNoise(lq))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -161,16 +161,16 @@ def test_memory_that_is_never_enough_is_told(monkeypatch):
 
 
 def test_a_limit_narrows_the_strips_before_anything_runs():
-    engine = Engine(network_of("deblur"))
+    engine = StripEngine(network_of("deblur"))
     free = engine.plan(2000, 400)
-    least = Engine(network_of("deblur"), strip=1).plan(2000, 400)
+    least = StripEngine(network_of("deblur"), strip=1).plan(2000, 400)
     assert least.rows < free.rows
     limit = (least.bytes + free.bytes) // 2
-    tight = Engine(network_of("deblur"), memory_limit=limit).plan(2000, 400)
+    tight = StripEngine(network_of("deblur"), memory_limit=limit).plan(2000, 400)
     assert least.rows <= tight.rows < free.rows
     assert tight.bytes <= limit
     with pytest.raises(InputError, match=r"2000x400 pixels need about .* narrowest strips, 0 MiB may be used"):
-        Engine(network_of("deblur"), memory_limit=1000).plan(2000, 400)
+        StripEngine(network_of("deblur"), memory_limit=1000).plan(2000, 400)
 
 
 def test_a_batch_is_its_pictures():
@@ -200,10 +200,10 @@ def test_tiles_under_one_prior_cover_the_picture_and_know_its_prior():
     network = network_of("x4")
     lq = picture_for(network, 90, 75)
     noise = picture_noise(lq, width=256)
-    tiled = Engine(network, tile_mode="prior", tile=32, overlap=8)
-    exact = Engine(network)
+    tiled = StripEngine(network, tile_mode="prior", tile=32, overlap=8)
+    exact = StripEngine(network)
     assert torch.equal(tiled.prior(lq, noise=noise), exact.prior(lq, noise=noise))
-    made = tiled(lq, noise=noise)
+    made = tiled(lq, noise=PictureNoise(lq))
     assert made.shape == (1, 3, 360, 300)
     corner = exact.restore(lq[:, :, :32, :32], exact.prior(lq, noise=noise))
     assert torch.allclose(made[:, :, : 4 * 24, : 4 * 24], corner[:, :, : 4 * 24, : 4 * 24], atol=1e-6)
@@ -214,8 +214,8 @@ def test_tiles_under_one_prior_cover_the_picture_and_know_its_prior():
     assert ((seam >= both.amin(0) - 1e-5) & (seam <= both.amax(0) + 1e-5)).all()
     assert not torch.allclose(seam, both[0], atol=1e-3)
     # Where one tile holds all, nothing is lost.
-    one = Engine(network, tile_mode="prior", tile=128, overlap=8)
-    assert torch.allclose(one(lq, noise=noise), exact(lq, noise=noise), atol=1e-6)
+    one = StripEngine(network, tile_mode="prior", tile=128, overlap=8)
+    assert torch.allclose(one(lq, noise=PictureNoise(lq)), exact(lq, noise=PictureNoise(lq)), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -232,4 +232,4 @@ def test_tiles_under_one_prior_cover_the_picture_and_know_its_prior():
 )
 def test_wrong_settings_are_told(how, said):
     with pytest.raises(OptionError, match=said):
-        Engine(network_of("x4"), **how)
+        StripEngine(network_of("x4"), **how)

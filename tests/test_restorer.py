@@ -152,7 +152,7 @@ def test_weights_that_cannot_restore_are_named():
     with pytest.raises(CheckpointError, match="is DiffIR stage 1.*needs the true picture"):
         load_restorer("one")
     torch.save({"params": {"conv.weight": torch.zeros(1)}}, "other.pth")
-    with pytest.raises(CheckpointError, match="not a DiffIR checkpoint"):
+    with pytest.raises(CheckpointError, match="of no network that is known here"):
         load_restorer("other.pth")
     with pytest.raises(InputError, match="choose auto or cpu|CUDA devices"):
         load_restorer(write_network(), device="cuda:99")

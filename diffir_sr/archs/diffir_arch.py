@@ -16,10 +16,11 @@ from diffir_sr.archs.frames import (
     check_multiple,
     frame_of,
     pad_to_multiple,
+    with_mask,
 )
 from diffir_sr.archs.layers import PRIOR_WIDTH
 from diffir_sr.archs.prior import CPEN, PriorDenoiser
-from diffir_sr.diffusion.noise import picture_noise
+from diffir_sr.diffusion.noise import Noise, picture_noise
 from diffir_sr.diffusion.prior_diffusion import PriorDiffusion
 from diffir_sr.diffusion.schedule import retuned_end
 from diffir_sr.errors import InputError, OptionError
@@ -66,7 +67,17 @@ class _DiffIR(nn.Module):
             prior_width=prior_width,
         )
 
-    def restore(self, lq: Tensor, prior: Tensor) -> Tensor:
+    @property
+    def task(self) -> str:
+        """What the network is for: sr, deblur or inpaint."""
+        return self.frame.task
+
+    @property
+    def conditions(self) -> frozenset[str]:
+        """What restoring needs beside the degraded picture."""
+        return frozenset({"mask"} if self.frame.channels == 4 else ())
+
+    def restore_under(self, lq: Tensor, prior: Tensor) -> Tensor:
         """The image (B, 3, H * scale, W * scale) that the body makes of `lq` (padded sides) under a prior."""
         return self.G(lq, prior)
 
@@ -132,6 +143,15 @@ class DiffIRS1(_DiffIR):
             sees_lq=sees_lq,
         )
 
+    @property
+    def conditions(self) -> frozenset[str]:
+        return super().conditions | {"gt"}
+
+    def restore(self, lq: Tensor, *, noise: Noise, gt: Tensor, mask: Tensor | None = None) -> Tensor:
+        """See `families.base.Restores`; the prior has seen the ground truth `gt`, so there is nothing to draw."""
+        lq = with_mask(lq, mask)
+        return self.restore_under(lq, self.E(lq, gt))
+
     def forward(self, lq: Tensor, gt: Tensor) -> Any:
         check_image(lq, channels=self.frame.channels, name="lq")
         check_image(gt, channels=3, name="gt")
@@ -141,10 +161,10 @@ class DiffIRS1(_DiffIR):
         if self.training:
             check_multiple(lq, multiple_of=self.multiple_of, name="lq")
             prior = self.E(lq, gt)
-            return self.restore(lq, prior), [prior]
+            return self.restore_under(lq, prior), [prior]
         whole = self.padded(lq)
         prior = self.E(whole, pad_to_multiple(gt, multiple_of=self.multiple_of * self.scale))
-        return self.cropped(self.restore(whole, prior), lq)
+        return self.cropped(self.restore_under(whole, prior), lq)
 
 
 class DiffIRS2(_DiffIR):
@@ -240,10 +260,15 @@ class DiffIRS2(_DiffIR):
             if step is not None:
                 return self._apart(lq, prior, noise, step)
             walked = self.diffusion(lq, prior, noise=noise) if self.use_diffusion else [self.condition(lq)]
-            return walked if prior_only else (self.restore(lq, walked[-1]), walked)
+            return walked if prior_only else (self.restore_under(lq, walked[-1]), walked)
         whole = self.padded(lq)
         estimated = self.encode(whole, noise=picture_noise(lq, width=self.prior_width) if noise is None else noise)
-        return estimated if prior_only else self.cropped(self.restore(whole, estimated), lq)
+        return estimated if prior_only else self.cropped(self.restore_under(whole, estimated), lq)
+
+    def restore(self, lq: Tensor, *, noise: Noise, mask: Tensor | None = None) -> Tensor:
+        """See `families.base.Restores`: the prior is walked back from noise, then the body runs once."""
+        lq = with_mask(lq, mask)
+        return self.restore_under(lq, self.encode(lq, noise=noise.normal((len(lq), self.prior_width))))
 
     def encode(self, lq: Tensor, *, noise: Tensor) -> Tensor:
         """The prior (B, 256) of `lq` (padded sides), walked back from `noise` (B, 256)."""
@@ -262,7 +287,7 @@ class DiffIRS2(_DiffIR):
         guess = self.diffusion.guess(prior, noise, step, condition)
         with torch.no_grad():
             estimated = self.diffusion.reverse(noise, condition)[-1]
-        return self.restore(lq, estimated), [guess]
+        return self.restore_under(lq, estimated), [guess]
 
 
 def _check_body(dim: int, num_blocks: Sequence[int], heads: Sequence[int], norm: str, out_channels: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -74,6 +75,11 @@ def pad_to_multiple(image: Tensor, *, multiple_of: int) -> Tensor:
     mirror_right, mirror_bottom = min(right, width - 1), min(bottom, height - 1)
     image = F.pad(image, (0, mirror_right, 0, mirror_bottom), mode="reflect")
     return F.pad(image, (0, right - mirror_right, 0, bottom - mirror_bottom), mode="replicate")
+
+
+def with_mask(lq: Tensor, mask: Tensor | None) -> Tensor:
+    """`lq` (B, 3, H, W) and the mask of missing pixels (B, 1, H, W) as the one image that inpainting networks take."""
+    return lq if mask is None else torch.cat([lq, mask.to(lq)], dim=1)
 
 
 def check_image(image: Tensor, *, channels: int, name: str) -> None:

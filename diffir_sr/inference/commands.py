@@ -19,7 +19,7 @@ def add_restore_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "restore",
         help="restore pictures, folders and videos",
-        description="Restores pictures and videos with a stage-2 network; the weights file says which network it is.",
+        description="Restores pictures and videos; the weights file says which network it holds.",
     )
     parser.add_argument("inputs", nargs="+", metavar="IN", help="files, folders, quoted globs, or - (standard input)")
     parser.add_argument(
@@ -51,12 +51,13 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument(
         "--tile-mode",
-        choices=["exact", "prior"],
+        choices=["exact", "tiles", "prior"],
         default="exact",
-        help="exact: strips with the result of the whole picture (default); prior: tiles that share its prior",
+        help="exact: the result of the whole picture (default); tiles: overlapping parts, less memory, another result "
+        "(DiffIR's share the picture's prior; 'prior' is the older name)",
     )
-    parser.add_argument("--tile", type=int, default=256, help="pixels of a tile's side, --tile-mode prior (256)")
-    parser.add_argument("--overlap", type=int, default=32, help="pixels that tiles share, --tile-mode prior (32)")
+    parser.add_argument("--tile", type=int, default=256, help="pixels of a tile's side, --tile-mode tiles (256)")
+    parser.add_argument("--overlap", type=int, default=32, help="pixels that tiles share, --tile-mode tiles (32)")
     parser.add_argument("--memory", type=float, metavar="GIB", help="what the network may take (default: what is free)")
 
 
@@ -127,5 +128,5 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
         "samples": args.samples,
         "quality": args.quality,
         "dtype": args.dtype,
-        "tiles": [args.tile, args.overlap] if args.tile_mode == "prior" else None,
+        "tiles": [args.tile, args.overlap] if args.tile_mode != "exact" else None,
     }

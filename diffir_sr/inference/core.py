@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from diffir_sr.archs.layers import PRIOR_WIDTH
-from diffir_sr.diffusion.noise import picture_noise
-from diffir_sr.inference.engine import Engine
+from diffir_sr.diffusion.noise import Noise
+from diffir_sr.families.base import Engine
 
 
-def restored(engine: Engine, lq: Tensor, *, seed: int = 0, sample: int = 0) -> Tensor:
-    """The restored pictures (B, 3, H * scale, W * scale) of `lq` (B, C, H, W) in [0, 1], float32 on the CPU.
+def restored_under(engine: Engine, lq: Tensor, *, noise: Noise, **conditions: Any) -> Tensor:
+    """The restored pictures (B, 3, H * scale, W * scale) of `lq` in [0, 1], float32 on the CPU.
 
-    Start noise follows from each picture, `seed` and `sample`. Where `lq` has a mask as its fourth channel, pixels
-    that are not missing are those of `lq`.
+    `lq` is (B, 3, H, W), or (B, 4, H, W) with the mask of missing pixels as its fourth channel; pixels that are not
+    missing are then those of `lq`.
     """
-    noise = picture_noise(lq, width=engine.network.prior_width, seed=seed, sample=sample)
-    return restored_under(engine, lq, noise=noise)
-
-
-def start(lq: Tensor, *, seed: int = 0, sample: int = 0, width: int = PRIOR_WIDTH) -> Tensor:
-    """Start noise (B, width) for the pictures `lq`."""
-    return picture_noise(lq, width=width, seed=seed, sample=sample)
-
-
-def restored_under(engine: Engine, lq: Tensor, *, noise: Tensor) -> Tensor:
-    """As `restored`, under given start noise (B, 256)."""
     lq = lq.cpu()
-    made = engine(lq, noise=noise)
-    return torch.where(lq[:, 3:] > 0.5, made, lq[:, :3]) if lq.shape[1] == 4 else made
+    if lq.shape[1] != 4:
+        return engine(lq, noise=noise, **conditions)
+    colours, mask = lq[:, :3], lq[:, 3:]
+    return torch.where(mask > 0.5, engine(colours, noise=noise, mask=mask, **conditions), colours)

@@ -1,4 +1,4 @@
-"""Restoring pictures of any size with one network: exactly, in strips of rows; or in tiles under one prior."""
+"""DiffIR's engine: pictures of any size exactly, in strips of rows; or in tiles under one prior."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import torch
 from torch import Tensor
 
 from diffir_sr.archs.diffir_arch import DiffIRS2
-from diffir_sr.archs.frames import check_image
+from diffir_sr.archs.frames import check_image, with_mask
+from diffir_sr.diffusion.noise import Noise
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.inference.body import FoldedBody
 from diffir_sr.inference.folded_prior import condition
 from diffir_sr.inference.memory import Plan, Planner, available, ran_out_of_memory
+from diffir_sr.inference.plain import OVERLAP, TILE, check_tiles
 from diffir_sr.inference.tiles import in_tiles
 
 TileMode = Literal["exact", "prior"]
-TILE, OVERLAP = 256, 32  # pixels of the degraded picture
 logger = logging.getLogger("diffir_sr.inference")
 
 
-class Engine:
+class StripEngine:
     """A stage-2 network ready to restore: lq (B, C, H, W) in [0, 1] on the CPU, any size, to its pictures.
 
     `tile_mode` 'exact' works in strips of rows with the result of the whole picture, in as much memory as is free or
@@ -87,9 +88,10 @@ class Engine:
         )
         return self.network.cropped(made, lq)
 
-    def __call__(self, lq: Tensor, *, noise: Tensor) -> Tensor:
-        """The restored pictures under the priors that start at `noise` (B, D)."""
-        return self.restore(lq, self.prior(lq, noise=noise))
+    def __call__(self, lq: Tensor, *, noise: Noise, mask: Tensor | None = None) -> Tensor:
+        """The restored pictures under the priors that start at `noise`; see `families.base.Engine`."""
+        lq = with_mask(lq, mask)
+        return self.restore(lq, self.prior(lq, noise=noise.normal((len(lq), self.network.prior_width))))
 
     def plan(self, height: int, width: int) -> Plan:
         """How a picture of this size (or its largest tile) is to be restored; raises InputError if it cannot be."""
@@ -114,7 +116,7 @@ class Engine:
 
     def _restored(self, lq: Tensor, prior: Tensor) -> Tensor:
         if self._body is None:
-            made = self._plainly(lambda image: self.network.restore(image, prior.to(image)), lq)
+            made = self._plainly(lambda image: self.network.restore_under(image, prior.to(image)), lq)
             return self.network.cropped(made, lq).float().cpu()
         body, prior = self._body, prior.to(self.device, torch.float32)
         made = [
@@ -155,11 +157,7 @@ def _check(tile_mode: str, *, strip: int | None, tile: int, overlap: int, memory
         raise OptionError(f"tile mode: expected one of {', '.join(get_args(TileMode))}, got {tile_mode!r}")
     if strip is not None and strip < 1:
         raise OptionError(f"strip: expected 1 row or more, got {strip}")
-    if tile_mode == "prior" and overlap < 0:
-        raise OptionError(f"overlap: expected 0 pixels or more, got {overlap}")
-    if tile_mode == "prior" and tile < 1:
-        raise OptionError(f"tile: expected 1 pixel or more, got {tile}")
-    if tile_mode == "prior" and tile < 2 * overlap:
-        raise OptionError(f"tile: expected at least twice the overlap of {overlap} pixels, got {tile}")
+    if tile_mode == "prior":
+        check_tiles(tile, overlap, memory_limit=memory_limit)
     if memory_limit is not None and not memory_limit > 0:  # so that NaN is refused, too
         raise OptionError(f"memory: expected more than 0 bytes, got {memory_limit}")

@@ -12,20 +12,24 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from diffir_sr.archs.diffir_arch import DiffIRS2
-from diffir_sr.data.paired_dataset import to_tensor
+from diffir_sr.checkpoints import load_network
+from diffir_sr.data.arrays import to_tensor
+from diffir_sr.describe import description
+from diffir_sr.diffusion.noise import Noise, PictureNoise
 from diffir_sr.errors import InputError
-from diffir_sr.inference.blend import blended, load_stage_2
-from diffir_sr.inference.core import restored_under, start
-from diffir_sr.inference.engine import OVERLAP, TILE, Engine, TileMode
+from diffir_sr.families.base import Engine
+from diffir_sr.inference.blend import interpolated
+from diffir_sr.inference.core import restored_under
 from diffir_sr.inference.kinds import is_batch, opened
 from diffir_sr.inference.masks import Mask, mask_for
 from diffir_sr.inference.picture import Picture
+from diffir_sr.inference.plain import OVERLAP, TILE, TileMode, as_restoring, engine_for
 from diffir_sr.inference.room import check_room
 
 logger = logging.getLogger("diffir_sr.inference")
+_PIXELS_AT_ONCE = 512 * 512
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -48,24 +52,30 @@ class Restorer:
     `seed` and the picture's content decide the start noise, and so the result: equal bytes in any batch and order.
     """
 
-    def __init__(
-        self, network: DiffIRS2, engine: Engine, *, device: torch.device, seed: int = 0, about: str = ""
-    ) -> None:
-        self.frame = network.frame
+    def __init__(self, network: nn.Module, *, seed: int = 0, about: str = "", **how: Any) -> None:
+        """`how` is what `inference.plain.engine_for` takes; raises InputError for a network that needs ground truth."""
         self.network = network
-        self.engine = engine
-        self.device = device
         self.seed = seed
         self._about = about
+        self._how = how
+        self.engine: Engine = engine_for(network, **how)
+        restoring = as_restoring(network)
+        if "gt" in restoring.conditions:
+            raise InputError(f"{type(network).__name__} restores with the ground truth, which a photograph has not")
+        self.scale = restoring.scale
+        self.takes_mask = "mask" in restoring.conditions
+        # What the network is for, such as "sr" or "deblur"; None where it does not say so.
+        self.task: str | None = getattr(network, "task", None)
 
     @property
-    def task(self) -> str:
-        return self.frame.task
+    def device(self) -> torch.device:
+        return self.engine.device
 
-    @property
-    def scale(self) -> int:
-        """Output size over input size."""
-        return self.frame.scale
+    def to(self, device: str | torch.device) -> Restorer:
+        """Move the network to a device: auto, cpu, cuda, cuda:N or what else torch reports. Returns itself."""
+        self._how["device"] = device_of(str(device))
+        self.engine = engine_for(self.network, **self._how)
+        return self
 
     def describe(self) -> str:
         """What the network is, in several lines, as `diffir describe` tells it."""
@@ -85,12 +95,43 @@ class Restorer:
                 )
             if isinstance(image, np.ndarray) and not len(image):
                 raise InputError(f"expected a batch (N, H, W, C) of 1 picture or more, got {image.shape}")
-            results = [self(one, mask=of, seed=seed) for one, of in zip(image, masks, strict=True)]
+            results = self._batch(list(image), list(masks), seed=seed)
             return np.stack(results) if isinstance(image, np.ndarray) else type(image)(results)
-        picture, back, where = opened(image, check=self.check_room)
-        lq, found = self.prepared(picture, mask, where=where)
-        _tell(found, unless=mask)
-        return back(self.finished(picture, self.run(lq, self.start(lq, seed=seed)), lq))
+        return self._batch([image], [mask], seed=seed)[0]
+
+    def _batch(self, images: list[Any], masks: list[Any], *, seed: int | None) -> list[Any]:
+        """Pictures restored in order; neighbours of one size together where the device gains by it."""
+        results: list[Any] = []
+        waiting: list[tuple[Picture, Any, Tensor]] = []
+
+        def restore_waiting() -> None:
+            if not waiting:
+                return
+            lq = torch.cat([one for _, _, one in waiting])
+            made = self.run(lq, self.start(lq, seed=seed)).split(1)
+            for (picture, back, one), restored in zip(waiting, made, strict=True):
+                results.append(back(self.finished(picture, restored, one)))
+            waiting.clear()
+
+        for image, mask in zip(images, masks, strict=True):
+            picture, back, where = opened(image, check=self.check_room)
+            lq, found = self.prepared(picture, mask, where=where)
+            _tell(found, unless=mask)
+            together = (
+                waiting
+                and waiting[0][2].shape == lq.shape
+                and (len(waiting) + 1) * lq[0, 0].numel() <= (self._pixels_at_once)
+            )
+            if not together:
+                restore_waiting()
+            waiting.append((picture, back, lq))
+        restore_waiting()
+        return results
+
+    @property
+    def _pixels_at_once(self) -> int:
+        """Pixels of a batch. A CPU is busy with one picture; accelerators need more of them when they are small."""
+        return 1 if self.device.type == "cpu" else _PIXELS_AT_ONCE
 
     def samples(self, image: Any, count: int, *, mask: Any = None, seed: int | None = None) -> Samples:
         """`count` restorations of one picture, their mean and spread; the first is what a plain call gives."""
@@ -115,13 +156,12 @@ class Restorer:
         """Raise InputError for a picture whose result would not fit into memory."""
         check_room(height, width, scale=self.scale, where=where)
 
-    def start(self, lq: Tensor, *, seed: int | None = None, sample: int = 0) -> Tensor:
-        """The start noise (1, 256) of a prepared picture."""
-        width = self.network.prior_width
-        return start(lq, seed=self.seed if seed is None else seed, sample=sample, width=width)
+    def start(self, lq: Tensor, *, seed: int | None = None, sample: int = 0) -> Noise:
+        """The noise of prepared pictures (B, C, H, W)."""
+        return PictureNoise(lq, seed=self.seed if seed is None else seed, sample=sample)
 
-    def run(self, lq: Tensor, noise: Tensor) -> Tensor:
-        """A prepared picture restored, (1, 3, H * scale, W * scale), not clipped.
+    def run(self, lq: Tensor, noise: Noise) -> Tensor:
+        """Prepared pictures restored, (B, 3, H * scale, W * scale), not clipped.
 
         Raises InputError where the network computes values that are not finite, which would be shown as black.
         """
@@ -149,9 +189,10 @@ class Restorer:
         """What the network is given, (1, C, H, W) in [0, 1], and the mask that it is given with."""
         colours = picture.colours
         lq = to_tensor(colours)[None] if colours.dtype.kind == "u" else _from_float(colours)
-        if self.frame.channels == 3:
+        if not self.takes_mask:
             if mask is not None:
-                raise InputError(f"{where}: this network is for {self.task} and takes no mask; leave the mask out")
+                kind = f"is for {self.task}" if self.task else "fills no holes"
+                raise InputError(f"{where}: this network {kind} and takes no mask; leave the mask out")
             return lq, None
         if mask is None:
             raise InputError(f"{where}: this network fills in what is missing; say what is with a mask")
@@ -206,27 +247,31 @@ def load_restorer(
     memory_limit: int | None = None,
     optimized: bool = True,
 ) -> Restorer:
-    """A restorer with the stage-2 network of a weights file, which says by itself what network that is.
+    """A restorer with the network of a weights file, whose architecture and arguments are read from the file.
 
     `blend` (file, share) mixes in the weights of a second file, 0 to 1. `device` is auto (CUDA where there is),
-    cpu, cuda or cuda:N. `tile_mode` exact gives the result of the whole picture at any size; prior works in tiles of
-    `tile` pixels, `overlap` shared, under the picture's prior. `memory_limit` (bytes) bounds what the network takes
-    beyond weights and input. `optimized` False runs the network as it is trained, slower and in one piece. Raises
-    CheckpointError for a file that holds no stage 2 of DiffIR.
+    cpu, cuda or cuda:N. `tile_mode` exact gives the result of the whole picture; tiles works in tiles of `tile`
+    pixels, `overlap` shared (DiffIR: under the picture's one prior). `memory_limit` (bytes) bounds what the
+    network takes beyond weights and input. `optimized` False runs the network as it is trained, slower and in one
+    piece. Raises CheckpointError for a file that holds no network that restores pictures.
     """
-    network, about = load_stage_2(Path(weights)) if blend is None else blended(Path(weights), *_mixed(blend))
-    where, kind = device_of(device), _dtype_of(dtype)
-    engine = Engine(
+    if blend is None:
+        loaded = load_network(Path(weights))
+        network, about = loaded.network, description(loaded.weights)
+    else:
+        network, about = interpolated(Path(weights), *_mixed(blend))
+    return Restorer(
         network,
-        device=where,
-        dtype=kind,
+        seed=seed,
+        about=about,
+        device=device_of(device),
+        dtype=_dtype_of(dtype),
         tile_mode=tile_mode,
         tile=tile,
         overlap=overlap,
         memory_limit=memory_limit,
         optimized=optimized,
     )
-    return Restorer(network, engine, device=where, seed=seed, about=about)
 
 
 def _mixed(blend: object) -> tuple[Path, float]:

@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from diffir_sr.data.images import read_file
+from diffir_sr.diffusion.noise import Noise
 from diffir_sr.errors import InputError
 from diffir_sr.inference.files import SUFFIX_OF, Job
 from diffir_sr.inference.journal import Journal, digest, digest_of_file, forget_partials
@@ -132,11 +133,10 @@ class Runner:
 
     def _tell_plan(self, job: Job, height: int, width: int) -> None:
         """Say how the network goes about the first picture, and about each whose strips memory makes narrower."""
-        if not self.restorer.engine.optimized:
-            return
-        plan = self.restorer.engine.plan(height, width)
+        engine = self.restorer.engine
+        plan = engine.plan(height, width)
         if plan.narrowed or not self._told_plan:
-            tiles = "tiles, each in " if self.restorer.engine.tile_mode == "prior" else ""
+            tiles = "tiles, each in " if getattr(engine, "tile_mode", "exact") == "prior" else ""
             self.say(f"{job}: {height}x{width} in {tiles}{plan}")
         self._told_plan = True
 
@@ -160,7 +160,7 @@ class Runner:
         source, target = job.source, job.target
         if source is None or target is None or self.wishes.samples > 1 or self.wishes.mask is not None:
             raise InputError(f"{job}: a video is restored once, without a mask, into a file")
-        if self.restorer.frame.channels != 3:
+        if self.restorer.takes_mask:
             raise InputError(f"{job}: this network fills in what is missing, which no mask tells of a video")
         _check_writable(target)
         sha = digest_of_file(source)
@@ -186,7 +186,7 @@ class VideoFrames:
     def __init__(self, restorer: Restorer, bar: tqdm) -> None:
         self.restorer = restorer
         self._bar = bar
-        self._noise: torch.Tensor | None = None
+        self._noise: Noise | None = None
 
     def __call__(self, frame: np.ndarray) -> np.ndarray:
         picture = Picture(frame)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
-from diffir_sr.errors import InputError
 from diffir_sr.models.hole_model import HoleModel
 from diffir_sr.models.restoration_model import Losses
 
@@ -15,11 +12,3 @@ class DiffIRInpaintS1Model(HoleModel):
     def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:
         self.output, _ = self.net_g(self.lq, self.target("l1"))
         return self.image_losses(self.output), {}
-
-    def restored(self, net: nn.Module) -> Tensor:
-        if self.gt is None:
-            raise InputError(
-                "stage 1 fills holes with the whole image at hand, and this dataset has none: give dataroot_gt, or "
-                "test a stage-2 network (model_type: DiffIRInpaintS2Model)"
-            )
-        return self.pasted(net(self.lq, self.gt))

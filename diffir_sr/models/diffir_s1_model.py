@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
-from diffir_sr.errors import InputError
 from diffir_sr.models.restoration_model import Losses, RestorationModel
 
 
@@ -14,11 +11,3 @@ class DiffIRS1Model(RestorationModel):
     def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:
         restored, _ = self.net_g(self.lq, self.target("l1"))
         return self.image_losses(restored), {}
-
-    def restored(self, net: nn.Module) -> Tensor:
-        if self.gt is None:
-            raise InputError(
-                "stage 1 restores with the ground truth, and this dataset has none: give dataroot_gt, or test a "
-                "stage-2 network (model_type: DiffIRS2Model), which needs the degraded images alone"
-            )
-        return net(self.lq, self.gt)

@@ -63,7 +63,7 @@ class DiffIRS2Model(Stage2Model):
             return losses, watched
         prior = self.teacher_prior()
         # Through the wrapped forward, never a sub-module: else several devices would not share their gradients.
-        walked = self.net_g(self.lq, prior, noise=self.noise_at(current_iter), prior_only=True)
+        walked = self.net_g(self.lq, prior, noise=self.start_noise(current_iter), prior_only=True)
         return self.prior_losses(prior, walked)
 
     def _enter_phase(self, *, warming_up: bool) -> None:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from diffir_sr.archs.layers import PRIOR_WIDTH
 from diffir_sr.checkpoints import fit, fitting, read_weights
-from diffir_sr.errors import OptionError
+from diffir_sr.diffusion.noise import IterationNoise, Noise
+from diffir_sr.errors import InputError, OptionError
+from diffir_sr.families.base import Restores
 from diffir_sr.losses.vgg_weights import load_vgg
 from diffir_sr.metrics.protocols import protocol
 from diffir_sr.models import validation as measuring
@@ -35,7 +36,7 @@ Losses = dict[str, Tensor]
 
 
 class RestorationModel(SRModel, ABC):
-    """A BasicSR model that trains one DiffIR stage; a stage says only which losses it has.
+    """A BasicSR model that trains a restoring network; a derived class says only which losses it has.
 
     The network trained is `net_g`, its exponential moving average `net_g_ema` (None without `ema_decay`).
     """
@@ -48,6 +49,7 @@ class RestorationModel(SRModel, ABC):
         self.best_metric_results: dict[str, Any] = {}
         self.card_files = CardFiles(opt)
         super().__init__(opt)
+        self.restoring = measuring.Restoring(self.device)
 
     # Set-up
 
@@ -213,12 +215,9 @@ class RestorationModel(SRModel, ABC):
             losses |= {name: loss for name, loss in named.items() if loss is not None}
         return losses
 
-    def noise_at(self, current_iter: int) -> Tensor:
-        """Standard normal values (B, 256): a function of seed, iteration and rank, so that resuming changes nothing."""
-        width = int(getattr(self.get_bare_model(self.net_g), "prior_width", PRIOR_WIDTH))
-        key = (int(self.opt["manual_seed"]) * 1_000_003 + current_iter) * 4_099 + int(self.opt["rank"])
-        generator = torch.Generator().manual_seed(key % 2**63)
-        return torch.randn(len(self.lq), width, generator=generator).to(self.device)
+    def noise_at(self, current_iter: int) -> Noise:
+        """Randomness of an iteration: a function of seed, iteration and rank, so that resuming changes nothing."""
+        return IterationNoise(seed=int(self.opt["manual_seed"]), iteration=current_iter, rank=int(self.opt["rank"]))
 
     # Evaluation
 
@@ -230,7 +229,15 @@ class RestorationModel(SRModel, ABC):
     def restored(self, net: nn.Module) -> Tensor:
         """The current batch restored as `diffir restore` does it, with `val.seed` as its seed."""
         seed = int((self.opt.get("val") or {}).get("seed") or 0)
-        return measuring.restored_by(net, self.lq, seed=seed, device=self.device)
+        conditions: dict[str, Tensor] = {}
+        if isinstance(net, Restores) and "gt" in net.conditions:
+            if self.gt is None:
+                raise InputError(
+                    f"{type(net).__name__} restores with the ground truth, and this dataset has none: give "
+                    "dataroot_gt, or test a network that needs the degraded images alone"
+                )
+            conditions["gt"] = self.gt
+        return self.restoring(net, self.lq, seed=seed, **conditions)
 
     def test(self) -> None:
         net = self.evaluated_net

@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 
 from diffir_sr.cards import SUFFIX, training_card, write_card_file
-from diffir_sr.checkpoints import identify
 from diffir_sr.compat import save_atomically
 from diffir_sr.data.records import read_records
+from diffir_sr.families import identify
 from diffir_sr.version import __version__
 
 
@@ -47,7 +47,7 @@ class CardFiles:
         )
         identity = identify(tensors)
         if identity is not None:
-            card = {"stage": identity.stage, "task": identity.task, "scale": identity.scale} | card
+            card |= identity.card
         save_atomically(
             tensors, Path(self.opt["path"]["models"]) / f"net_g_{label}{SUFFIX}", save=partial(_write, card)
         )

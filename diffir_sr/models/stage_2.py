@@ -50,6 +50,11 @@ class Stage2Model(RestorationModel, ABC):
         with torch.no_grad():
             return self.teacher(self.lq, self.target("l1"))
 
+    def start_noise(self, current_iter: int) -> Tensor:
+        """Where the diffusion starts, (B, D)."""
+        width = int(self.get_bare_model(self.net_g).prior_width)  # pyright: ignore[reportArgumentType]
+        return self.noise_at(current_iter).normal((len(self.lq), width)).to(self.device)
+
     def prior_losses(self, teacher_prior: Tensor, walked: list[Tensor]) -> tuple[Losses, Losses]:
         """The distance of the last step's prior, optimised, and the KL term, watched (published log names)."""
         kl, distance = self.cri_kd(teacher_prior, walked[-1])
@@ -58,7 +63,8 @@ class Stage2Model(RestorationModel, ABC):
 
     def joint_losses(self, current_iter: int) -> tuple[Tensor, Losses, Losses]:
         """Restored images, the losses of image and prior, and what is watched."""
-        prior, noise = self.teacher_prior(), self.noise_at(current_iter)
+        prior = self.teacher_prior()
+        noise = self.start_noise(current_iter)
         if self.trains_apart:
             restored, walked = self.net_g(self.lq, prior, noise=noise, step=self._steps_at(current_iter))
         else:

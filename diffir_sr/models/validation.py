@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
-from diffir_sr.archs.diffir_arch import DiffIRS2
 from diffir_sr.data.images import is_image_name, without_suffix
 from diffir_sr.data.sources import name_of
+from diffir_sr.diffusion.noise import PictureNoise
 from diffir_sr.errors import InputError
-from diffir_sr.inference.core import restored, start
-from diffir_sr.inference.engine import Engine
+from diffir_sr.families.base import Engine
+from diffir_sr.inference.core import restored_under
+from diffir_sr.inference.plain import engine_for
 
 logger = logging.getLogger("basicsr")
 
@@ -84,11 +85,26 @@ def image_names(paths: list[str]) -> list[str]:
     ]
 
 
-def restored_by(net: nn.Module, lq: Tensor, *, seed: int, device: torch.device) -> Tensor:
-    """The batch `lq` (B, C, H, W) restored as `diffir restore` does it; a network that is not ours is just called."""
-    if isinstance(net, DiffIRS2):
-        return restored(Engine(net, device=device), lq, seed=seed)
-    return net(lq, noise=start(lq, seed=seed).to(device))
+class Restoring:
+    """Restores batches as `diffir restore` does; the engine is kept until the network's values change.
+
+    An engine may hold values folded from the weights. Every in-place change of a weight raises its version.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._engine: Engine | None = None
+        self._of: tuple[nn.Module, tuple[int, ...]] | None = None
+
+    def __call__(self, net: nn.Module, lq: Tensor, *, seed: int, **conditions: Tensor) -> Tensor:
+        """`lq` (B, C, H, W) restored by `net` in evaluation mode; C = 4 has the mask of missing pixels last."""
+        return restored_under(self._engine_of(net), lq, noise=PictureNoise(lq, seed=seed), **conditions)
+
+    def _engine_of(self, net: nn.Module) -> Engine:
+        now = (net, tuple(tensor._version for tensor in net.state_dict(keep_vars=True).values()))
+        if self._engine is None or self._of is None or self._of[0] is not net or self._of[1] != now[1]:
+            self._engine, self._of = engine_for(net, device=self._device), now
+        return self._engine
 
 
 def measure(restored: Tensor, gt: Tensor | None, metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

@@ -1,0 +1,33 @@
+"""The families of networks that this package knows: `FAMILIES` is the one line that a new one adds."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from diffir_sr.families.base import Family, Identity, Tensors
+from diffir_sr.families.diffir import DIFFIR
+
+FAMILIES: tuple[Family, ...] = (DIFFIR,)
+
+
+def identify(tensors: Tensors, card: Mapping[str, Any] | None = None) -> Identity | None:
+    """What network has these tensors, by the family that recognises them; None for a network of no family."""
+    found = (family.identify(tensors, card or {}) for family in FAMILIES if family.identify is not None)
+    return next((identity for identity in found if identity is not None), None)
+
+
+def fast_engine(network: nn.Module) -> Any | None:
+    """The engine class that a family has for exactly this class of network, or None."""
+    kind = f"{type(network).__module__}:{type(network).__qualname__}"
+    named = next((family.engines[kind] for family in FAMILIES if kind in family.engines), None)
+    return None if named is None else imported(named)
+
+
+def imported(name: str) -> Any:
+    """What "module:name" names."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)

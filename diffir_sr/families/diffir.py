@@ -1,0 +1,187 @@
+"""DiffIR's record: what it adds to BasicSR, and how its weights are told apart by keys and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from diffir_sr.archs.frames import FRAMES, GT_UNSHUFFLE
+from diffir_sr.archs.layers import PRIOR_WIDTH
+from diffir_sr.errors import CheckpointError
+from diffir_sr.families.base import Family, Identity, Tensors
+
+LEVELS = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
+_TASKS = {"sr": "super-resolution", "deblur": "deblurring", "inpaint": "inpainting"}
+# Arguments of DiffIRS2 that the shapes of its weights do not show; files without a network section have them apart.
+_NOT_IN_WEIGHTS = ("prediction", "variance_noise")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffIRIdentity(Identity):
+    """What a DiffIR checkpoint is, read off its keys and shapes alone."""
+
+    stage: int
+    task: str
+    scale: int
+    core: ClassVar[str] = "G."
+
+    def refusal(self, found: Identity | None, *, starting: bool) -> str | None:
+        if not isinstance(found, DiffIRIdentity):
+            return f"is {found}; expected {self}" if found else None
+        if found.stage != self.stage and not (starting and self.takes_core_of(found)):
+            home = (
+                "a stage-1 file belongs to path.pretrain_network_S1 (or, to start training stage 2, to "
+                "path.pretrain_network_g of DiffIRS2Model)"
+                if found.stage == 1
+                else "a stage-2 file belongs to path.pretrain_network_g of a stage-2 model"
+            )
+            return f"is {found}; needed here is {self}; {home}"
+        if (found.task, found.scale) != (self.task, self.scale):
+            return (
+                f"is {found}; the options describe {self}; set task and scale of the network to the file's, or choose "
+                "another file"
+            )
+        core_only = found.stage != self.stage
+        return self.differing(found, but=frozenset({"n_encoder_res"} if core_only else ()))
+
+    def takes_core_of(self, found: Identity | None) -> bool:
+        return isinstance(found, DiffIRIdentity) and (self.stage, found.stage) == (2, 1)
+
+
+_NEEDS_GT = (
+    "which needs the true picture to restore; give the file of a stage-2 network (DiffIRS2Model or DiffIRGANS2Model "
+    "wrote it)"
+)
+
+
+def identify(tensors: Tensors, card: Mapping[str, Any]) -> DiffIRIdentity | None:
+    """Stage, task, scale and constructor arguments of the DiffIR network that has these tensors, or None.
+
+    The weights do not show whether the denoiser predicts x0 or noise (`prediction`), nor `variance_noise`; the card
+    may. Raises CheckpointError that names the tensor if one of such a network is missing, or has a shape that none has.
+    """
+    if "G.patch_embed.proj.weight" not in tensors or "G.latent.0.ffn.project_out.weight" not in tensors:
+        return None
+    stage = 1 if "E.E.0.weight" in tensors else 2
+    encoder = "E" if stage == 1 else "condition"
+    if f"{encoder}.E.0.weight" not in tensors:
+        return None
+    _check_telling(tensors, encoder)
+    seen = tensors[f"{encoder}.E.0.weight"].shape[1]
+    width = tensors[f"{encoder}.mlp.0.weight"].shape[0]
+    gt_alone = stage == 1 and seen == 3 * GT_UNSHUFFLE**2
+    frame = _frame_of(tensors, stage, None if gt_alone else seen)
+    if frame is None:
+        return None
+    task, scale = frame
+    dim = tensors["G.patch_embed.proj.weight"].shape[0]
+    arguments: dict[str, Any] = {
+        "n_encoder_res": _count(tensors, f"{encoder}.E", inside=".body.0.weight"),
+        "dim": dim,
+        "num_blocks": [_count(tensors, f"G.{level}") for level in LEVELS],
+        "num_refinement_blocks": _count(tensors, "G.refinement"),
+        "heads": [len(tensors[f"G.{level}.0.attn.temperature"]) for level in LEVELS],
+        "ffn_expansion_factor": _expansion(tensors["G.latent.0.ffn.project_out.weight"].shape[1], 8 * dim),
+        "bias": "G.latent.0.attn.qkv.bias" in tensors,
+        "LayerNorm_type": "WithBias" if "G.latent.0.norm1.body.bias" in tensors else "BiasFree",
+        "task": task,
+    }
+    if task == "sr":
+        arguments["scale"] = scale
+    if width != PRIOR_WIDTH:
+        arguments["prior_width"] = width
+    if gt_alone:
+        arguments["prior_sees"] = "gt"
+    if stage == 2 and "diffusion.betas" not in tensors:
+        arguments["use_diffusion"] = False
+    elif stage == 2:
+        betas = tensors["diffusion.betas"]
+        arguments |= {
+            "n_denoise_res": _count(tensors, "denoise.resmlp", inside=".resmlp.0.weight"),
+            "linear_start": round(betas[0].item(), 6),
+            "linear_end": round(betas[-1].item(), 6) if len(betas) > 1 else 0.99,
+            "timesteps": len(betas),
+        }
+    if stage == 2:
+        arguments |= {name: card[name] for name in _NOT_IN_WEIGHTS if name in card}
+    return _identity(stage, task, scale, arguments)
+
+
+def _identity(stage: int, task: str, scale: int, arguments: dict[str, Any]) -> DiffIRIdentity:
+    times = f" x{scale}" if task == "sr" else ""
+    blocks = ",".join(str(count) for count in arguments["num_blocks"])
+    how = (
+        "1, restores with the ground truth; trains stage 2"
+        if stage == 1
+        else "2, restores pictures (weights alone do not tell whether a discriminator helped to train them)"
+    )
+    return DiffIRIdentity(
+        arch=f"DiffIRS{stage}",
+        arguments=arguments,
+        title=f"DiffIR stage {stage}, {task}{times}, dim {arguments['dim']}, blocks {blocks}",
+        refuses=_NEEDS_GT if stage == 1 else "",
+        facts={"task": f"{_TASKS[task]}{times}", "stage": how},
+        card={"stage": stage, "task": task, "scale": scale},
+        stage=stage,
+        task=task,
+        scale=scale,
+    )
+
+
+def _check_telling(tensors: Tensors, encoder: str) -> None:
+    """Refuse a DiffIR network that lacks one of the tensors which tell its sizes."""
+    wanted = {"G.patch_embed.proj.weight": 4, "G.latent.0.ffn.project_out.weight": 4, f"{encoder}.E.0.weight": 4}
+    wanted |= {f"{encoder}.mlp.0.weight": 2} | {f"G.{level}.0.attn.temperature": 3 for level in LEVELS}
+    if "diffusion.betas" in tensors:
+        wanted["diffusion.betas"] = 1
+    for name, dimensions in wanted.items():
+        if name not in tensors:
+            raise CheckpointError(f"the tensor {name} of a DiffIR network is missing; copy or fetch the weights again")
+        if tensors[name].ndim != dimensions or 0 in tensors[name].shape:
+            raise CheckpointError(
+                f"the tensor {name} has the shape {tuple(tensors[name].shape)}, which no DiffIR network has; expected "
+                f"{dimensions} dimensions, none of them 0; copy or fetch the weights again"
+            )
+
+
+def _frame_of(tensors: Tensors, stage: int, prior_channels: int | None) -> tuple[str, int] | None:
+    """`prior_channels` None: the prior's encoder does not see the degraded image."""
+    body_channels = tensors["G.patch_embed.proj.weight"].shape[1]
+    if stage == 1 and prior_channels is not None:
+        prior_channels -= 3 * GT_UNSHUFFLE**2
+    for (task, scale), frame in FRAMES.items():
+        same_tail = ("G.tail.1.weight" in tensors) == (frame.upsample > 1)
+        same_body = frame.channels * frame.body_unshuffle**2 == body_channels
+        if same_tail and same_body and prior_channels in (None, frame.prior_channels):
+            return task, scale
+    return None
+
+
+def _count(tensors: Tensors, prefix: str, *, inside: str = "") -> int:
+    """How many numbered children of `prefix` (with a tensor that ends in `inside`) there are."""
+    rests = (name.removeprefix(f"{prefix}.") for name in tensors if name.startswith(f"{prefix}."))
+    return len({rest.split(".")[0] for rest in rests if rest.endswith(inside)})
+
+
+def _expansion(hidden: int, channels: int) -> float:
+    """The shortest factor whose product with `channels` truncates to `hidden` (hence at every level)."""
+    middle = (hidden + 0.5) / channels
+    rounded = (round(middle, digits) for digits in range(1, 6))
+    return next((factor for factor in rounded if int(channels * factor) == hidden), middle)
+
+
+DIFFIR = Family(
+    name="DiffIR",
+    archs=("diffir_sr.archs.diffir_arch:DiffIRS1", "diffir_sr.archs.diffir_arch:DiffIRS2"),
+    models=(
+        "diffir_sr.models.diffir_s1_model:DiffIRS1Model",
+        "diffir_sr.models.diffir_s2_model:DiffIRS2Model",
+        "diffir_sr.models.diffir_gan_s2_model:DiffIRGANS2Model",
+        "diffir_sr.models.diffir_inpaint_s1_model:DiffIRInpaintS1Model",
+        "diffir_sr.models.diffir_inpaint_s2_model:DiffIRInpaintS2Model",
+    ),
+    losses=("diffir_sr.losses.prior_loss:KDLoss",),
+    identify=identify,
+    engines={"diffir_sr.archs.diffir_arch:DiffIRS2": "diffir_sr.inference.engine:StripEngine"},
+)

@@ -1,0 +1,299 @@
+"""The engine of every network without one of its own: padded, under autocast, whole or in tiles, in planned memory."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from diffir_sr.archs.frames import check_image, pad_to_multiple
+from diffir_sr.diffusion.noise import Noise
+from diffir_sr.errors import InputError, OptionError
+from diffir_sr.families import fast_engine
+from diffir_sr.families.base import Engine, Restores
+from diffir_sr.inference.memory import available, ran_out_of_memory
+from diffir_sr.inference.tiles import in_tiles
+
+TileMode = Literal["exact", "tiles", "prior"]  # 'prior' is the older name of 'tiles'
+TILE, OVERLAP = 256, 32  # pixels of the degraded picture
+logger = logging.getLogger("diffir_sr.inference")
+
+
+def engine_for(network: nn.Module, *, tile_mode: TileMode = "exact", **how: Any) -> Engine:
+    """The engine of a network: its family's for exactly this class, else the plain one.
+
+    `how` is what every engine takes: device, dtype, memory_limit, tile, overlap. Raises OptionError for values that
+    cannot be, InputError for a network whose size rule cannot be found.
+    """
+    if tile_mode not in get_args(TileMode):
+        raise OptionError(f"tile mode: expected one of {', '.join(get_args(TileMode))}, got {tile_mode!r}")
+    fast = fast_engine(network)
+    if fast is not None:
+        return fast(network, tile_mode="prior" if tile_mode == "tiles" else tile_mode, **how)
+    if tile_mode == "prior":
+        raise OptionError("tile mode prior: this network has no prior to share; take 'tiles'")
+    how.pop("optimized", None)
+    return PlainEngine(network, tiles=tile_mode == "tiles", **how)
+
+
+@dataclass(frozen=True)
+class PlainPlan:
+    """How a picture is restored: whole or in tiles, and the bytes that this is expected to take."""
+
+    height: int
+    width: int
+    tile: int | None
+    bytes: int
+    narrowed: bool = False
+
+    def __str__(self) -> str:
+        pieces = "in one piece" if self.tile is None else f"tiles of {self.tile} pixels"
+        return f"{pieces}, about {self.bytes / 2**20:.0f} MiB"
+
+
+class PlainEngine:
+    """Restores pictures with any network: one that has `restore` (`families.base.Restores`), or is called as net(lq).
+
+    `tiles` restores parts of `tile` pixels that overlap by `overlap` and fade into each other, each a picture of its
+    own to the network: less memory, another result. Whole pictures otherwise. `memory_limit` in bytes, beyond weights
+    and input; None means what is free.
+    """
+
+    optimized = False
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        tiles: bool = False,
+        memory_limit: int | None = None,
+        tile: int = TILE,
+        overlap: int = OVERLAP,
+    ) -> None:
+        check_tiles(tile, overlap, memory_limit=memory_limit)
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.network = as_restoring(network.to(self.device))
+        self.tile_mode = "tiles" if tiles else "exact"
+        self._tile = tile if tiles else None
+        self._overlap = overlap
+        self._limit = memory_limit
+        self._bytes_per_pixel: float | None = None
+
+    @torch.inference_mode()
+    def __call__(self, lq: Tensor, *, noise: Noise, **conditions: Tensor) -> Tensor:
+        check_image(lq, channels=3, name="lq")
+        needed, given = self.network.conditions, {name for name, value in conditions.items() if value is not None}
+        if needed != given:
+            raise InputError(f"this network is given {sorted(given)} beside the picture and needs {sorted(needed)}")
+        self.plan(*lq.shape[-2:])
+        names = sorted(conditions)
+        widths = [3, *(conditions[name].shape[1] for name in names)]
+
+        def whole(stack: Tensor) -> Tensor:
+            image, *others = stack.split(widths, dim=1)
+            return self._whole(image, noise=noise, **dict(zip(names, others, strict=True)))
+
+        if "gt" in needed:  # of another size than lq, so it cannot be cut with it
+            return self._whole(lq, noise=noise, **conditions)
+        stack = torch.cat([lq, *(conditions[name].to(lq) for name in names)], dim=1)
+        try:
+            if self._tile is None:
+                return whole(stack)
+            return in_tiles(whole, stack, tile=self._tile, overlap=self._overlap, scale=self.network.scale)
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                raise
+            height, width = lq.shape[-2:]
+            raise InputError(f"out of memory: {height}x{width} pixels; {self._advice()}") from error
+
+    def plan(self, height: int, width: int) -> PlainPlan:
+        """What a picture of this size takes; raises InputError if that is more than may be used.
+
+        Bytes are measured once on a small picture, as the peak of living tensors, and grow with the pixels; attention
+        over a whole picture takes more than that.
+        """
+        multiple = self.network.multiple_of
+        high, wide = (side if self._tile is None else min(side, self._tile) for side in (height, width))
+        pixels = (-(-high // multiple) * multiple) * (-(-wide // multiple) * multiple)
+        if self._bytes_per_pixel is None:
+            self._bytes_per_pixel = self._measured()
+        needed = int(pixels * self._bytes_per_pixel)
+        limit = available(self.device) if self._limit is None else self._limit
+        if needed > limit:
+            raise InputError(
+                f"{height}x{width} pixels need about {needed / 2**30:.1f} GiB with this network, {limit / 2**30:.1f} "
+                f"GiB may be used; {self._advice()}"
+            )
+        return PlainPlan(height, width, self._tile, needed)
+
+    def _advice(self) -> str:
+        tiles = "take tiles" if self._tile is None else f"take tiles smaller than {self._tile} pixels"
+        return f"{tiles}, allow or free more memory, or cut the picture up"
+
+    def _whole(self, lq: Tensor, *, noise: Noise, **conditions: Tensor) -> Tensor:
+        net, (height, width) = self.network, lq.shape[-2:]
+        image = pad_to_multiple(lq.to(self.device, torch.float32), multiple_of=net.multiple_of)
+        padded = {
+            name: pad_to_multiple(
+                value.to(self.device, torch.float32), multiple_of=net.multiple_of * (net.scale if name == "gt" else 1)
+            )
+            for name, value in conditions.items()
+        }
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            made = net.restore(image, noise=noise, **padded)
+        expected = (len(lq), 3, image.shape[-2] * net.scale, image.shape[-1] * net.scale)
+        if tuple(made.shape) != expected:
+            raise InputError(f"{_name(net)} gave {tuple(made.shape)} for a picture padded to {tuple(image.shape)}; "
+                             f"expected {expected}")  # fmt: skip
+        return made[..., : height * net.scale, : width * net.scale].float().cpu()
+
+    @torch.inference_mode()
+    def _measured(self) -> float:
+        """Bytes per pixel of the network's input, at the peak of restoring a small picture."""
+        net = self.network
+        side = -(-48 // net.multiple_of) * net.multiple_of
+        image = torch.zeros(1, 3, side, side, device=self.device)
+        sizes = {"mask": (1, 1, side, side), "gt": (1, 3, side * net.scale, side * net.scale)}
+        conditions = {name: torch.zeros(sizes[name], device=self.device) for name in net.conditions}
+        with LivingBytes() as living, torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            net.restore(image, noise=_Zeros(), **conditions)
+        return living.peak / side**2
+
+
+class _Zeros:
+    """Noise for a run whose values do not matter."""
+
+    def normal(self, shape: Any, name: str = "") -> Tensor:
+        return torch.zeros(tuple(shape))
+
+
+class LivingBytes(TorchDispatchMode):
+    """Counts the bytes of tensors that operations make, and their largest sum alive at one time in `peak`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._now = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        self._now += size
+        self.peak = max(self.peak, self._now)
+        weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self._now -= size
+
+
+def as_restoring(network: nn.Module) -> Restores:
+    """`network` itself where it has `restore`, or what calls it as BasicSR's networks are called.
+
+    What a class defines last counts: a class that overrides `forward` of a restoring network is called.
+    """
+    if isinstance(network, Restores) and not _forward_is_newer(type(network)):
+        return network
+    return CalledNetwork(network)
+
+
+def _forward_is_newer(kind: type) -> bool:
+    owner = {name: next(k for k in kind.__mro__ if name in vars(k)) for name in ("forward", "restore")}
+    forward, restore = owner["forward"], owner["restore"]
+    return forward is not restore and issubclass(forward, restore)
+
+
+class CalledNetwork:
+    """A network that restores by net(lq); its scale and size rule are its attributes, or found by trying it."""
+
+    conditions = frozenset[str]()
+
+    def __init__(self, network: nn.Module) -> None:
+        self.net = network
+        self.multiple_of, self.scale = size_rule(network)
+
+    def restore(self, lq: Tensor, *, noise: Noise, **_: Any) -> Tensor:
+        return _image_of(self.net(lq))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.net.state_dict()
+
+
+_MULTIPLES = (1, 2, 4, 7, 8, 12, 16, 32, 64, 128)
+_LEAST_SIDE = 16
+
+
+@torch.no_grad()
+def size_rule(network: nn.Module) -> tuple[int, int]:
+    """(multiple of pixels that sides must have, scale) of a network that is called as net(lq).
+
+    A network that has `multiple_of` says so. Others are tried on small black pictures whose sides are odd multiples of
+    1, 2, 4, ...: the first that gives a picture of an integer scale. Raises InputError where none does.
+    """
+    declared = getattr(network, "multiple_of", None)
+    device = next((weight.device for weight in network.parameters()), torch.device("cpu"))
+    was_training, failure = network.training, "it gave no picture"
+    network.eval()
+    try:
+        for multiple in (declared,) if isinstance(declared, int) else _MULTIPLES:
+            times = -(-_LEAST_SIDE // multiple) | 1  # odd, so that no larger multiple divides the side
+            side, wide = multiple * times, multiple * (times + 2)
+            try:
+                made = _image_of(network(torch.zeros(1, 3, side, wide, device=device)))
+            except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
+                failure = f"{type(error).__name__}: {error}".splitlines()[0]
+                continue
+            scale = made.shape[-2] // side if made.ndim == 4 else 0
+            if scale and tuple(made.shape) == (1, 3, side * scale, wide * scale):
+                return multiple, scale
+            failure = f"it gave {tuple(made.shape)} for (1, 3, {side}, {wide})"
+    finally:
+        network.train(was_training)
+    raise InputError(
+        f"{_name(network)} does not restore a picture of any size that was tried ({failure}); a network needs "
+        "net(lq) -> (B, 3, H * scale, W * scale), or the attributes of diffir_sr.families.base.Restores"
+    )
+
+
+def _image_of(made: Any) -> Tensor:
+    """The picture that a network gave: itself, or the last of several, as multi-stage networks return them."""
+    if isinstance(made, list | tuple) and made:
+        made = made[-1]
+    if not isinstance(made, Tensor):
+        raise TypeError(f"expected a tensor from the network, got {type(made).__name__}")
+    return made
+
+
+def _name(network: Any) -> str:
+    return type(getattr(network, "net", network)).__name__
+
+
+def check_tiles(tile: int, overlap: int, *, memory_limit: int | None) -> None:
+    """Raise OptionError for numbers of tiles and memory that cannot be."""
+    if overlap < 0:
+        raise OptionError(f"overlap: expected 0 pixels or more, got {overlap}")
+    if tile < 1:
+        raise OptionError(f"tile: expected 1 pixel or more, got {tile}")
+    if tile < 2 * overlap:
+        raise OptionError(f"tile: expected at least twice the overlap of {overlap} pixels, got {tile}")
+    if memory_limit is not None and not memory_limit > 0:  # so that NaN is refused, too
+        raise OptionError(f"memory: expected more than 0 bytes, got {memory_limit}")
