@@ -234,7 +234,7 @@ class RestorationModel(SRModel, ABC):
             if self.gt is None:
                 raise InputError(
                     f"{type(net).__name__} restores with the ground truth, and this dataset has none: give "
-                    "dataroot_gt, or test a network that needs the degraded images alone"
+                    "dataroot_gt, or test a network that needs the degraded images alone (DiffIR: stage-2)"
                 )
             conditions["gt"] = self.gt
         return self.restoring(net, self.lq, seed=seed, **conditions)
