@@ -272,3 +272,44 @@ def test_a_mask_with_nothing_missing_leaves_the_picture_and_is_told(caplog):
     assert np.array_equal(restorer(photo(), mask=np.zeros((20, 17), bool)), photo())
     restorer.samples(photo(), 2, mask=np.zeros((20, 17), bool))
     assert caplog.messages == ["mask: the mask is black: no pixel is missing."] * 2
+
+
+def test_a_folder_is_restored_from_python_with_progress_that_can_stop_it(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(3):
+        picture = np.random.default_rng(index).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        (photos / f"{index}.png").write_bytes(encode_png(picture))
+    restorer, seen = load_restorer(write_network(task="deblur")), []
+
+    def stop_after_two(done, total, file):
+        seen.append((done, total, file.name))
+        return done < 2
+
+    outcome = restorer.files(photos, tmp_path / "out", progress=stop_after_two)
+    assert (outcome.restored, outcome.stopped) == (2, True)
+    assert seen == [(1, 3, "0.png"), (2, 3, "1.png")]
+    assert not (tmp_path / "out/2.png").exists()
+    again = restorer.files(photos, tmp_path / "out")
+    assert (again.restored, again.kept, again.stopped) == (1, 2, False)
+
+
+def test_a_batch_is_restored_at_once_with_the_results_of_single_pictures(monkeypatch):
+    restorer = load_restorer(write_network(task="deblur"))
+    pictures = np.random.default_rng(0).random((3, 16, 24, 3), dtype=np.float32)
+    alone = [restorer(one) for one in pictures]
+    calls = []
+    engine = restorer.engine
+    monkeypatch.setattr(restorer, "engine", lambda lq, **how: calls.append(len(lq)) or engine(lq, **how))
+    monkeypatch.setattr(type(restorer), "_pixels_at_once", 2 * 16 * 24)
+    together = restorer(pictures)
+    assert calls == [2, 1]
+    assert np.abs(together - np.stack(alone)).max() < 1e-5
+
+
+def test_a_restorer_moves():
+    restorer = load_restorer(write_network(task="deblur"), device="cpu")
+    assert restorer.to("cpu") is restorer
+    assert restorer.device.type == "cpu"
+    with pytest.raises(InputError, match="CUDA devices found|is unknown|not supported"):
+        restorer.to("cuda:99")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffir_sr.errors import InputError
-from diffir_sr.inference.files import STREAM, SUFFIX_OF, Job, plan
+from diffir_sr.inference.files import STREAM, SUFFIX_OF, plan
 from diffir_sr.inference.stream import write_out
 
 _MOST_GIB = 2**20  # more than any machine has
@@ -63,12 +63,10 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 
 def _restore(args: argparse.Namespace) -> int:
     # What follows takes a while to import, and most commands do without it.
-    from diffir_sr.inference.journal import Journal
     from diffir_sr.inference.restorer import load_restorer
-    from diffir_sr.inference.run import Runner, Wishes
 
     _check_numbers(args)
-    jobs = plan(args.inputs, args.output, form=args.format)
+    plan(args.inputs, args.output, form=args.format)  # what cannot be is known before weights are loaded
     restorer = load_restorer(
         args.weights,
         blend=_blend(args.blend),
@@ -80,10 +78,15 @@ def _restore(args: argparse.Namespace) -> int:
         overlap=args.overlap,
         memory_limit=None if args.memory is None else int(args.memory * 2**30),
     )
-    folder = Path(args.output) if _is_folder(jobs, args.output) else None
-    journal = Journal(folder, _settings(args), overwrite=args.overwrite)
-    wishes = Wishes(form=args.format, mask=args.mask, samples=args.samples, quality=args.quality)
-    outcome = Runner(restorer, wishes, journal).run(jobs)
+    outcome = restorer.files(
+        args.inputs,
+        args.output,
+        mask=args.mask,
+        samples=args.samples,
+        form=args.format,
+        quality=args.quality,
+        overwrite=args.overwrite,
+    )
     parts = [f"{outcome.restored} restored"]
     parts += [f"{outcome.kept} kept"] if outcome.kept else []
     parts += [f"{len(outcome.failures)} failed"] if outcome.failures else []
@@ -109,24 +112,3 @@ def _blend(given: list[str] | None) -> tuple[str, float] | None:
         return str(Path(given[0]).expanduser()), float(given[1])
     except ValueError as error:
         raise InputError(f"--blend: expected a file and a share from 0 to 1, got {' '.join(given)}") from error
-
-
-def _is_folder(jobs: list[Job], output: str) -> bool:
-    return all(job.target is not None and job.target != Path(output) for job in jobs)
-
-
-def _settings(args: argparse.Namespace) -> dict[str, object]:
-    """What decides the bytes of results, for the journal."""
-    from diffir_sr.inference.journal import digest_of_file
-
-    mixed = _blend(args.blend)
-    blend = [digest_of_file(Path(mixed[0])), mixed[1]] if mixed else None
-    return {
-        "weights": digest_of_file(args.weights.expanduser()),
-        "blend": blend,
-        "seed": args.seed,
-        "samples": args.samples,
-        "quality": args.quality,
-        "dtype": args.dtype,
-        "tiles": [args.tile, args.overlap] if args.tile_mode != "exact" else None,
-    }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -22,13 +24,18 @@ from diffir_sr.errors import InputError
 from diffir_sr.families.base import Engine
 from diffir_sr.inference.blend import interpolated
 from diffir_sr.inference.core import restored_under
+from diffir_sr.inference.journal import Journal, digest_of_file
 from diffir_sr.inference.kinds import is_batch, opened
 from diffir_sr.inference.masks import Mask, mask_for
 from diffir_sr.inference.picture import Picture
 from diffir_sr.inference.plain import OVERLAP, TILE, TileMode, as_restoring, engine_for
 from diffir_sr.inference.room import check_room
 
+if TYPE_CHECKING:
+    from diffir_sr.inference.run import Outcome, Progress
+
 logger = logging.getLogger("diffir_sr.inference")
+PathLike = str | os.PathLike[str]
 _PIXELS_AT_ONCE = 512 * 512
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -52,12 +59,24 @@ class Restorer:
     `seed` and the picture's content decide the start noise, and so the result: equal bytes in any batch and order.
     """
 
-    def __init__(self, network: nn.Module, *, seed: int = 0, about: str = "", **how: Any) -> None:
-        """`how` is what `inference.plain.engine_for` takes; raises InputError for a network that needs ground truth."""
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        seed: int = 0,
+        about: str = "",
+        sources: Mapping[str, object] | None = None,
+        **how: Any,
+    ) -> None:
+        """`how` is what `inference.plain.engine_for` takes, `sources` the digests of the weights files.
+
+        Raises InputError for a network that needs the ground truth.
+        """
         self.network = network
         self.seed = seed
         self._about = about
         self._how = how
+        self._sources = dict(sources) if sources else {"weights": _digest_of(network), "blend": None}
         self.engine: Engine = engine_for(network, **how)
         restoring = as_restoring(network)
         if "gt" in restoring.conditions:
@@ -149,6 +168,45 @@ class Restorer:
             squares = squares + step * (made - mean)
         spread = (squares / count).mean(dim=1)[0].sqrt().numpy()
         return Samples(results, back(self.finished(picture, mean, lq)), spread)
+
+    def files(
+        self,
+        inputs: PathLike | Sequence[PathLike],
+        output: PathLike,
+        *,
+        mask: str | None = None,
+        samples: int = 1,
+        form: str | None = None,
+        quality: int = 95,
+        overwrite: bool = False,
+        progress: Progress | None = None,
+    ) -> Outcome:
+        """Restore pictures, folders and videos into a folder (or one file), as `diffir restore` does, resuming too.
+
+        `progress(done, total, file)` is called after each file; it stops the work by returning False. What fails is
+        listed in the outcome's `failures`; the others go on. Raises InputError for inputs or an output that cannot be.
+        """
+        from diffir_sr.inference.files import plan
+        from diffir_sr.inference.run import Runner, Wishes
+
+        given = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
+        jobs = plan([os.fspath(one) for one in given], os.fspath(output), form=form)
+        folder = Path(output) if all(job.target != Path(output) for job in jobs) else None
+        journal = Journal(folder, self.settings(samples=samples, quality=quality), overwrite=overwrite)
+        wishes = Wishes(form=form, mask=mask, samples=samples, quality=quality)
+        return Runner(self, wishes, journal, progress=progress).run(jobs)
+
+    def settings(self, *, samples: int, quality: int) -> dict[str, object]:
+        """What decides the bytes of result files: results made with others are not taken for done."""
+        tiled = self._how.get("tile_mode", "exact") != "exact"
+        return {
+            **self._sources,
+            "seed": self.seed,
+            "samples": samples,
+            "quality": quality,
+            "dtype": str(self.engine.dtype).removeprefix("torch."),
+            "tiles": [self._how["tile"], self._how["overlap"]] if tiled else None,
+        }
 
     # Its steps, for callers that hold pictures already
 
@@ -264,6 +322,7 @@ def load_restorer(
         network,
         seed=seed,
         about=about,
+        sources=_digests(Path(weights), blend),
         device=device_of(device),
         dtype=_dtype_of(dtype),
         tile_mode=tile_mode,
@@ -272,6 +331,20 @@ def load_restorer(
         memory_limit=memory_limit,
         optimized=optimized,
     )
+
+
+def _digests(weights: Path, blend: Any) -> dict[str, object]:
+    mixed = None if blend is None else _mixed(blend)
+    other = None if mixed is None else [digest_of_file(mixed[0].expanduser()), mixed[1]]
+    return {"weights": digest_of_file(weights.expanduser()), "blend": other}
+
+
+def _digest_of(network: nn.Module) -> str:
+    """A name for a network without a file."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, tensor in network.state_dict().items():
+        found.update(name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def _mixed(blend: object) -> tuple[Path, float]:

@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +30,10 @@ _NO_POINT_IN_GOING_ON = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _BAR = "{desc}{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_inv_fmt}]"
 
 
+# progress(files done, files in all, the file that was just done); False stops before the next.
+Progress = Callable[[int, int, Path | None], bool | None]
+
+
 @dataclass(frozen=True)
 class Wishes:
     """What the command line asks for beside inputs and outputs."""
@@ -48,22 +52,27 @@ class Outcome:
     kept: int = 0
     failures: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    stopped: bool = False  # by the progress callback, before all was done
 
 
 class Runner:
     """Restores jobs one after the other and says on standard error what a user should know."""
 
-    def __init__(self, restorer: Restorer, wishes: Wishes, journal: Journal) -> None:
+    def __init__(
+        self, restorer: Restorer, wishes: Wishes, journal: Journal, *, progress: Progress | None = None
+    ) -> None:
         self.restorer = restorer
         self.wishes = wishes
         self.journal = journal
         self.outcome = Outcome()
         self._told_plan = False
+        self._progress = progress
 
     def run(self, jobs: Sequence[Job]) -> Outcome:
         """Do all jobs; raises InputError where going on is in vain (no room on the disk)."""
-        with tqdm(total=len(jobs), unit="image", bar_format=_BAR, file=sys.stderr, disable=len(jobs) < 2) as bar:
-            for job in jobs:
+        quiet = len(jobs) < 2 or self._progress is not None
+        with tqdm(total=len(jobs), unit="image", bar_format=_BAR, file=sys.stderr, disable=quiet) as bar:
+            for done, job in enumerate(jobs, start=1):
                 started = time.perf_counter()
                 try:
                     self._do(job)
@@ -71,6 +80,9 @@ class Runner:
                     self._fail(job, error)
                 self.outcome.seconds += time.perf_counter() - started
                 bar.update()
+                if self._progress is not None and self._progress(done, len(jobs), job.source) is False:
+                    self.outcome.stopped = True
+                    break
         return self.outcome
 
     def _fail(self, job: Job, error: Exception) -> None:

@@ -24,6 +24,7 @@ from diffir_sr.families.base import Restores
 from diffir_sr.losses.vgg_weights import load_vgg
 from diffir_sr.metrics.protocols import protocol
 from diffir_sr.models import validation as measuring
+from diffir_sr.models.frozen import Frozen
 from diffir_sr.models.health import refuse_broken_values, refuse_broken_weights
 from diffir_sr.models.saving import CardFiles
 from diffir_sr.models.schedulers import build_scheduler
@@ -54,6 +55,7 @@ class RestorationModel(SRModel, ABC):
     # Set-up
 
     takes_bytes: ClassVar[bool] = True  # whether training batches may be uint8
+    frozen_networks: ClassVar[tuple[Frozen, ...]] = ()  # what a training uses and does not train, as `self.frozen`
     starts_from_stage_1: ClassVar[bool] = False  # whether a training may take the body of a stage-1 file
 
     @classmethod
@@ -69,6 +71,9 @@ class RestorationModel(SRModel, ABC):
             strict = path.get("strict_load_g", True)
             net = build_network(opt["network_g"])
             fitting(net, weights, where="path.pretrain_network_g", strict=strict, from_stage_1=start)
+        if is_train:
+            for helper in cls.frozen_networks:
+                helper.check(opt)
 
     def print_network(self, net: nn.Module) -> None:
         bare = self.get_bare_model(net)
@@ -95,6 +100,7 @@ class RestorationModel(SRModel, ABC):
         self.ema_decay = train.get("ema_decay", 0)
         if self.ema_decay > 0:
             self.net_g_ema = self._start_average()
+        self.frozen = {helper.name: helper.load(self.opt, self.device) for helper in self.frozen_networks}
         self.pairs = TrainingPairs(self.opt, self.device)
         self.cri_pix = build_loss(train["pixel_opt"]).to(self.device) if train.get("pixel_opt") else None
         self.cri_perceptual = self._perceptual_loss(train.get("perceptual_opt"))

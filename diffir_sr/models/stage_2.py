@@ -2,53 +2,42 @@
 
 from __future__ import annotations
 
-import logging
 from abc import ABC
 from typing import Any
 
 import numpy as np
 import torch
-from basicsr.archs import build_network
 from basicsr.losses import build_loss
-from torch import Tensor, nn
+from torch import Tensor
 
-from diffir_sr.checkpoints import fitting, read_weights
 from diffir_sr.errors import OptionError
+from diffir_sr.models.frozen import Frozen
 from diffir_sr.models.restoration_model import Losses, RestorationModel
-
-logger = logging.getLogger("basicsr")
 
 
 class Stage2Model(RestorationModel, ABC):
     """Trains DiffIRS2 to reach the prior of a frozen stage-1 teacher from the degraded image alone."""
 
-    @classmethod
-    def check_weights(cls, opt: dict[str, Any]) -> None:
-        super().check_weights(opt)
-        if opt["is_train"]:
-            teacher_weights(opt, build_network(opt["network_S1"]))
+    frozen_networks = (
+        Frozen(
+            "S1",
+            role="stage 2 learns from a stage-1 network",
+            source="the net_g file that a DiffIRS1Model training wrote",
+            part="E",  # the prior encoder; the body of stage 1 is not needed
+        ),
+    )
 
     def init_training_settings(self) -> None:
         train = self.opt["train"]
         self.encoder_iter = int(train.get("encoder_iter") or 0)
         self.trains_apart = train.get("diffusion_training", "joint") == "separate"
-        self.teacher = self._load_teacher()
         self.cri_kd = build_loss(train.get("kd_opt") or {"type": "KDLoss"}).to(self.device)
         super().init_training_settings()
-
-    def _load_teacher(self) -> nn.Module:
-        """The prior encoder of `network_S1`, frozen; the body of stage 1 is not kept."""
-        if "network_S1" not in self.opt:
-            raise OptionError("network_S1: missing; stage 2 learns from a stage-1 network, described as it was trained")
-        stage_1 = self.build_net("network_S1")
-        stage_1.load_state_dict(teacher_weights(self.opt, stage_1))
-        logger.info(f"Loaded the teacher from {self.opt['path']['pretrain_network_S1']}")
-        return stage_1.get_submodule("E").eval().requires_grad_(False)
 
     def teacher_prior(self) -> Tensor:
         """Stage 1's prior (B, 256) of the current batch."""
         with torch.no_grad():
-            return self.teacher(self.lq, self.target("l1"))
+            return self.frozen["S1"](self.lq, self.target("l1"))
 
     def start_noise(self, current_iter: int) -> Tensor:
         """Where the diffusion starts, (B, D)."""
@@ -87,16 +76,3 @@ class Stage2Model(RestorationModel, ABC):
             raise OptionError(f"train: encoder_iter > 0 needs {', '.join(absent)}")
         values = {argument: train[key] for argument, key in keys.items()}
         return {**values, "every": int(values["every"])}
-
-
-def teacher_weights(opt: dict[str, Any], stage_1: nn.Module) -> dict[str, Tensor]:
-    """The tensors of `path.pretrain_network_S1`; raises where the file is absent or is no such stage 1."""
-    path = opt["path"].get("pretrain_network_S1")
-    if not path:
-        raise OptionError(
-            "path.pretrain_network_S1: missing; stage 2 learns from a stage-1 network (the net_g file that a "
-            "DiffIRS1Model training wrote)"
-        )
-    # The EMA weights, whatever param_key_g says: BasicSR turns that one to 'params' when it resumes.
-    weights = read_weights(path, key=opt["path"].get("param_key_S1") or "params_ema")
-    return fitting(stage_1, weights, where="path.pretrain_network_S1", strict=True)

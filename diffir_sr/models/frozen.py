@@ -1,0 +1,61 @@
+"""Networks that a training uses and never trains: a teacher, an assessor, an autoencoder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from basicsr.archs import build_network
+from torch import Tensor, nn
+
+from diffir_sr.checkpoints import fitting, read_weights
+from diffir_sr.errors import OptionError
+
+logger = logging.getLogger("basicsr")
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """One frozen helper: the option section `network_<name>`, its weights `path.pretrain_network_<name>`.
+
+    `path.param_key_<name>` is the entry of the file, the averaged weights by default: BasicSR turns `param_key_g` to
+    'params' when it resumes, which must not replace a helper in the middle of a training. `part` is the submodule
+    that is kept; `role` and `source` say in messages what it is for and which file it is.
+    """
+
+    name: str
+    role: str
+    source: str
+    part: str = ""
+
+    @property
+    def section(self) -> str:
+        return f"network_{self.name}"
+
+    def check(self, opt: Mapping[str, Any]) -> None:
+        """Raise where the section or its weights are missing, or do not belong together."""
+        self._weights(opt, self._built(opt))
+
+    def load(self, opt: Mapping[str, Any], device: torch.device) -> nn.Module:
+        """The network (or its part) with its weights, in evaluation mode and without gradients."""
+        network = self._built(opt)
+        network.load_state_dict(self._weights(opt, network))
+        logger.info(f"Loaded {self.section} from {opt['path'][f'pretrain_{self.section}']}")
+        kept = network.get_submodule(self.part) if self.part else network
+        return kept.to(device).eval().requires_grad_(False)
+
+    def _built(self, opt: Mapping[str, Any]) -> nn.Module:
+        if self.section not in opt:
+            raise OptionError(f"{self.section}: missing; {self.role}, described as it was trained")
+        return build_network(opt[self.section])
+
+    def _weights(self, opt: Mapping[str, Any], network: nn.Module) -> dict[str, Tensor]:
+        where = f"path.pretrain_{self.section}"
+        path = opt["path"].get(f"pretrain_{self.section}")
+        if not path:
+            raise OptionError(f"{where}: missing; {self.role} ({self.source})")
+        weights = read_weights(path, key=opt["path"].get(f"param_key_{self.name}") or "params_ema")
+        return fitting(network, weights, where=where, strict=True)
