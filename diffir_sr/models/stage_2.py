@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from basicsr.losses import build_loss
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffir_sr.errors import OptionError
 from diffir_sr.models.frozen import Frozen
@@ -34,10 +34,15 @@ class Stage2Model(RestorationModel, ABC):
         self.cri_kd = build_loss(train.get("kd_opt") or {"type": "KDLoss"}).to(self.device)
         super().init_training_settings()
 
+    @property
+    def teacher(self) -> nn.Module:
+        """The frozen prior encoder of stage 1."""
+        return self.frozen["S1"]
+
     def teacher_prior(self) -> Tensor:
         """Stage 1's prior (B, 256) of the current batch."""
         with torch.no_grad():
-            return self.frozen["S1"](self.lq, self.target("l1"))
+            return self.teacher(self.lq, self.target("l1"))
 
     def start_noise(self, current_iter: int) -> Tensor:
         """Where the diffusion starts, (B, D)."""
