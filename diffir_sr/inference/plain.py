@@ -53,7 +53,7 @@ class PlainPlan:
     narrowed: bool = False
 
     def __str__(self) -> str:
-        pieces = "in one piece" if self.tile is None else f"tiles of {self.tile} pixels"
+        pieces = "one piece" if self.tile is None else f"tiles of {self.tile} pixels"
         return f"{pieces}, about {self.bytes / 2**20:.0f} MiB"
 
 
