@@ -68,7 +68,7 @@ def runner(task, form, device):
     engine = StripEngine(network, device=device, dtype=dtype, optimized=form != "plain")
     return (
         lambda lq: engine(lq, noise=PictureNoise(lq)),
-        network.frame.channels,
+        network.geometry.channels,
         lambda *size: engine.plan(*size).bytes if engine.optimized else None,
     )
 

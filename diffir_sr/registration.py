@@ -20,16 +20,16 @@ SHARED = Family(
     models=("diffir_sr.models.plain_model:PlainModel",),
     datasets=(
         "diffir_sr.data.paired_dataset:PairedDataset",
-        "diffir_sr.data.single_dataset:SingleDataset",
-        "diffir_sr.data.deblur_dataset:DeblurPairedDataset",
+        "diffir_sr.data.paired_dataset:SingleDataset",
+        "diffir_sr.data.paired_dataset:DeblurPairedDataset",
         "diffir_sr.data.realesrgan_dataset:RealESRGANDataset",
         "diffir_sr.data.realesrgan_dataset:RealESRGANPairedDataset",
         "diffir_sr.data.inpaint_dataset:InpaintDataset",
     ),
     losses=(
-        "diffir_sr.losses.hole_losses:MaskedL1Loss",
-        "diffir_sr.losses.hole_losses:MaskedGANLoss",
-        "diffir_sr.losses.hole_losses:FeatureMatchingLoss",
+        "diffir_sr.losses.inpaint_losses:MaskedL1Loss",
+        "diffir_sr.losses.inpaint_losses:MaskedGANLoss",
+        "diffir_sr.losses.inpaint_losses:FeatureMatchingLoss",
         "diffir_sr.losses.ade20k_loss:ADE20KPerceptualLoss",
     ),
     metrics=(

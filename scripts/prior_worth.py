@@ -23,7 +23,7 @@ from basicsr.data import build_dataset
 from diffir_sr.ablation.document import check_document, fill
 from diffir_sr.ablation.plan import Run, plan, read_ablation
 from diffir_sr.archs.diffir_arch import DiffIRS1, DiffIRS2
-from diffir_sr.archs.frames import pad_to_multiple
+from diffir_sr.archs.geometry import pad_to_multiple
 from diffir_sr.checkpoints import fitting, read_weights
 from diffir_sr.diffusion.noise import picture_noise
 from diffir_sr.models.validation import measure

@@ -136,7 +136,7 @@ def test_a_single_step_is_noised_as_its_step_says(prediction):
     step = torch.tensor([0, 3])
     exact = diffusion(prior if prediction == "x0" else noise, prediction=prediction)
     exact.model.forward = lambda noisy, *_: prior if prediction == "x0" else noise
-    assert torch.allclose(exact.guess(prior, noise, step, prior), prior, atol=1e-5)
+    assert torch.allclose(exact.predict_x0(prior, noise, step, prior), prior, atol=1e-5)
 
 
 def test_training_apart_gives_the_image_no_hold_on_the_estimator():

@@ -39,7 +39,7 @@ def network_of(kind):
 
 def picture_for(network, height, width, *, seed=0):
     """Noise, which shows a misplaced row at once, and a mask where the network takes one."""
-    picture = torch.rand((1, network.frame.channels, height, width), generator=torch.Generator().manual_seed(seed))
+    picture = torch.rand((1, network.geometry.channels, height, width), generator=torch.Generator().manual_seed(seed))
     if picture.shape[1] == 4:
         picture[:, 3] = (picture[:, 3] > 0.7).float()
         picture[:, :3] *= 1 - picture[:, 3:]

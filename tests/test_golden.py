@@ -59,8 +59,8 @@ def test_both_stages_restore_as_published(case):
 def test_training_walks_through_the_published_priors(case):
     _, golden, _, s2, _ = case
     with torch.no_grad():
-        image, walked = s2.train()(golden["lq"], golden["s1_ipr"], noise=golden["noise"])
-    assert worst(torch.stack(walked), golden["train_ipr_steps"]) < IPR
+        image, trajectory = s2.train()(golden["lq"], golden["s1_ipr"], noise=golden["noise"])
+    assert worst(torch.stack(trajectory), golden["train_ipr_steps"]) < IPR
     assert worst(image, golden["train_out"]) < IMAGE
 
 
@@ -70,9 +70,9 @@ def test_three_adam_steps_have_the_published_losses_and_gradients(case):
     optimizer = torch.optim.Adam(s2.parameters(), lr=2e-4, betas=(0.9, 0.99))
     distance = KDLoss()
     for step, expected in enumerate(facts["train_losses"]):
-        image, walked = s2(golden["lq"], golden["s1_ipr"], noise=golden["noise"])
+        image, trajectory = s2(golden["lq"], golden["s1_ipr"], noise=golden["noise"])
         pixel = F.l1_loss(image, golden["gt"])
-        kl, l1 = distance(golden["s1_ipr"], walked[-1])
+        kl, l1 = distance(golden["s1_ipr"], trajectory[-1])
         optimizer.zero_grad()
         (pixel + l1).backward()
         computed = {"l_pix": pixel.item(), "l_abs": l1.item(), "l_kd": kl.item()}

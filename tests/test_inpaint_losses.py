@@ -14,8 +14,8 @@ from golden_cases import load_case
 from diffir_sr.errors import CheckpointError
 from diffir_sr.losses import ade20k_loss
 from diffir_sr.losses.ade20k_loss import ADE20KPerceptualLoss, DilatedResNet50
-from diffir_sr.losses.hole_losses import FeatureMatchingLoss, MaskedGANLoss, MaskedL1Loss
-from diffir_sr.models.mask_adversary import MaskAdversary
+from diffir_sr.losses.inpaint_losses import FeatureMatchingLoss, MaskedGANLoss, MaskedL1Loss
+from diffir_sr.models.diffir_inpainting_models import MaskDiscriminator
 
 TOLERANCE = 1e-4  # relative
 
@@ -42,7 +42,7 @@ def case(request):
 
 def adversary_of(net, *, optimizer=None, **change):
     options = dict(gan=MaskedGANLoss(), matching=FeatureMatchingLoss(), clip_grad_norm=None)
-    return MaskAdversary(net, optimizer=optimizer or torch.optim.SGD(net.parameters(), lr=0.0), **options | change)
+    return MaskDiscriminator(net, optimizer=optimizer or torch.optim.SGD(net.parameters(), lr=0.0), **options | change)
 
 
 def test_the_discriminator_has_the_published_tensors_and_logits(case):
@@ -56,7 +56,7 @@ def test_the_discriminator_has_the_published_tensors_and_logits(case):
 def test_the_losses_of_the_generator_and_their_gradient_are_the_published_ones(case):
     facts, golden, net = case
     pred = golden["pred"].clone().requires_grad_()
-    judged = adversary_of(net).judge(golden["real"], pred)
+    judged = adversary_of(net).generator_loss(golden["real"], pred)
     l1 = MaskedL1Loss()(pred, golden["real"], golden["mask"])
     computed = {"l1": l1.item(), "adversarial": judged["l_g_gan"].item(), "feature_matching": judged["l_feat"].item()}
     expected = {key: facts["generator"][key] for key in computed}
@@ -70,7 +70,7 @@ def test_the_losses_of_the_generator_and_their_gradient_are_the_published_ones(c
 
 def test_the_step_of_the_discriminator_is_the_published_one(case):
     facts, golden, net = case
-    noted = adversary_of(net).learn(golden["real"], golden["pred"], golden["mask"])
+    noted = adversary_of(net).train_step(golden["real"], golden["pred"], golden["mask"])
     loss = noted["l_d_real"] + noted["l_d_fake"] + noted["l_d_r1"]
     expected = facts["discriminator_step"]
     assert loss.item() == pytest.approx(expected["loss"], rel=TOLERANCE)
@@ -103,13 +103,13 @@ def test_only_holes_of_fakes_are_fake_to_the_discriminator():
     logits = torch.randn(2, 1, 3, 3)
     mask = torch.zeros(2, 1, 12, 12)
     loss = MaskedGANLoss()
-    assert torch.allclose(loss.of_fake(logits, mask), loss.of_real(logits))
-    assert torch.allclose(loss.of_fake(logits, mask + 1), loss.of_real(-logits))
+    assert torch.allclose(loss.fake_loss(logits, mask), loss.real_loss(logits))
+    assert torch.allclose(loss.fake_loss(logits, mask + 1), loss.real_loss(-logits))
     mask[:, :, :4, :4] = 1
     known = F.softplus(-logits)
     known[:, :, 0, 0] = F.softplus(logits[:, :, 0, 0])
-    assert torch.allclose(loss.of_fake(logits, mask), known.mean())
-    assert torch.allclose(MaskedGANLoss(mask_as_fake_target=False).of_fake(logits, mask), loss.of_real(-logits))
+    assert torch.allclose(loss.fake_loss(logits, mask), known.mean())
+    assert torch.allclose(MaskedGANLoss(mask_as_fake_target=False).fake_loss(logits, mask), loss.real_loss(-logits))
 
 
 @pytest.mark.parametrize(("known", "missing"), [(10.0, 0.0), (0.0, 2.0), (1.0, 3.0)])

@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffir_sr.archs.diffir_arch import DiffIRS1, DiffIRS2
-from diffir_sr.archs.frames import frame_of, pad_to_multiple
+from diffir_sr.archs.geometry import geometry_of, pad_to_multiple
 from diffir_sr.archs.layers import modulate
 from diffir_sr.diffusion.noise import picture_noise
 from diffir_sr.diffusion.prior_diffusion import PriorDiffusion
@@ -40,7 +40,7 @@ def test_sizes_and_costs_are_the_published_ones(name):
     with torch.device("meta"):
         s1, s2 = DiffIRS1(**arguments), DiffIRS2(**arguments)
         assert (count(s1), count(s1.G), count(s2)) == (stage_1, body, stage_2)
-        lq = torch.empty(1, s2.frame.channels, side, side)
+        lq = torch.empty(1, s2.geometry.channels, side, side)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             s2.eval()(lq, noise=torch.empty(1, 256))
     assert round(counter.get_total_flops() / 2e9, 3) == gmacs
@@ -74,9 +74,9 @@ def test_padding_is_applied_once_and_equals_restoring_the_padded_image():
 def test_every_parameter_receives_a_gradient(task):
     s2 = DiffIRS2(task=task, **TINY)
     side = s2.multiple_of
-    lq = torch.rand(2, s2.frame.channels, side, side)
-    image, walked = s2(lq, torch.randn(2, 256), noise=torch.randn(2, 256))
-    (image.square().mean() + walked[-1].square().mean()).backward()
+    lq = torch.rand(2, s2.geometry.channels, side, side)
+    image, trajectory = s2(lq, torch.randn(2, 256), noise=torch.randn(2, 256))
+    (image.square().mean() + trajectory[-1].square().mean()).backward()
     assert [name for name, weight in s2.named_parameters() if weight.grad is None] == []
 
 
@@ -90,8 +90,8 @@ def test_a_constant_denoiser_gives_its_constant_from_any_noise():
     diffusion = PriorDiffusion(
         model=Constant(), condition=torch.nn.Identity(), timesteps=4, linear_start=0.1, linear_end=0.99
     )
-    walked = diffusion.reverse(torch.randn(3, 256) * 100, torch.zeros(3, 256))
-    assert torch.allclose(walked[-1], torch.full((3, 256), 0.7))
+    trajectory = diffusion.reverse(torch.randn(3, 256) * 100, torch.zeros(3, 256))
+    assert torch.allclose(trajectory[-1], torch.full((3, 256), 0.7))
 
 
 def test_predicting_the_noise_finds_the_clean_prior_that_was_noised():
@@ -107,7 +107,7 @@ def test_predicting_the_noise_finds_the_clean_prior_that_was_noised():
         model=KnowsTheNoise(), condition=torch.nn.Identity(), timesteps=4, linear_start=0.1, linear_end=0.99,
         prediction="eps",
     )  # fmt: skip
-    assert torch.allclose(diffusion.reverse(diffusion.noised(prior, noise), prior)[-1], prior, atol=1e-5)
+    assert torch.allclose(diffusion.reverse(diffusion.q_sample(prior, noise), prior)[-1], prior, atol=1e-5)
 
 
 def test_unit_gain_and_zero_shift_modulate_nothing():
@@ -180,4 +180,4 @@ def test_impossible_arguments_are_refused_by_name(change, said):
 
 def test_frames_give_the_published_multiples():
     known = {("sr", 4): 8, ("sr", 2): 16, ("sr", 1): 32, ("deblur", 1): 8, ("inpaint", 1): 8}
-    assert {key: frame_of(*key).multiple_of for key in known} == known
+    assert {key: geometry_of(*key).multiple_of for key in known} == known

@@ -13,7 +13,7 @@ from typing import Literal, Optional
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 from pydantic import BaseModel, ConfigDict, Field
 from diffir_sr.archs.diffir_arch import DiffIRS2
-from diffir_sr.models.diffir_s2_model import DiffIRS2Model
+from diffir_sr.models.diffir_models import DiffIRS2Model
 
 
 @ARCH_REGISTRY.register()

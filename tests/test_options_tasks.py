@@ -7,7 +7,7 @@ import pytest
 import torch
 from basicsr.archs import build_network
 
-from diffir_sr.models.schedulers import build_scheduler, decayed
+from diffir_sr.models.schedulers import build_scheduler, step_decay_rate
 from diffir_sr.options import load_options
 from diffir_sr.options.recipes import recipes_folder
 
@@ -110,7 +110,10 @@ def rates(path, iterations):
             {"base": train[f"lr_{part}"], "gamma": train[f"gamma_{part}"], "every": train[f"lr_decay_{part}"]}
             for part in ("sr", "encoder")
         )
-        return [decayed(**warm, iteration=i) if i < first else decayed(**law, iteration=i - first) for i in iterations]
+        return [
+            step_decay_rate(**warm, iteration=i) if i < first else step_decay_rate(**law, iteration=i - first)
+            for i in iterations
+        ]
     optimizer = torch.optim.Adam([weight], lr=train["optim_g"]["lr"])
     optimizer.param_groups[0]["initial_lr"] = train["optim_g"]["lr"]
     scheduler, found = build_scheduler(optimizer, train["scheduler"]), {}

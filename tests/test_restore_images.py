@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 from diffir_sr import load_restorer
 from diffir_sr.data.images import encode_png
 from diffir_sr.errors import InputError
-from diffir_sr.inference import room
+from diffir_sr.inference import free_memory as room
 from diffir_sr.inference.images import facts, read_picture
 from diffir_sr.inference.picture import Picture, encode, not_held
 

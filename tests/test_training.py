@@ -16,7 +16,7 @@ from toy import S1, run_training, train_options, trained, warm_up_law, write_opt
 
 from diffir_sr.cli import basicsr_main
 from diffir_sr.losses import packaged_weights
-from diffir_sr.models.schedulers import build_scheduler, decayed
+from diffir_sr.models.schedulers import build_scheduler, step_decay_rate
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -127,9 +127,9 @@ def test_the_discriminator_learns_to_tell_and_leaves_the_generator_alone(inside)
     data = batch(size=8)
     before = copy.deepcopy(model.net_g.state_dict())
     fake = torch.full_like(data["gt"], 0.5)
-    first = model.adversary.learn(data["gt"], fake)
+    first = model.adversary.train_step(data["gt"], fake)
     for _ in range(20):
-        last = model.adversary.learn(data["gt"], fake)
+        last = model.adversary.train_step(data["gt"], fake)
     assert last["l_d_fake"] + last["l_d_real"] < first["l_d_fake"] + first["l_d_real"]
     assert all(torch.equal(before[key], value) for key, value in model.net_g.state_dict().items())
 
@@ -151,8 +151,8 @@ def test_a_warm_up_trains_condition_and_denoiser_alone_then_everything(inside):
 
 def test_manual_rates_follow_the_published_real_world_law():
     def rates(iteration):
-        encoder = decayed(2e-4, gamma=0.1, every=60_000, iteration=iteration)
-        body = decayed(2e-4, gamma=0.5, every=600_000, iteration=iteration - 100_000)
+        encoder = step_decay_rate(2e-4, gamma=0.1, every=60_000, iteration=iteration)
+        body = step_decay_rate(2e-4, gamma=0.5, every=600_000, iteration=iteration - 100_000)
         return encoder if iteration < 100_000 else body
 
     known = {1: 2e-4, 59_999: 2e-4, 60_000: 2e-5, 99_999: 2e-5, 100_000: 2e-4, 699_999: 2e-4, 700_000: 1e-4}
@@ -322,7 +322,7 @@ def test_two_processes_keep_equal_weights_through_warm_up_and_after(inside):
     write_options(options, "ranks.yml")
     code = (
         "import sys, torch, diffir_sr\n"
-        "from diffir_sr.models.diffir_s2_model import DiffIRS2Model as Model\n"
+        "from diffir_sr.models.diffir_models import DiffIRS2Model as Model\n"
         "step = Model.optimize_parameters\n"
         "def watched(self, iteration):\n"
         "    step(self, iteration)\n"

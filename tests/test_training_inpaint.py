@@ -279,8 +279,8 @@ def test_two_processes_keep_equal_networks(inside):
     write_options(options, "ranks.yml")
     Path("ranks.py").write_text(
         "import sys, torch, diffir_sr\n"
-        "from diffir_sr.models.hole_model import HoleModel\n"
-        "step = HoleModel.optimize_parameters\n"
+        "from diffir_sr.models.diffir_inpainting_models import InpaintModel\n"
+        "step = InpaintModel.optimize_parameters\n"
         "def gathered(tensors):\n"
         "    flat = torch.cat([tensor.detach().flatten() for tensor in tensors])\n"
         "    both = [torch.zeros_like(flat) for _ in range(2)]\n"
@@ -292,7 +292,7 @@ def test_two_processes_keep_equal_networks(inside):
         "    gaps.append(gathered([self.gt]))\n"
         "    if self.opt['rank'] == 0:\n"
         "        print('GAPS', iteration, *gaps, flush=True)\n"
-        "HoleModel.optimize_parameters = watched\n"
+        "InpaintModel.optimize_parameters = watched\n"
         "from diffir_sr.cli import basicsr_main\n"
         "sys.exit(basicsr_main(['train', '-opt', 'ranks.yml', '--launcher', 'pytorch', *sys.argv[1:]]))\n"
     )

@@ -13,7 +13,7 @@ from toy import run_training, train_options, trained, warm_up_law, write_pairs
 
 from diffir_sr.data.images import encode_png
 from diffir_sr.data.realesrgan_dataset import RealESRGANDataset
-from diffir_sr.models.training_pairs import TrainingPairs
+from diffir_sr.models.batches import BatchPreparation
 from diffir_sr.training.sampler import DrawSampler
 
 REAL = dict(type="RealESRGANDataset", dataroot_gt="data/gt", crop_pad_size=80, use_hflip=True, use_rot=False)
@@ -110,7 +110,7 @@ def pairs_of(opt_change, *, batch=4, rank=0, world_size=1):
     opt = dict(top, datasets=dict(train=REAL), path=dict(training_states="."))
     dataset = RealESRGANDataset({**REAL, "phase": "train", "seed": 0})
     sampler = DrawSampler(dataset, ratio=2, rank=rank, world_size=world_size, seed=0)
-    making, made = TrainingPairs(opt, torch.device("cpu")), []
+    making, made = BatchPreparation(opt, torch.device("cpu")), []
     for data in torch.utils.data.DataLoader(dataset, batch_size=batch, sampler=sampler):
         lq, gt = making.pairs(data, data["gt"])
         made += zip(lq, gt, data["gt"], strict=True)
@@ -162,7 +162,7 @@ def patch_place(patch, whole):
 )
 def test_each_loss_has_the_target_that_the_flags_say(flags, sharp):
     opt = dict(train={}, datasets=dict(train={}), path=dict(training_states="."), rank=0, manual_seed=0, **flags)
-    making = TrainingPairs(opt, torch.device("cpu"))
+    making = BatchPreparation(opt, torch.device("cpu"))
     gt = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     expected = USMSharp()(gt)
     for role in ("l1", "percep", "gan"):
@@ -195,7 +195,7 @@ def test_stage_2_deblurs_with_a_warm_up(inside):
 def test_mixing_blends_whole_pairs_and_half_of_the_time_none():
     mixing = dict(mixup=True, mixup_beta=1.2, use_identity=True)
     opt = dict(train=dict(mixing_augs=mixing), datasets=dict(train={}), path=dict(training_states="."), rank=0)
-    making = TrainingPairs(dict(opt, manual_seed=0), torch.device("cpu"))
+    making = BatchPreparation(dict(opt, manual_seed=0), torch.device("cpu"))
     lq = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     unmixed, weights = 0, []
     for iteration in range(1, 401):

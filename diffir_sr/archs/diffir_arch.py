@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from diffir_sr.archs.dirformer import DIRformer
-from diffir_sr.archs.frames import (
+from diffir_sr.archs.geometry import (
     GT_UNSHUFFLE,
-    Frame,
+    TaskGeometry,
     check_image,
     check_multiple,
-    frame_of,
+    geometry_of,
     pad_to_multiple,
     with_mask,
 )
@@ -29,7 +29,7 @@ _NORMS = {"BiasFree": False, "WithBias": True}
 
 
 class _DiffIR(nn.Module):
-    """What both stages are: a body G, the frame it works in, and the padding that the frame asks for."""
+    """What both stages are: a body G, the geometry it works in, and the padding that the geometry asks for."""
 
     def __init__(
         self,
@@ -48,14 +48,14 @@ class _DiffIR(nn.Module):
         prior_width: int,
     ) -> None:
         super().__init__()
-        self.frame = frame_of(task, scale)
-        self.scale = self.frame.scale
-        self.multiple_of = self.frame.multiple_of
+        self.geometry = geometry_of(task, scale)
+        self.scale = self.geometry.scale
+        self.multiple_of = self.geometry.multiple_of
         self.prior_width = prior_width
         _check_body(dim, num_blocks, heads, LayerNorm_type, out_channels)
-        _check_channels(inp_channels, self.frame)
+        _check_channels(inp_channels, self.geometry)
         self.G = DIRformer(
-            frame=self.frame,
+            geometry=self.geometry,
             dim=dim,
             num_blocks=num_blocks,
             # The published inpainting network takes the option and builds none.
@@ -70,12 +70,12 @@ class _DiffIR(nn.Module):
     @property
     def task(self) -> str:
         """What the network is for: sr, deblur or inpaint."""
-        return self.frame.task
+        return self.geometry.task
 
     @property
     def conditions(self) -> frozenset[str]:
         """What restoring needs beside the degraded picture."""
-        return frozenset({"mask"} if self.frame.channels == 4 else ())
+        return frozenset({"mask"} if self.geometry.channels == 4 else ())
 
     def restore_under(self, lq: Tensor, prior: Tensor) -> Tensor:
         """The image (B, 3, H * scale, W * scale) that the body makes of `lq` (padded sides) under a prior."""
@@ -135,9 +135,9 @@ class DiffIRS1(_DiffIR):
             raise OptionError(f"prior_sees: expected 'both' or 'gt', got {prior_sees!r}")
         sees_lq = prior_sees == "both"
         self.E = CPEN(
-            (self.frame.prior_channels if sees_lq else 0) + 3 * GT_UNSHUFFLE**2,
+            (self.geometry.prior_channels if sees_lq else 0) + 3 * GT_UNSHUFFLE**2,
             n_encoder_res=n_encoder_res,
-            unshuffle=self.frame.prior_unshuffle,
+            unshuffle=self.geometry.prior_unshuffle,
             gt_unshuffle=GT_UNSHUFFLE,
             prior_width=prior_width,
             sees_lq=sees_lq,
@@ -153,7 +153,7 @@ class DiffIRS1(_DiffIR):
         return self.restore_under(lq, self.E(lq, gt))
 
     def forward(self, lq: Tensor, gt: Tensor) -> Any:
-        check_image(lq, channels=self.frame.channels, name="lq")
+        check_image(lq, channels=self.geometry.channels, name="lq")
         check_image(gt, channels=3, name="gt")
         height, width = (side * self.scale for side in lq.shape[-2:])
         if tuple(gt.shape[-2:]) != (height, width):
@@ -218,9 +218,9 @@ class DiffIRS2(_DiffIR):
             prior_width=prior_width,
         )
         self.condition = CPEN(
-            self.frame.prior_channels,
+            self.geometry.prior_channels,
             n_encoder_res=n_encoder_res,
-            unshuffle=self.frame.prior_unshuffle,
+            unshuffle=self.geometry.prior_unshuffle,
             prior_width=prior_width,
         )
         self.use_diffusion = use_diffusion
@@ -254,13 +254,13 @@ class DiffIRS2(_DiffIR):
         `step` (B,) trains the diffusion apart from the body (the paper's V2): gives (image, [guess at that step]), and
         the image has no gradient to the estimator.
         """
-        check_image(lq, channels=self.frame.channels, name="lq")
+        check_image(lq, channels=self.geometry.channels, name="lq")
         if self.training:
             check_multiple(lq, multiple_of=self.multiple_of, name="lq")
             if step is not None:
-                return self._apart(lq, prior, noise, step)
-            walked = self.diffusion(lq, prior, noise=noise) if self.use_diffusion else [self.condition(lq)]
-            return walked if prior_only else (self.restore_under(lq, walked[-1]), walked)
+                return self._separate_step(lq, prior, noise, step)
+            trajectory = self.diffusion(lq, prior, noise=noise) if self.use_diffusion else [self.condition(lq)]
+            return trajectory if prior_only else (self.restore_under(lq, trajectory[-1]), trajectory)
         whole = self.padded(lq)
         estimated = self.encode(whole, noise=picture_noise(lq, width=self.prior_width) if noise is None else noise)
         return estimated if prior_only else self.cropped(self.restore_under(whole, estimated), lq)
@@ -272,19 +272,19 @@ class DiffIRS2(_DiffIR):
 
     def encode(self, lq: Tensor, *, noise: Tensor) -> Tensor:
         """The prior (B, 256) of `lq` (padded sides), walked back from `noise` (B, 256)."""
-        return self.estimated(self.condition(lq), noise=noise)
+        return self.denoise_prior(self.condition(lq), noise=noise)
 
-    def estimated(self, condition: Tensor, *, noise: Tensor) -> Tensor:
+    def denoise_prior(self, condition: Tensor, *, noise: Tensor) -> Tensor:
         """The prior (B, 256) that belongs to a condition (B, 256), walked back from `noise` (B, 256)."""
         if not self.use_diffusion:
             return condition
         return cast(Tensor, self.diffusion.reverse(noise.to(condition), condition)[-1])
 
-    def _apart(self, lq: Tensor, prior: Tensor | None, noise: Tensor | None, step: Tensor) -> Any:
+    def _separate_step(self, lq: Tensor, prior: Tensor | None, noise: Tensor | None, step: Tensor) -> Any:
         if prior is None or noise is None or not self.use_diffusion:
             raise InputError("training the diffusion apart needs a diffusion, the stage-1 prior and noise")
         condition = self.condition(lq)
-        guess = self.diffusion.guess(prior, noise, step, condition)
+        guess = self.diffusion.predict_x0(prior, noise, step, condition)
         with torch.no_grad():
             estimated = self.diffusion.reverse(noise, condition)[-1]
         return self.restore_under(lq, estimated), [guess]
@@ -302,11 +302,11 @@ def _check_body(dim: int, num_blocks: Sequence[int], heads: Sequence[int], norm:
         raise OptionError(f"out_channels: DiffIR restores RGB images, expected 3, got {out_channels}")
 
 
-def _check_channels(inp_channels: int | None, frame: Frame) -> None:
+def _check_channels(inp_channels: int | None, geometry: TaskGeometry) -> None:
     # Published super-resolution files always say 3, whatever the folding makes of it.
-    possible = {frame.channels, frame.channels * frame.body_unshuffle**2}
+    possible = {geometry.channels, geometry.channels * geometry.body_unshuffle**2}
     if inp_channels is not None and inp_channels not in possible:
         raise OptionError(
-            f"inp_channels: task {frame.task!r} takes {frame.channels}-channel images, got {inp_channels}; "
+            f"inp_channels: task {geometry.task!r} takes {geometry.channels}-channel images, got {inp_channels}; "
             "leave the option out"
         )

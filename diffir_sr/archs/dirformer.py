@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffir_sr.archs.frames import Frame
+from diffir_sr.archs.geometry import TaskGeometry
 from diffir_sr.archs.layers import PRIOR_WIDTH, Block, Down, Level, Up
 
 
@@ -35,13 +35,13 @@ def _tail(channels: int) -> nn.Sequential:
 class DIRformer(nn.Module):
     """The body of DiffIR: image (B, C, H, W) and prior (B, 256) to image (B, 3, H * scale, W * scale).
 
-    H and W must be multiples of `frame.multiple_of`. Values are not clipped.
+    H and W must be multiples of `geometry.multiple_of`. Values are not clipped.
     """
 
     def __init__(
         self,
         *,
-        frame: Frame,
+        geometry: TaskGeometry,
         dim: int,
         num_blocks: Sequence[int],
         num_refinement_blocks: int,
@@ -52,7 +52,7 @@ class DIRformer(nn.Module):
         prior_width: int = PRIOR_WIDTH,
     ) -> None:
         super().__init__()
-        self.frame = frame
+        self.geometry = geometry
 
         def level(width: int, depth: int, head_count: int) -> Level:
             def block() -> Block:
@@ -67,7 +67,7 @@ class DIRformer(nn.Module):
 
             return Level([block() for _ in range(depth)])
 
-        self.patch_embed = _PatchEmbed(frame.channels * frame.body_unshuffle**2, dim)
+        self.patch_embed = _PatchEmbed(geometry.channels * geometry.body_unshuffle**2, dim)
         self.encoder_level1 = level(1, num_blocks[0], heads[0])
         self.down1_2 = Down(dim)
         self.encoder_level2 = level(2, num_blocks[1], heads[1])
@@ -88,13 +88,13 @@ class DIRformer(nn.Module):
             self.refinement = level(2, num_refinement_blocks, heads[0])
         else:
             self.refinement = None
-        if frame.upsample > 1:
+        if geometry.upsample > 1:
             self.tail = _tail(2 * dim)
         else:
             self.output = nn.Conv2d(2 * dim, 3, 3, padding=1, bias=bias)
 
     def forward(self, image: Tensor, prior: Tensor) -> Tensor:
-        fold = self.frame.body_unshuffle
+        fold = self.geometry.body_unshuffle
         x = self.patch_embed(F.pixel_unshuffle(image, fold) if fold > 1 else image)
         level1 = self.encoder_level1(x, prior)
         level2 = self.encoder_level2(self.down1_2(level1), prior)
@@ -106,9 +106,9 @@ class DIRformer(nn.Module):
         x = self.decoder_level1(x, prior)
         if self.refinement is not None:
             x = self.refinement(x, prior)
-        x = self.tail(x) if self.frame.upsample > 1 else self.output(x)
-        return x + self._enlarged(image) if self.frame.residual else x
+        x = self.tail(x) if self.geometry.upsample > 1 else self.output(x)
+        return x + self._enlarged(image) if self.geometry.residual else x
 
     def _enlarged(self, image: Tensor) -> Tensor:
-        scale = self.frame.scale
+        scale = self.geometry.scale
         return F.interpolate(image, scale_factor=scale, mode="nearest") if scale > 1 else image

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from diffir_sr.data.basicsr_limits import check_basicsr_reads
-from diffir_sr.data.deblur_dataset import DeblurPairedDataset
 from diffir_sr.data.inpaint_dataset import InpaintDataset
-from diffir_sr.data.paired_dataset import PairedDataset
+from diffir_sr.data.paired_dataset import DeblurPairedDataset, PairedDataset, SingleDataset
 from diffir_sr.data.pairs import find_pairs
 from diffir_sr.data.realesrgan_dataset import RealESRGANDataset, RealESRGANPairedDataset
-from diffir_sr.data.single_dataset import SingleDataset
 from diffir_sr.data.sources import check_backend, is_lmdb, open_source, roots_of
 
 _OURS = {

@@ -1,18 +1,19 @@
-"""Pairs of degraded and true images as training patches or whole pictures."""
+"""Datasets of degraded images and their ground truth, or of degraded images alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import cv2
 import numpy as np
+from torch.utils.data import Dataset
 
 from diffir_sr.data.arrays import random_corner, to_bytes, to_tensor, turned
 from diffir_sr.data.curriculum import curriculum_from_options
 from diffir_sr.data.draws import Draw, DrawnDataset, Mixture
 from diffir_sr.data.pairs import Pair, PairedSources, find_all_pairs
-from diffir_sr.data.sources import LmdbSource, check_backend
+from diffir_sr.data.sources import LmdbSource, check_backend, open_source, roots_of
 from diffir_sr.errors import InputError
 
 
@@ -125,3 +126,41 @@ def _at_least(image: np.ndarray, size: int) -> np.ndarray:
         return image
     padded = cv2.copyMakeBorder(image, 0, below, 0, beside, cv2.BORDER_REFLECT)
     return padded.reshape(*padded.shape[:2], -1)  # OpenCV drops the axis of a single channel
+
+
+class DeblurPairedDataset(PairedDataset):
+    """PairedDataset under the published name: scale 1, `geometric_augs` for one of the eight symmetries of a square,
+    images smaller than a patch reflected at the bottom and the right.
+
+    `iters`, `gt_sizes`, `mini_batch_sizes`: progressive training. The published code reads `gt_size` patches, as many
+    as `batch_size_per_gpu`, and cuts smaller ones out of some; this reads what is used.
+    """
+
+    pads = True
+
+    def __init__(self, opt: Mapping[str, Any]) -> None:
+        geometric = bool(opt.get("geometric_augs"))
+        super().__init__({**opt, "scale": 1, "use_hflip": geometric, "use_rot": geometric})
+
+
+class SingleDataset(Dataset[dict[str, Any]]):
+    """Samples {lq, lq_path}: float32 RGB (3, H, W) in [0, 1], from the folder or LMDB `dataroot_lq`."""
+
+    def __init__(self, opt: Mapping[str, Any]) -> None:
+        check_backend(opt)
+        self.opt = opt
+        self.lq = open_source(roots_of(opt, "dataroot_lq")[0], meta_info=opt.get("meta_info_file"))
+
+    @property
+    def paths(self) -> list[str]:
+        return [self.lq.location(name) for name in self.lq.names]
+
+    def __len__(self) -> int:
+        return len(self.lq.names)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        name = self.lq.names[index]
+        return {"lq": to_tensor(self.lq.read(name)), "lq_path": self.lq.location(name)}

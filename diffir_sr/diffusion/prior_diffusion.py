@@ -62,24 +62,24 @@ class PriorDiffusion(nn.Module):
             return self.reverse(noise, self.condition(lq))[-1]
         if prior is None:
             raise InputError("training the diffusion needs the stage-1 prior; call .eval() to restore without it")
-        return self.reverse(self.noised(prior, noise), self.condition(lq))
+        return self.reverse(self.q_sample(prior, noise), self.condition(lq))
 
-    def noised(self, prior: Tensor, noise: Tensor) -> Tensor:
+    def q_sample(self, prior: Tensor, noise: Tensor) -> Tensor:
         """A draw of q(x_T | prior), (B, D): Ho et al. 2020, eq. 4."""
         return self._at("sqrt_alphas_cumprod", -1) * prior + self._at("sqrt_one_minus_alphas_cumprod", -1) * noise
 
     def reverse(self, noisy: Tensor, condition: Tensor) -> list[Tensor]:
         """Priors (B, D) after each step back from `noisy`, of which they are a function."""
-        walked, added = [], self._step_noise(noisy) if self.variance_noise else None
+        trajectory, added = [], self._step_noise(noisy) if self.variance_noise else None
         for t in reversed(range(self.steps)):
             clean = self._clean(noisy, t, self.model(noisy, noisy.new_full((len(noisy),), t), condition))
             noisy = self._at("posterior_mean_coef1", t) * clean + self._at("posterior_mean_coef2", t) * noisy
             if added is not None:
                 noisy = noisy + self._at("posterior_variance", t).sqrt() * added[:, t]
-            walked.append(noisy)
-        return walked
+            trajectory.append(noisy)
+        return trajectory
 
-    def guess(self, prior: Tensor, noise: Tensor, step: Tensor, condition: Tensor) -> Tensor:
+    def predict_x0(self, prior: Tensor, noise: Tensor, step: Tensor, condition: Tensor) -> Tensor:
         """The clean prior (B, D) that one call of the model finds in q(x_t | prior) at the steps t (B,), int64.
 
         What a classic diffusion is trained on; the joint training of DiffIR walks all steps instead.

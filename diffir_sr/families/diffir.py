@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from diffir_sr.archs.frames import FRAMES, GT_UNSHUFFLE
+from diffir_sr.archs.geometry import GEOMETRIES, GT_UNSHUFFLE
 from diffir_sr.archs.layers import PRIOR_WIDTH
 from diffir_sr.errors import CheckpointError
 from diffir_sr.families.base import Family, Identity, Tensors
@@ -71,10 +71,10 @@ def identify(tensors: Tensors, card: Mapping[str, Any]) -> DiffIRIdentity | None
     seen = tensors[f"{encoder}.E.0.weight"].shape[1]
     width = tensors[f"{encoder}.mlp.0.weight"].shape[0]
     gt_alone = stage == 1 and seen == 3 * GT_UNSHUFFLE**2
-    frame = _frame_of(tensors, stage, None if gt_alone else seen)
-    if frame is None:
+    geometry = _geometry_of(tensors, stage, None if gt_alone else seen)
+    if geometry is None:
         return None
-    task, scale = frame
+    task, scale = geometry
     dim = tensors["G.patch_embed.proj.weight"].shape[0]
     arguments: dict[str, Any] = {
         "n_encoder_res": _count(tensors, f"{encoder}.E", inside=".body.0.weight"),
@@ -145,15 +145,15 @@ def _check_telling(tensors: Tensors, encoder: str) -> None:
             )
 
 
-def _frame_of(tensors: Tensors, stage: int, prior_channels: int | None) -> tuple[str, int] | None:
+def _geometry_of(tensors: Tensors, stage: int, prior_channels: int | None) -> tuple[str, int] | None:
     """`prior_channels` None: the prior's encoder does not see the degraded image."""
     body_channels = tensors["G.patch_embed.proj.weight"].shape[1]
     if stage == 1 and prior_channels is not None:
         prior_channels -= 3 * GT_UNSHUFFLE**2
-    for (task, scale), frame in FRAMES.items():
-        same_tail = ("G.tail.1.weight" in tensors) == (frame.upsample > 1)
-        same_body = frame.channels * frame.body_unshuffle**2 == body_channels
-        if same_tail and same_body and prior_channels in (None, frame.prior_channels):
+    for (task, scale), geometry in GEOMETRIES.items():
+        same_tail = ("G.tail.1.weight" in tensors) == (geometry.upsample > 1)
+        same_body = geometry.channels * geometry.body_unshuffle**2 == body_channels
+        if same_tail and same_body and prior_channels in (None, geometry.prior_channels):
             return task, scale
     return None
 
@@ -175,11 +175,11 @@ DIFFIR = Family(
     name="DiffIR",
     archs=("diffir_sr.archs.diffir_arch:DiffIRS1", "diffir_sr.archs.diffir_arch:DiffIRS2"),
     models=(
-        "diffir_sr.models.diffir_s1_model:DiffIRS1Model",
-        "diffir_sr.models.diffir_s2_model:DiffIRS2Model",
-        "diffir_sr.models.diffir_gan_s2_model:DiffIRGANS2Model",
-        "diffir_sr.models.diffir_inpaint_s1_model:DiffIRInpaintS1Model",
-        "diffir_sr.models.diffir_inpaint_s2_model:DiffIRInpaintS2Model",
+        "diffir_sr.models.diffir_models:DiffIRS1Model",
+        "diffir_sr.models.diffir_models:DiffIRS2Model",
+        "diffir_sr.models.diffir_models:DiffIRGANS2Model",
+        "diffir_sr.models.diffir_inpainting_models:DiffIRInpaintS1Model",
+        "diffir_sr.models.diffir_inpainting_models:DiffIRInpaintS2Model",
     ),
     losses=("diffir_sr.losses.prior_loss:KDLoss",),
     identify=identify,

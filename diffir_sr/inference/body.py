@@ -26,20 +26,20 @@ class FoldedBody:
 
     def __init__(self, body: DIRformer, *, dtype: torch.dtype) -> None:
         self._body = body
-        self._frame = body.frame
+        self._geometry = body.geometry
         self._dtype = dtype
-        self._tail = FoldedTail(body.tail, dtype=dtype) if self._frame.upsample > 1 else None
+        self._tail = FoldedTail(body.tail, dtype=dtype) if self._geometry.upsample > 1 else None
 
     def __call__(self, image: Tensor, prior: Tensor, *, plan: Plan) -> Tensor:
         """Image (1, C, H, W) of padded sides and prior (1, D) to (1, 3, H * scale, W * scale), float32 on the CPU."""
         run = _Run(prior, self._dtype, plan)
         x = self._features(image, run)
-        scale, height, width = self._frame.scale, *image.shape[-2:]
+        scale, height, width = self._geometry.scale, *image.shape[-2:]
         made = torch.empty((1, 3, height * scale, width * scale))
-        per_row = self._frame.upsample if self._tail is not None else 1
+        per_row = self._geometry.upsample if self._tail is not None else 1
         for start, stop, rows in self._image_rows(x, run):
             begin, end = start * per_row, stop * per_row
-            if self._frame.residual:
+            if self._geometry.residual:
                 rows = rows + _enlarged(image[:, :, begin // scale : end // scale], scale)
             made[:, :, begin:end] = rows
         return made
@@ -60,7 +60,7 @@ class FoldedBody:
         return x if body.refinement is None else run.level(body.refinement, x)
 
     def _embedded(self, image: Tensor, run: _Run) -> Tensor:
-        fold = self._frame.body_unshuffle
+        fold = self._geometry.body_unshuffle
 
         def folded(start: int, stop: int) -> Tensor:
             rows = image[:, :, start * fold : stop * fold]

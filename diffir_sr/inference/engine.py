@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from diffir_sr.archs.diffir_arch import DiffIRS2
-from diffir_sr.archs.frames import check_image, with_mask
+from diffir_sr.archs.geometry import check_image, with_mask
 from diffir_sr.diffusion.noise import Noise
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.inference.body import FoldedBody
 from diffir_sr.inference.folded_prior import condition
 from diffir_sr.inference.memory import Plan, Planner, available, ran_out_of_memory
-from diffir_sr.inference.plain import OVERLAP, TILE, check_tiles
-from diffir_sr.inference.tiles import in_tiles
+from diffir_sr.inference.plain import OVERLAP, TILE, check_tiles, in_tiles
 
 TileMode = Literal["exact", "prior"]
 logger = logging.getLogger("diffir_sr.inference")
@@ -63,7 +62,7 @@ class StripEngine:
     def prior(self, lq: Tensor, *, noise: Tensor) -> Tensor:
         """The prior (B, D) of `lq`, float32 on the device, walked back from `noise` (B, D)."""
         network = self.network
-        check_image(lq, channels=network.frame.channels, name="lq")
+        check_image(lq, channels=network.geometry.channels, name="lq")
         if not self.optimized:
             return self._plainly(lambda image: network.encode(image, noise=noise.to(image)), lq).float()
         conditions = [
@@ -71,12 +70,12 @@ class StripEngine:
             for one in lq.split(1)
         ]
         pairs = zip(conditions, noise.split(1), strict=True)
-        return torch.cat([network.estimated(one, noise=of.to(one)) for one, of in pairs])
+        return torch.cat([network.denoise_prior(one, noise=of.to(one)) for one, of in pairs])
 
     @torch.inference_mode()
     def restore(self, lq: Tensor, prior: Tensor) -> Tensor:
         """The restored pictures (B, 3, H * scale, W * scale), float32 on the CPU, not clipped."""
-        check_image(lq, channels=self.network.frame.channels, name="lq")
+        check_image(lq, channels=self.network.geometry.channels, name="lq")
         if self.tile_mode == "exact":
             return self._restored(lq, prior)
         made = in_tiles(

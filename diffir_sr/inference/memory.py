@@ -9,7 +9,7 @@ import torch
 
 from diffir_sr.archs.dirformer import DIRformer
 from diffir_sr.archs.layers import Block
-from diffir_sr.inference.room import free_memory
+from diffir_sr.inference.free_memory import free_memory
 from diffir_sr.inference.rows import block_rows, even_rows
 
 _FLOAT = 4  # bytes
@@ -57,7 +57,7 @@ class Planner:
     """Chooses strips for a network's body, computed in `dtype`."""
 
     def __init__(self, body: DIRformer, *, dtype: torch.dtype, device: torch.device) -> None:
-        self._frame = body.frame
+        self._geometry = body.geometry
         self._dim = body.patch_embed.proj.out_channels
         blocks = [cast(Block, block) for level in (body.latent, body.decoder_level1) for block in level]
         widths = [2 * one.ffn.project_out.in_channels + len(one.norm1.body.weight) for one in blocks]
@@ -69,7 +69,7 @@ class Planner:
 
     def plan(self, height: int, width: int, *, rows: int) -> Plan:
         """What a picture (padded sides) takes in strips of `rows` rows of its uppermost features."""
-        fold, scale = self._frame.body_unshuffle, self._frame.scale
+        fold, scale = self._geometry.body_unshuffle, self._geometry.scale
         high, wide = height // fold, width // fold
         block = block_rows(wide)
         rows = max(1, min(rows, high + block - 1) // block) * block
@@ -77,7 +77,7 @@ class Planner:
         maps = high * wide * self._dim * 7 // 2 * _FLOAT
         image = 3 * height * width * scale * scale * _FLOAT
         strip = (min(rows, high) + 3) * wide * 3 * self._hidden * self._bytes
-        edge = 0 if self._frame.upsample == 1 else 3 * wide * 2 * 20 * self._dim * self._bytes
+        edge = 0 if self._geometry.upsample == 1 else 3 * wide * 2 * 20 * self._dim * self._bytes
         return Plan(high, wide, rows, maps + image + max(strip, edge), fixed_dense=self._device.type == "cpu")
 
     def best(self, height: int, width: int, *, limit: int) -> Plan:
@@ -94,7 +94,7 @@ class Planner:
     def _fast_rows(self, height: int, width: int) -> int:
         if self._device.type != "cpu":
             return height  # what a graphics card gains from is large operations
-        return max(1, _FAST_PIXELS // (width // self._frame.body_unshuffle))
+        return max(1, _FAST_PIXELS // (width // self._geometry.body_unshuffle))
 
 
 def available(device: torch.device) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -12,13 +13,46 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from diffir_sr.archs.frames import check_image, pad_to_multiple
+from diffir_sr.archs.geometry import check_image, pad_to_multiple
 from diffir_sr.diffusion.noise import Noise
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.families import fast_engine
 from diffir_sr.families.base import Engine, Restores
 from diffir_sr.inference.memory import available, ran_out_of_memory
-from diffir_sr.inference.tiles import in_tiles
+
+
+def tile_starts(length: int, *, tile: int, overlap: int) -> list[int]:
+    """Left edges of equal tiles that cover `length` pixels; the last one is moved back to fit."""
+    if length <= tile:
+        return [0]
+    return [*range(0, length - tile, tile - overlap), length - tile]
+
+
+def in_tiles(run: Callable[[Tensor], Tensor], lq: Tensor, *, tile: int, overlap: int, scale: int) -> Tensor:
+    """`run` on every tile of `lq` (B, C, H, W), the results (B, 3, H * scale, W * scale) faded into each other."""
+    height, width = lq.shape[-2:]
+    result = torch.zeros((len(lq), 3, height * scale, width * scale))
+    weights = torch.zeros((1, 1, height * scale, width * scale))
+    for top in tile_starts(height, tile=tile, overlap=overlap):
+        for left in tile_starts(width, tile=tile, overlap=overlap):
+            part = lq[:, :, top : top + tile, left : left + tile]
+            weight = _feather(part.shape[-2] * scale, overlap * scale)[:, None]
+            weight = weight * _feather(part.shape[-1] * scale, overlap * scale)
+            there = (
+                ...,
+                slice(top * scale, (top + part.shape[-2]) * scale),
+                slice(left * scale, (left + part.shape[-1]) * scale),
+            )
+            result[there] += run(part) * weight
+            weights[there] += weight
+    return result.div_(weights)
+
+
+def _feather(length: int, overlap: int) -> Tensor:
+    """Weights that rise over the overlap from both ends, never zero."""
+    distance = torch.arange(1, length + 1, dtype=torch.float32)
+    return torch.minimum(distance, distance.flip(0)).clamp(max=max(1, overlap)) / max(1, overlap)
+
 
 TileMode = Literal["exact", "tiles", "prior"]  # 'prior' is the older name of 'tiles'
 TILE, OVERLAP = 256, 32  # pixels of the degraded picture
@@ -297,3 +331,16 @@ def check_tiles(tile: int, overlap: int, *, memory_limit: int | None) -> None:
         raise OptionError(f"tile: expected at least twice the overlap of {overlap} pixels, got {tile}")
     if memory_limit is not None and not memory_limit > 0:  # so that NaN is refused, too
         raise OptionError(f"memory: expected more than 0 bytes, got {memory_limit}")
+
+
+def restored_under(engine: Engine, lq: Tensor, *, noise: Noise, **conditions: Any) -> Tensor:
+    """The restored pictures (B, 3, H * scale, W * scale) of `lq` in [0, 1], float32 on the CPU.
+
+    `lq` is (B, 3, H, W), or (B, 4, H, W) with the mask of missing pixels as its fourth channel; pixels that are not
+    missing are then those of `lq`.
+    """
+    lq = lq.cpu()
+    if lq.shape[1] != 4:
+        return engine(lq, noise=noise, **conditions)
+    colours, mask = lq[:, :3], lq[:, 3:]
+    return torch.where(mask > 0.5, engine(colours, noise=noise, mask=mask, **conditions), colours)

@@ -22,17 +22,16 @@ from diffir_sr.describe import description
 from diffir_sr.diffusion.noise import Noise, PictureNoise
 from diffir_sr.errors import InputError
 from diffir_sr.families.base import Engine
-from diffir_sr.inference.blend import interpolated
-from diffir_sr.inference.core import restored_under
+from diffir_sr.inference.free_memory import check_fits_in_memory
+from diffir_sr.inference.inputs import is_batch, load_input
+from diffir_sr.inference.interpolation import interpolated
 from diffir_sr.inference.journal import Journal, digest_of_file
-from diffir_sr.inference.kinds import is_batch, opened
 from diffir_sr.inference.masks import Mask, mask_for
 from diffir_sr.inference.picture import Picture
-from diffir_sr.inference.plain import OVERLAP, TILE, TileMode, as_restoring, engine_for
-from diffir_sr.inference.room import check_room
+from diffir_sr.inference.plain import OVERLAP, TILE, TileMode, as_restoring, engine_for, restored_under
 
 if TYPE_CHECKING:
-    from diffir_sr.inference.run import Outcome, Progress
+    from diffir_sr.inference.runner import Progress, RunSummary
 
 logger = logging.getLogger("diffir_sr.inference")
 PathLike = str | os.PathLike[str]
@@ -133,7 +132,7 @@ class Restorer:
             waiting.clear()
 
         for image, mask in zip(images, masks, strict=True):
-            picture, back, where = opened(image, check=self.check_room)
+            picture, back, where = load_input(image, check=self.check_fits_in_memory)
             lq, found = self.prepared(picture, mask, where=where)
             _tell(found, unless=mask)
             together = (
@@ -156,7 +155,7 @@ class Restorer:
         """`count` restorations of one picture, their mean and spread; the first is what a plain call gives."""
         if count < 2:
             raise InputError(f"samples: expected 2 or more, got {count}")
-        picture, back, where = opened(image, check=self.check_room)
+        picture, back, where = load_input(image, check=self.check_fits_in_memory)
         lq, found = self.prepared(picture, mask, where=where)
         _tell(found, unless=mask)
         results, mean, squares = [], torch.zeros(()), torch.zeros(())
@@ -180,20 +179,20 @@ class Restorer:
         quality: int = 95,
         overwrite: bool = False,
         progress: Progress | None = None,
-    ) -> Outcome:
+    ) -> RunSummary:
         """Restore pictures, folders and videos into a folder (or one file), as `diffir restore` does, resuming too.
 
         `progress(done, total, file)` is called after each file; it stops the work by returning False. What fails is
         listed in the outcome's `failures`; the others go on. Raises InputError for inputs or an output that cannot be.
         """
         from diffir_sr.inference.files import plan
-        from diffir_sr.inference.run import Runner, Wishes
+        from diffir_sr.inference.runner import RestoreSettings, Runner
 
         given = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
         jobs = plan([os.fspath(one) for one in given], os.fspath(output), form=form)
         folder = Path(output) if all(job.target != Path(output) for job in jobs) else None
         journal = Journal(folder, self.settings(samples=samples, quality=quality), overwrite=overwrite)
-        wishes = Wishes(form=form, mask=mask, samples=samples, quality=quality)
+        wishes = RestoreSettings(form=form, mask=mask, samples=samples, quality=quality)
         return Runner(self, wishes, journal, progress=progress).run(jobs)
 
     def settings(self, *, samples: int, quality: int) -> dict[str, object]:
@@ -210,9 +209,9 @@ class Restorer:
 
     # Its steps, for callers that hold pictures already
 
-    def check_room(self, height: int, width: int, where: str) -> None:
+    def check_fits_in_memory(self, height: int, width: int, where: str) -> None:
         """Raise InputError for a picture whose result would not fit into memory."""
-        check_room(height, width, scale=self.scale, where=where)
+        check_fits_in_memory(height, width, scale=self.scale, where=where)
 
     def start(self, lq: Tensor, *, seed: int | None = None, sample: int = 0) -> Noise:
         """The noise of prepared pictures (B, C, H, W)."""

@@ -24,11 +24,11 @@ from diffir_sr.families.base import Restores
 from diffir_sr.losses.vgg_weights import load_vgg
 from diffir_sr.metrics.protocols import protocol
 from diffir_sr.models import validation as measuring
+from diffir_sr.models.batches import BatchPreparation, Role
+from diffir_sr.models.finite import refuse_broken_values, refuse_broken_weights
 from diffir_sr.models.frozen import Frozen
-from diffir_sr.models.health import refuse_broken_values, refuse_broken_weights
 from diffir_sr.models.saving import CardFiles
 from diffir_sr.models.schedulers import build_scheduler
-from diffir_sr.models.training_pairs import Role, TrainingPairs
 from diffir_sr.models.vgg_exchange import vgg_features_from
 from diffir_sr.training.record import append_record
 
@@ -101,7 +101,7 @@ class RestorationModel(SRModel, ABC):
         if self.ema_decay > 0:
             self.net_g_ema = self._start_average()
         self.frozen = {helper.name: helper.load(self.opt, self.device) for helper in self.frozen_networks}
-        self.pairs = TrainingPairs(self.opt, self.device)
+        self.batches = BatchPreparation(self.opt, self.device)
         self.cri_pix = build_loss(train["pixel_opt"]).to(self.device) if train.get("pixel_opt") else None
         self.cri_perceptual = self._perceptual_loss(train.get("perceptual_opt"))
         if self.cri_pix is None and self.cri_perceptual is None:
@@ -152,18 +152,18 @@ class RestorationModel(SRModel, ABC):
     def feed_data(self, data: dict[str, Any]) -> None:
         self.gt = self._on_device(data["gt"]) if "gt" in data else None
         if "kernel1" in data and self.gt is not None:
-            self.lq, self.gt = self.pairs.pairs(data, self.gt)
+            self.lq, self.gt = self.batches.prepare(data, self.gt)
         else:
             self.lq = self._on_device(data["lq"])
 
     def target(self, role: Role) -> Tensor:
         """What a loss compares with: the ground truth, sharpened where the options ask for it."""
         assert self.gt is not None  # a training dataset has ground truth
-        return self.pairs.target(self.gt, role)
+        return self.batches.target(self.gt, role)
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)
-        self.pairs.load(int(resume_state["iter"]))
+        self.batches.load(int(resume_state["iter"]))
 
     def _on_device(self, images: Tensor) -> Tensor:
         images = images.to(self.device, non_blocking=True)  # datasets may give uint8, which is less to copy
@@ -178,7 +178,7 @@ class RestorationModel(SRModel, ABC):
         return self.optimizer_g
 
     def optimize_parameters(self, current_iter: int) -> None:
-        self.lq, self.gt = self.pairs.mixed(self.lq, self.gt, current_iter)
+        self.lq, self.gt = self.batches.mixed(self.lq, self.gt, current_iter)
         losses, watched = self.compute_losses(current_iter)
         self.take_step(self.optimizer_at(current_iter), losses)
         self.update_average()
@@ -332,7 +332,7 @@ class RestorationModel(SRModel, ABC):
             self.save_network(self.net_g, "net_g", current_iter)
         self.card_files.save(self.evaluated_net, current_iter, averaged=self.net_g_ema is not None)
         self.save_others(current_iter)
-        self.pairs.save(current_iter)
+        self.batches.save(current_iter)
         self.save_training_state(epoch, current_iter)
 
     def save_others(self, current_iter: int) -> None:

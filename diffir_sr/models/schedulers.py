@@ -67,6 +67,6 @@ def build_scheduler(optimizer: Optimizer, opt: Mapping[str, Any]) -> LRScheduler
     return SCHEDULERS[opt["type"]](optimizer, **arguments)
 
 
-def decayed(base: float, *, gamma: float, every: int, iteration: int) -> float:
+def step_decay_rate(base: float, *, gamma: float, every: int, iteration: int) -> float:
     """base * gamma ** (iteration // every): the law of lr_encoder / lr_sr in the published warm-up recipes."""
     return base * gamma ** (max(iteration, 0) // every)

@@ -26,8 +26,7 @@ from diffir_sr.data.sources import name_of
 from diffir_sr.diffusion.noise import PictureNoise
 from diffir_sr.errors import InputError
 from diffir_sr.families.base import Engine
-from diffir_sr.inference.core import restored_under
-from diffir_sr.inference.plain import engine_for
+from diffir_sr.inference.plain import engine_for, restored_under
 
 logger = logging.getLogger("basicsr")
 

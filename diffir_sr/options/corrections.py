@@ -51,16 +51,16 @@ def settle_window(view: View, report: Report) -> None:
     """Published x2 and x1 files carry a window_size that is too small; nothing reads it, but it must not mislead."""
     if not view.has("val", "window_size"):
         return
-    size, frame = view.get("val", "window_size"), view.frame()
-    if frame and size % frame.multiple_of:
+    size, geometry = view.get("val", "window_size"), view.geometry()
+    if geometry and size % geometry.multiple_of:
         report.warn(
             ("val", "window_size"),
-            f"corrected from {size} to {frame.multiple_of}: padding is a property of the network, and this one pads "
-            f"to multiples of {frame.multiple_of} whatever is written here",
+            f"corrected from {size} to {geometry.multiple_of}: padding is a property of the network, and this one pads "
+            f"to multiples of {geometry.multiple_of} whatever is written here",
         )
-        view.values["val"]["window_size"] = frame.multiple_of
+        view.values["val"]["window_size"] = geometry.multiple_of
         return
-    pads = f"this one pads to multiples of {frame.multiple_of}" if frame else "it alone decides"
+    pads = f"this one pads to multiples of {geometry.multiple_of}" if geometry else "it alone decides"
     report.warn(("val", "window_size"), f"has no effect: padding is a property of the network ({pads})")
 
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 
 from basicsr.utils.registry import ARCH_REGISTRY
 
-from diffir_sr.archs.frames import frame_of
+from diffir_sr.archs.geometry import geometry_of
 from diffir_sr.errors import OptionError
 from diffir_sr.options.constructors import find
 from diffir_sr.options.report import Keys, Report
 from diffir_sr.options.schema_train import SCHEDULERS
 from diffir_sr.options.training import BASICSR_MODELS
-from diffir_sr.options.view import Unsettled, View
+from diffir_sr.options.view import InvalidValue, View
 
 Found = Iterator[tuple[Keys, str]]
 Rule = Callable[[View], Found]
@@ -31,7 +31,7 @@ def apply_rules(rules: Iterable[Rule], view: View, report: Report) -> None:
     for rule in rules:
         try:
             found.extend(rule(view))
-        except Unsettled:
+        except InvalidValue:
             continue
     report.problems.extend(found)
 
@@ -143,7 +143,7 @@ def warm_up_is_complete(view: View) -> Found:
 def teacher_has_the_same_geometry(view: View) -> Found:
     """Teacher and student see the same task at the same scale."""
     if view.model in TAUGHT and view.has("network_S1"):
-        ours, theirs = view.frame(), view.frame("network_S1")
+        ours, theirs = view.geometry(), view.geometry("network_S1")
         if ours and theirs and ours != theirs:
             yield (
                 ("network_S1",),
@@ -158,17 +158,17 @@ def geometry_exists(view: View) -> Found:
         if view.has(network, "type") and view.stage(network):
             task, scale = view.task(network), view.get(network, "scale")
             try:
-                frame_of(task, scale)
+                geometry_of(task, scale)
             except OptionError as error:
                 yield (network, "task" if str(error).startswith("task") else "scale"), str(error)
 
 
 def scales_agree(view: View) -> Found:
     """The file's scale is that of its network."""
-    frame = view.frame()
-    if frame and view.has("scale") and view.get("scale") != frame.scale:
-        told = f"network_g.scale is {frame.scale}" if view.has("network_g", "scale") else (
-            f"network_g restores at scale {frame.scale} (task {frame.task!r}, no scale given)"
+    geometry = view.geometry()
+    if geometry and view.has("scale") and view.get("scale") != geometry.scale:
+        told = f"network_g.scale is {geometry.scale}" if view.has("network_g", "scale") else (
+            f"network_g restores at scale {geometry.scale} (task {geometry.task!r}, no scale given)"
         )  # fmt: skip
         yield ("scale",), f"{view.get('scale')} here, but {told}; make both the same"
 

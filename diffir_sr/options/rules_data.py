@@ -59,12 +59,12 @@ def training_loader_is_complete(view: View, name: str, kind: str) -> Found:
 def patches_fit(view: View, name: str, kind: str) -> Found:
     """Whole pixels in the degraded patch, and sides that the network can take."""
     for keys, size in _patches(view, name, kind) if view.is_train and name == "train" else ():
-        frame, scale = view.frame(), view.scale() or 1
-        multiple = (frame.multiple_of if frame else 1) * scale
+        geometry, scale = view.geometry(), view.scale() or 1
+        multiple = (geometry.multiple_of if geometry else 1) * scale
         if size % multiple:
             lower = size // multiple * multiple
             near = f"{lower} or {lower + multiple}" if lower else str(multiple)
-            takes = f"multiples of {frame.multiple_of}" if frame else "a whole number of"
+            takes = f"multiples of {geometry.multiple_of}" if geometry else "a whole number of"
             yield (
                 keys,
                 f"{size} does not fit: at scale {scale}, degraded patches must have {takes} pixels; "

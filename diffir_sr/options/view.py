@@ -7,7 +7,7 @@ from typing import Any
 
 from basicsr.utils.registry import ARCH_REGISTRY
 
-from diffir_sr.archs.frames import Frame, frame_of
+from diffir_sr.archs.geometry import TaskGeometry, geometry_of
 from diffir_sr.errors import OptionError
 from diffir_sr.options.constructors import find
 from diffir_sr.options.report import Report
@@ -16,7 +16,7 @@ STAGES = ("DiffIRS1", "DiffIRS2")
 MISSING: Any = object()
 
 
-class Unsettled(Exception):  # noqa: N818 - a signal, not an error: the rule has nothing to say
+class InvalidValue(Exception):  # noqa: N818 - a signal, not an error: the rule has nothing to say
     """A rule asked for a value that has a problem of its own."""
 
 
@@ -30,13 +30,13 @@ class View:
 
     @property
     def model(self) -> Any:
-        """The model type. Raises Unsettled if there is no such model."""
+        """The model type. Raises InvalidValue if there is no such model."""
         return self.get("model_type")
 
     def get(self, *keys: str, default: Any = None) -> Any:
-        """The value, or `default` where it is absent or ~. Raises Unsettled if it has a problem."""
+        """The value, or `default` where it is absent or ~. Raises InvalidValue if it has a problem."""
         if self._report.touches(keys):
-            raise Unsettled
+            raise InvalidValue
         value = self._at(keys)
         return default if value is MISSING or value is None else value
 
@@ -56,14 +56,14 @@ class View:
         names = [kind.__name__ for kind in getattr(arch, "__mro__", ())]
         return next((stage for stage in STAGES if stage in names), None)
 
-    def frame(self, network: str = "network_g") -> Frame | None:
-        """The geometry of a DiffIR network; None for others. Raises Unsettled if it has none."""
+    def geometry(self, network: str = "network_g") -> TaskGeometry | None:
+        """The geometry of a DiffIR network; None for others. Raises InvalidValue if it has none."""
         if self.stage(network) is None:
             return None
         try:
-            return frame_of(self.task(network), self.get(network, "scale"))
+            return geometry_of(self.task(network), self.get(network, "scale"))
         except OptionError:
-            raise Unsettled from None
+            raise InvalidValue from None
 
     def task(self, network: str = "network_g") -> str:
         """What a DiffIR network restores: sr, deblur or inpaint."""
@@ -71,8 +71,8 @@ class View:
 
     def scale(self) -> int | None:
         """Output size over input size, as the network has it or else as the file says."""
-        frame = self.frame()
-        return frame.scale if frame else self.get("scale")
+        geometry = self.geometry()
+        return geometry.scale if geometry else self.get("scale")
 
     def _at(self, keys: tuple[str, ...]) -> Any:
         value: Any = self.values

@@ -18,8 +18,8 @@ from diffir_sr.data.images import read_file
 from diffir_sr.diffusion.noise import Noise
 from diffir_sr.errors import InputError
 from diffir_sr.inference.files import SUFFIX_OF, Job
+from diffir_sr.inference.inputs import from_bytes
 from diffir_sr.inference.journal import Journal, digest, digest_of_file, forget_partials
-from diffir_sr.inference.kinds import from_bytes
 from diffir_sr.inference.masks import find_mask
 from diffir_sr.inference.picture import FORMATS, Picture, encode, format_of, not_held
 from diffir_sr.inference.restorer import Restorer
@@ -35,7 +35,7 @@ Progress = Callable[[int, int, Path | None], bool | None]
 
 
 @dataclass(frozen=True)
-class Wishes:
+class RestoreSettings:
     """What the command line asks for beside inputs and outputs."""
 
     form: str | None = None
@@ -45,7 +45,7 @@ class Wishes:
 
 
 @dataclass
-class Outcome:
+class RunSummary:
     """What became of the jobs."""
 
     restored: int = 0
@@ -59,16 +59,16 @@ class Runner:
     """Restores jobs one after the other and says on standard error what a user should know."""
 
     def __init__(
-        self, restorer: Restorer, wishes: Wishes, journal: Journal, *, progress: Progress | None = None
+        self, restorer: Restorer, wishes: RestoreSettings, journal: Journal, *, progress: Progress | None = None
     ) -> None:
         self.restorer = restorer
         self.wishes = wishes
         self.journal = journal
-        self.outcome = Outcome()
+        self.outcome = RunSummary()
         self._told_plan = False
         self._progress = progress
 
-    def run(self, jobs: Sequence[Job]) -> Outcome:
+    def run(self, jobs: Sequence[Job]) -> RunSummary:
         """Do all jobs; raises InputError where going on is in vain (no room on the disk)."""
         quiet = len(jobs) < 2 or self._progress is not None
         with tqdm(total=len(jobs), unit="image", bar_format=_BAR, file=sys.stderr, disable=quiet) as bar:
@@ -91,7 +91,7 @@ class Runner:
                 f"{job.target}: {error.strerror}; {self.outcome.restored} restored so far; make room and start the "
                 "same command again, it goes on from there"
             ) from error
-        said = why(error, job)
+        said = describe_failure(error, job)
         self.outcome.failures.append(said)
         self.say(f"failed: {said}")
 
@@ -128,7 +128,7 @@ class Runner:
         return [*(target.with_name(f"{target.stem}.{name}{target.suffix}") for name in names), map_name(target)]
 
     def _restored(self, job: Job, data: bytes, mask: str | None) -> list[tuple[Path | None, bytes]]:
-        picture = from_bytes(data, where=str(job), check=self.restorer.check_room)
+        picture = from_bytes(data, where=str(job), check=self.restorer.check_fits_in_memory)
         form = format_of(job.target) if job.target else self._stream_format(picture)
         for lost in not_held(picture, form):
             self.say(f"{job}: {form} does not hold {lost}")
@@ -180,7 +180,7 @@ class Runner:
             self.outcome.kept += 1
             return
         video = probe(source)
-        self.restorer.check_room(video.height, video.width, str(job))
+        self.restorer.check_fits_in_memory(video.height, video.width, str(job))
         started = time.perf_counter()
         with tqdm(total=video.frames or None, unit="frame", desc=target.name, file=sys.stderr, leave=False) as bar:
             frames = VideoFrames(self.restorer, bar)
@@ -209,7 +209,7 @@ class VideoFrames:
         return self.restorer.finished(picture, self.restorer.run(lq, self._noise), lq).colours
 
 
-def why(error: Exception, job: Job) -> str:
+def describe_failure(error: Exception, job: Job) -> str:
     """One sentence about what went wrong with a job."""
     if isinstance(error, InputError):
         return str(error) if str(job) in str(error) else f"{job}: {error}"

@@ -15,8 +15,8 @@ BODY_DEPTH = 8  # the body halves its input three times
 
 
 @dataclass(frozen=True)
-class Frame:
-    """Geometry of one task; a new task is a new row of `FRAMES`, never a branch in a network."""
+class TaskGeometry:
+    """Geometry of one task; a new task is a new row of `GEOMETRIES`, never a branch in a network."""
 
     task: str
     scale: int = 1  # output size / input size
@@ -37,28 +37,28 @@ class Frame:
         return self.channels * self.prior_unshuffle**2
 
 
-def _super_resolution(scale: int) -> Frame:
+def _super_resolution(scale: int) -> TaskGeometry:
     # Every scale shares the x4 tail; x2 and x1 fold the surplus into channels at the input.
     fold = 4 // scale
-    return Frame("sr", scale=scale, body_unshuffle=fold, prior_unshuffle=fold, upsample=4)
+    return TaskGeometry("sr", scale=scale, body_unshuffle=fold, prior_unshuffle=fold, upsample=4)
 
 
-FRAMES: dict[tuple[str, int], Frame] = {
+GEOMETRIES: dict[tuple[str, int], TaskGeometry] = {
     **{("sr", scale): _super_resolution(scale) for scale in (1, 2, 4)},
-    ("deblur", 1): Frame("deblur"),
-    ("inpaint", 1): Frame("inpaint", channels=4, residual=False),
+    ("deblur", 1): TaskGeometry("deblur"),
+    ("inpaint", 1): TaskGeometry("inpaint", channels=4, residual=False),
 }
-TASKS = tuple(dict.fromkeys(task for task, _ in FRAMES))
+TASKS = tuple(dict.fromkeys(task for task, _ in GEOMETRIES))
 
 
-def frame_of(task: str, scale: int | None = None) -> Frame:
+def geometry_of(task: str, scale: int | None = None) -> TaskGeometry:
     """The geometry of a task; `scale` matters for 'sr' alone (default 4) and must be 1 or absent elsewhere."""
     scale = scale if scale is not None else (4 if task == "sr" else 1)
-    if (task, scale) in FRAMES:
-        return FRAMES[task, scale]
+    if (task, scale) in GEOMETRIES:
+        return GEOMETRIES[task, scale]
     if task not in TASKS:
         raise OptionError(f"task {task!r} is unknown; known tasks: {', '.join(TASKS)}")
-    scales = ", ".join(str(known) for name, known in FRAMES if name == task)
+    scales = ", ".join(str(known) for name, known in GEOMETRIES if name == task)
     raise OptionError(f"scale {scale} is not possible for task {task!r}; possible: {scales}")
 
 

@@ -10,7 +10,7 @@ def _alone() -> bool:
     return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1
 
 
-def start_equal(net: nn.Module) -> None:
+def broadcast_parameters(net: nn.Module) -> None:
     """Give the parameters and buffers of every rank the values of rank 0."""
     if not _alone():
         for tensor in net.state_dict().values():

@@ -21,7 +21,7 @@ _ROLES: tuple[Role, ...] = ("l1", "percep", "gan")
 _KERNELS = ("kernel1", "kernel2", "sinc_kernel")
 
 
-class TrainingPairs:
+class BatchPreparation:
     """Makes training pairs of ground truth where the data has none, mixes pairs, and gives the targets of the losses.
 
     `gt_usm` sharpens the target (unsharp masking) of all losses; `l1_gt_usm`, `percep_gt_usm` and `gan_gt_usm` that of
@@ -42,7 +42,7 @@ class TrainingPairs:
         self._seed = int(opt["manual_seed"])
         self.folder, self.rank = Path(opt["path"]["training_states"]), int(opt["rank"])
 
-    def pairs(self, data: dict[str, Any], gt: Tensor) -> tuple[Tensor, Tensor]:
+    def prepare(self, data: dict[str, Any], gt: Tensor) -> tuple[Tensor, Tensor]:
         """lq and gt patches of a batch of RealESRGANDataset, whose `gt` is on the device."""
         if self.degradation is None or "draw_seed" not in data:
             raise OptionError(

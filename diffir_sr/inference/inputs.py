@@ -15,10 +15,10 @@ from diffir_sr.errors import InputError
 from diffir_sr.inference.images import Facts, facts, plain_exif, read_picture
 from diffir_sr.inference.picture import Picture, as_bits
 
-Back = Callable[[Picture], Any]
+ConvertBack = Callable[[Picture], Any]
 
 
-def opened(image: Any, *, check: Callable[[int, int, str], None]) -> tuple[Picture, Back, str]:
+def load_input(image: Any, *, check: Callable[[int, int, str], None]) -> tuple[Picture, ConvertBack, str]:
     """One picture, how to give a result back as the same kind, and what to call it in messages.
 
     `check(height, width, where)` may refuse a size before pixels are decoded. Raises InputError for anything else.
@@ -79,7 +79,7 @@ def _from_array(image: np.ndarray) -> Picture:
     return Picture(np.ascontiguousarray(colours), np.ascontiguousarray(channels[..., -1]) if has_alpha else None)
 
 
-def _to_array(given: np.ndarray) -> Back:
+def _to_array(given: np.ndarray) -> ConvertBack:
     def back(result: Picture) -> np.ndarray:
         channels = result.channels
         return channels[..., 0] if given.ndim == 2 else channels

@@ -22,7 +22,7 @@ def frozen(net: nn.Module) -> Iterator[None]:
             weight.requires_grad_(True)
 
 
-class Adversary:
+class Discriminator:
     """A discriminator that judges restored images and learns from them; it never touches the generator.
 
     `loss(logits, target_is_real, is_disc=...)` is BasicSR's GANLoss: its weight counts for the generator only.
@@ -33,12 +33,12 @@ class Adversary:
         self.loss = loss
         self.optimizer = optimizer
 
-    def judge(self, fake: Tensor) -> Tensor:
+    def generator_loss(self, fake: Tensor) -> Tensor:
         """The generator's adversarial loss of restored images (B, 3, H, W)."""
         with frozen(self.net):
             return self.loss(self.net(fake), True, is_disc=False)
 
-    def learn(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+    def train_step(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
         """One step on true and restored images; losses and mean logits to log, under their published names.
 
         Real and fake pass in two calls with a backward each, as published (spectral norm updates in each).

@@ -29,7 +29,7 @@ class MaskedGANLoss(nn.Module):
     """Non-saturating adversarial loss with R1, whose discriminator learns that known pixels of a fake are real.
 
     forward(logits) is the generator's loss, times `loss_weight`. The discriminator's has weight 1 and three parts:
-    `of_real`, `of_fake` and `penalty`. As LaMa, which the published recipe takes it from.
+    `real_loss`, `fake_loss` and `penalty`. As LaMa, which the published recipe takes it from.
     """
 
     def __init__(self, loss_weight: float = 10.0, gp_coef: float = 0.001, mask_as_fake_target: bool = True) -> None:
@@ -41,11 +41,11 @@ class MaskedGANLoss(nn.Module):
     def forward(self, logits: Tensor) -> Tensor:
         return self.loss_weight * F.softplus(-logits).mean()
 
-    def of_real(self, logits: Tensor) -> Tensor:
+    def real_loss(self, logits: Tensor) -> Tensor:
         """How far the logits of true images are from telling so."""
         return F.softplus(-logits).mean()
 
-    def of_fake(self, logits: Tensor, mask: Tensor) -> Tensor:
+    def fake_loss(self, logits: Tensor, mask: Tensor) -> Tensor:
         """The same of restored images with `mask`, which is scaled to the logits by nearest neighbour."""
         if not self.mask_as_fake_target:
             return F.softplus(logits).mean()

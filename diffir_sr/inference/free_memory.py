@@ -11,7 +11,7 @@ _PER_INPUT_PIXEL = 24  # bytes: decoded twice over, and as float32
 _PER_OUTPUT_PIXEL = 24  # float32 twice over while it is clipped and rounded; its bytes; the file
 
 
-def check_room(height: int, width: int, *, scale: int, where: str, available: int | None = None) -> None:
+def check_fits_in_memory(height: int, width: int, *, scale: int, where: str, available: int | None = None) -> None:
     """Raise InputError where input and result alone (the network has its own plan) exceed the memory that is free."""
     available = free_memory() if available is None else available
     needed = height * width * (_PER_INPUT_PIXEL + _PER_OUTPUT_PIXEL * scale * scale)

@@ -1,0 +1,234 @@
+"""DiffIR's stages for super-resolution and deblurring: stage 1, stage 2 with its teacher, and the GAN phase."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC
+from typing import Any
+
+import numpy as np
+import torch
+from basicsr.losses import build_loss
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from diffir_sr.checkpoints import fit, read_weights
+from diffir_sr.errors import OptionError
+from diffir_sr.models.discriminator import Discriminator
+from diffir_sr.models.frozen import Frozen
+from diffir_sr.models.restoration_model import Losses, RestorationModel
+from diffir_sr.models.schedulers import step_decay_rate
+
+
+class Stage2Model(RestorationModel, ABC):
+    """Trains DiffIRS2 to reach the prior of a frozen stage-1 teacher from the degraded image alone."""
+
+    frozen_networks = (
+        Frozen(
+            "S1",
+            role="stage 2 learns from a stage-1 network",
+            source="the net_g file that a DiffIRS1Model training wrote",
+            part="E",  # the prior encoder; the body of stage 1 is not needed
+        ),
+    )
+
+    def init_training_settings(self) -> None:
+        train = self.opt["train"]
+        self.encoder_iter = int(train.get("encoder_iter") or 0)
+        self.trains_apart = train.get("diffusion_training", "joint") == "separate"
+        self.cri_kd = build_loss(train.get("kd_opt") or {"type": "KDLoss"}).to(self.device)
+        super().init_training_settings()
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The frozen prior encoder of stage 1."""
+        return self.frozen["S1"]
+
+    def teacher_prior(self) -> Tensor:
+        """Stage 1's prior (B, 256) of the current batch."""
+        with torch.no_grad():
+            return self.teacher(self.lq, self.target("l1"))
+
+    def start_noise(self, current_iter: int) -> Tensor:
+        """Where the diffusion starts, (B, D)."""
+        width = int(self.get_bare_model(self.net_g).prior_width)  # pyright: ignore[reportArgumentType]
+        return self.noise_at(current_iter).normal((len(self.lq), width)).to(self.device)
+
+    def prior_losses(self, teacher_prior: Tensor, trajectory: list[Tensor]) -> tuple[Losses, Losses]:
+        """The distance of the last step's prior, optimised, and the KL term, watched (published log names)."""
+        kl, distance = self.cri_kd(teacher_prior, trajectory[-1])
+        last, name = (
+            len(trajectory) - 1,
+            {"l2": "l_sq", "kl": "l_kl"}.get(getattr(self.cri_kd, "criterion", "l1"), "l_abs"),
+        )
+        return {f"{name}_{last}": distance}, {f"l_kd_{last}": kl}
+
+    def joint_losses(self, current_iter: int) -> tuple[Tensor, Losses, Losses]:
+        """Restored images, the losses of image and prior, and what is watched."""
+        prior = self.teacher_prior()
+        noise = self.start_noise(current_iter)
+        if self.trains_apart:
+            restored, trajectory = self.net_g(self.lq, prior, noise=noise, step=self._steps_at(current_iter))
+        else:
+            restored, trajectory = self.net_g(self.lq, prior, noise=noise)
+        distances, watched = self.prior_losses(prior, trajectory)
+        return restored, {**self.image_losses(restored), **distances}, watched
+
+    def _steps_at(self, current_iter: int) -> Tensor:
+        """A diffusion step for each image of the batch, all equally likely: a function of seed, iteration and rank."""
+        steps = int(self.get_bare_model(self.net_g).get_submodule("diffusion").steps)  # pyright: ignore
+        rng = np.random.default_rng((int(self.opt["manual_seed"]), current_iter, int(self.opt["rank"]), 1))
+        return torch.from_numpy(rng.integers(steps, size=len(self.lq))).to(self.device)
+
+    def law(self, name: str) -> dict[str, Any]:
+        """lr, gamma and interval of the published manual rate `lr_<name>`; all three are needed."""
+        train = self.opt["train"]
+        keys = {"base": f"lr_{name}", "gamma": f"gamma_{name}", "every": f"lr_decay_{name}"}
+        absent = [key for key in keys.values() if train.get(key) is None]
+        if absent:
+            raise OptionError(f"train: encoder_iter > 0 needs {', '.join(absent)}")
+        values = {argument: train[key] for argument, key in keys.items()}
+        return {**values, "every": int(values["every"])}
+
+
+class DiffIRS1Model(RestorationModel):
+    """Trains DiffIRS1 (body and CPEN_S1) on image losses; `test` needs the ground truth, as the network does."""
+
+    def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:
+        restored, _ = self.net_g(self.lq, self.target("l1"))
+        return self.image_losses(restored), {}
+
+
+class DiffIRS2Model(Stage2Model):
+    """Trains DiffIRS2; for the first `encoder_iter` iterations its condition and denoiser alone, on the prior loss.
+
+    With `encoder_iter` 0 the scheduler sets the rate (published super-resolution). Otherwise the published law:
+    lr_encoder * gamma_encoder^(i // lr_decay_encoder) while warming up, then
+    lr_sr * gamma_sr^((i - encoder_iter) // lr_decay_sr).
+    """
+
+    starts_from_stage_1 = True
+
+    def init_training_settings(self) -> None:
+        super().init_training_settings()
+        self._warming_up = False
+        if self.encoder_iter:
+            self._laws = self.law("encoder"), self.law("sr")
+
+    def setup_optimizers(self) -> None:
+        super().setup_optimizers()
+        if self.encoder_iter:
+            estimators = _estimators(self.get_bare_model(self.net_g))
+            weights = [weight for part in estimators for weight in part.parameters()]
+            self.optimizer_e = self.optimizer_of(weights, "optim_g")
+            self.optimizers.append(self.optimizer_e)
+
+    def scheduled(self) -> list[Optimizer]:
+        return [] if self.encoder_iter else self.optimizers
+
+    def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
+        super().update_learning_rate(current_iter, warmup_iter=warmup_iter)
+        if not self.encoder_iter:
+            return
+        encoder, restoration = self._laws
+        self._set_lr(
+            [
+                [step_decay_rate(**restoration, iteration=current_iter - self.encoder_iter)],
+                [step_decay_rate(**encoder, iteration=current_iter)],
+            ]
+        )
+
+    def get_current_learning_rate(self) -> list[float]:
+        now = self.optimizer_e if self._warming_up else self.optimizer_g
+        return [group["lr"] for group in now.param_groups]
+
+    def optimizer_at(self, current_iter: int) -> Optimizer:
+        return self.optimizer_e if self._warming_up else self.optimizer_g
+
+    def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:
+        self._enter_phase(warming_up=current_iter < self.encoder_iter)
+        if not self._warming_up:
+            _, losses, watched = self.joint_losses(current_iter)
+            return losses, watched
+        prior = self.teacher_prior()
+        # Through the wrapped forward, never a sub-module: else several devices would not share their gradients.
+        trajectory = self.net_g(self.lq, prior, noise=self.start_noise(current_iter), prior_only=True)
+        return self.prior_losses(prior, trajectory)
+
+    def _enter_phase(self, *, warming_up: bool) -> None:
+        """Freeze or free the body, and wrap again so that DDP waits for exactly the gradients of this phase."""
+        if warming_up == self._warming_up:
+            return
+        bare = self.get_bare_model(self.net_g)
+        bare.get_submodule("G").requires_grad_(not warming_up)
+        self.net_g = self.model_to_device(bare)
+        self.net_g.train()
+        self._warming_up = warming_up
+
+
+def _estimators(net: nn.Module) -> list[nn.Module]:
+    return [net.get_submodule("condition"), net.get_submodule("denoise")]
+
+
+logger = logging.getLogger("basicsr")
+
+
+class DiffIRGANS2Model(Stage2Model):
+    """Trains all of DiffIRS2 with pixel, prior, perceptual and GAN losses, from a trained stage 2.
+
+    With `encoder_iter` > 0 (published real-world recipes, where it does nothing else here) the generator's rate is
+    lr_sr * gamma_sr^(i // lr_decay_sr); otherwise the scheduler's.
+    """
+
+    def init_training_settings(self) -> None:
+        if not self.opt["path"].get("pretrain_network_g"):
+            raise OptionError(
+                "path.pretrain_network_g: the GAN phase starts from a trained stage 2 (the net_g file that a "
+                "DiffIRS2Model training wrote), and none is given; GAN losses from scratch diverge"
+            )
+        train = self.opt["train"]
+        self.net_d_iters = int(train.get("net_d_iters") or 1)
+        self.net_d_init_iters = int(train.get("net_d_init_iters") or 0)
+        super().init_training_settings()
+        self._law = self.law("sr") if self.encoder_iter else None
+
+    def setup_optimizers(self) -> None:
+        super().setup_optimizers()
+        net = self.build_net("network_d")
+        path = self.opt["path"].get("pretrain_network_d")
+        if path:
+            weights = read_weights(path, key=self.opt["path"].get("param_key_d", "params"))
+            strict = self.opt["path"].get("strict_load_d", True)
+            logger.info(f"Loaded {fit(net, weights, where='path.pretrain_network_d', strict=strict)}")
+        net = self.model_to_device(net)
+        net.train()
+        self.print_network(net)
+        loss = build_loss(self.opt["train"]["gan_opt"]).to(self.device)
+        optimizer = self.optimizer_of(net.parameters(), "optim_d")
+        self.adversary = Discriminator(net, loss=loss, optimizer=optimizer)
+        self.optimizers.append(optimizer)
+
+    def scheduled(self) -> list[Optimizer]:
+        return [self.adversary.optimizer] if self.encoder_iter else self.optimizers
+
+    def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
+        super().update_learning_rate(current_iter, warmup_iter=warmup_iter)
+        if self._law:
+            self._set_lr([[step_decay_rate(**self._law, iteration=current_iter)]])
+
+    def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:
+        self.output, losses, watched = self.joint_losses(current_iter)
+        losses["l_g_gan"] = self.adversary.generator_loss(self.output)
+        return losses, watched
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        self.lq, self.gt = self.batches.mixed(self.lq, self.gt, current_iter)
+        losses, watched = self.compute_losses(current_iter)
+        if current_iter % self.net_d_iters == 0 and current_iter > self.net_d_init_iters:
+            self.take_step(self.optimizer_g, losses)
+            self.update_average()
+        judged = self.adversary.train_step(self.target("gan"), self.output)
+        self.note(current_iter, losses | watched | judged)
+
+    def save_others(self, current_iter: int) -> None:
+        self.save_network(self.adversary.net, "net_d", current_iter)
