@@ -33,7 +33,7 @@ from setting import commit, processor  # noqa: E402
 
 from diffir_sr.archs.diffir_arch import DiffIRS2  # noqa: E402
 from diffir_sr.diffusion.noise import PictureNoise  # noqa: E402
-from diffir_sr.inference.engine import StripEngine  # noqa: E402
+from diffir_sr.inference.strips.engine import StripEngine  # noqa: E402
 
 TASKS = {"sr x4": "sr_x4_paper", "deblur": "deblur_paper", "inpaint": "inpaint_paper"}
 FORMS = ("plain", "optimized", "bfloat16")

@@ -19,8 +19,8 @@ from setting import commit
 
 from diffir_sr import load_restorer
 from diffir_sr.diffusion.noise import PictureNoise
-from diffir_sr.inference.engine import StripEngine
 from diffir_sr.inference.plain import in_tiles, tile_starts
+from diffir_sr.inference.strips.engine import StripEngine
 
 PHOTOGRAPHS = {
     "chelsea": lambda: skimage.data.chelsea()[:300, :400],

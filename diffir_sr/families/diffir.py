@@ -183,5 +183,5 @@ DIFFIR = Family(
     ),
     losses=("diffir_sr.losses.prior_loss:KDLoss",),
     identify=identify,
-    engines={"diffir_sr.archs.diffir_arch:DiffIRS2": "diffir_sr.inference.engine:StripEngine"},
+    engines={"diffir_sr.archs.diffir_arch:DiffIRS2": "diffir_sr.inference.strips.engine:StripEngine"},
 )

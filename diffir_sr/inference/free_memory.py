@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch
+
 from diffir_sr.errors import InputError
 
 _PER_INPUT_PIXEL = 24  # bytes: decoded twice over, and as float32
@@ -48,3 +50,21 @@ def _of_container() -> int | None:
         return None
     cached = int(entries.get("file", 0))  # given back when memory is short
     return None if limit == "max" else max(0, int(limit) - used + cached)
+
+
+def available(device: torch.device) -> int:
+    """Bytes of memory that are free on a device."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    return free_memory()
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had, and nothing else."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    # torch's CPU allocator has no type of its own for it.
+    return (
+        type(error) is RuntimeError and "DefaultCPUAllocator: " in str(error) and "you tried to allocate" in str(error)
+    )

@@ -18,7 +18,7 @@ from diffir_sr.diffusion.noise import Noise
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.families import fast_engine
 from diffir_sr.families.base import Engine, Restores
-from diffir_sr.inference.memory import available, ran_out_of_memory
+from diffir_sr.inference.free_memory import available, ran_out_of_memory
 
 
 def tile_starts(length: int, *, tile: int, overlap: int) -> list[int]:

@@ -13,10 +13,11 @@ from diffir_sr.archs.diffir_arch import DiffIRS2
 from diffir_sr.archs.geometry import check_image, with_mask
 from diffir_sr.diffusion.noise import Noise
 from diffir_sr.errors import InputError, OptionError
-from diffir_sr.inference.body import FoldedBody
-from diffir_sr.inference.folded_prior import condition
-from diffir_sr.inference.memory import Plan, Planner, available, ran_out_of_memory
+from diffir_sr.inference.free_memory import available, ran_out_of_memory
 from diffir_sr.inference.plain import OVERLAP, TILE, check_tiles, in_tiles
+from diffir_sr.inference.strips.body import FoldedBody
+from diffir_sr.inference.strips.folded_prior import condition
+from diffir_sr.inference.strips.memory import Plan, Planner
 
 TileMode = Literal["exact", "prior"]
 logger = logging.getLogger("diffir_sr.inference")

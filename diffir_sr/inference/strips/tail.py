@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffir_sr.inference.rows import convolve
+from diffir_sr.inference.strips.rows import convolve
 
 RADIUS = 2  # rows and columns of features around a pixel that its enlargement sees
 _EDGE = 1  # pixels of features whose enlargement the 5x5 convolution gets wrong

@@ -9,8 +9,7 @@ import torch
 
 from diffir_sr.archs.dirformer import DIRformer
 from diffir_sr.archs.layers import Block
-from diffir_sr.inference.free_memory import free_memory
-from diffir_sr.inference.rows import block_rows, even_rows
+from diffir_sr.inference.strips.rows import block_rows, even_rows
 
 _FLOAT = 4  # bytes
 # Pixels in a strip on a CPU: small enough for its values to stay in the cache from one operation to the next, and in
@@ -95,21 +94,3 @@ class Planner:
         if self._device.type != "cpu":
             return height  # what a graphics card gains from is large operations
         return max(1, _FAST_PIXELS // (width // self._geometry.body_unshuffle))
-
-
-def available(device: torch.device) -> int:
-    """Bytes of memory that are free on a device."""
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    return free_memory()
-
-
-def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory could not be had, and nothing else."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    # torch's CPU allocator has no type of its own for it.
-    return (
-        type(error) is RuntimeError and "DefaultCPUAllocator: " in str(error) and "you tried to allocate" in str(error)
-    )

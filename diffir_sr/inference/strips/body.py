@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from diffir_sr.archs.dirformer import DIRformer
 from diffir_sr.archs.layers import Block, Down, Level, Up
-from diffir_sr.inference.blocks import FoldedBlock
-from diffir_sr.inference.memory import Plan
-from diffir_sr.inference.rows import Neighbours, Source, convolve, empty_map, rows_of, strips
-from diffir_sr.inference.tail import RADIUS, FoldedTail
+from diffir_sr.inference.strips.blocks import FoldedBlock
+from diffir_sr.inference.strips.memory import Plan
+from diffir_sr.inference.strips.rows import Neighbours, Source, convolve, empty_map, rows_of, strips
+from diffir_sr.inference.strips.tail import RADIUS, FoldedTail
 
 
 class FoldedBody:

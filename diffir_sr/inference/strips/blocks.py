@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffir_sr.archs.layers import Block, ChannelAttention, ChannelNorm, GatedFeedForward
-from diffir_sr.inference.rows import Neighbours, block_rows, convolve, strips
+from diffir_sr.inference.strips.rows import Neighbours, block_rows, convolve, strips
 
 _LANES = 16  # float32 numbers in a wide register; convolutions of other channel counts take twice as long
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffir_sr.archs.prior import CPEN
-from diffir_sr.inference.memory import Plan
-from diffir_sr.inference.rows import Neighbours, Source, block_rows, convolve, strips
+from diffir_sr.inference.strips.memory import Plan
+from diffir_sr.inference.strips.rows import Neighbours, Source, block_rows, convolve, strips
 
 
 class _Shared:

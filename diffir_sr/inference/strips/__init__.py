@@ -1,0 +1,1 @@
+"""DiffIR's engine: the network folded for each picture, restored exactly in strips of rows, in planned memory."""
