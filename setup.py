@@ -51,6 +51,7 @@ setup(
     extras_require={
         "quickstart": ["scikit-image", "matplotlib"],  # its photographs; the pictures of the report
         "video": ["imageio-ffmpeg"],  # brings an ffmpeg where the system has none
+        "peers": ["spandrel"],  # recognises and builds the networks of other projects
         # LPIPS and its heads; DISTS' weights, FID and KID. ImageNet backbones: see CONTRIBUTING.md.
         "metrics": ["lpips", "torchmetrics"],
         "dev": [

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from diffir_sr.cards import SUFFIX, read_card_file
 from diffir_sr.compat import why_unreadable
 from diffir_sr.errors import CheckpointError
-from diffir_sr.families import identify
+from diffir_sr.families import identify, load_foreign
 from diffir_sr.families.base import Identity, Tensors
+from diffir_sr.families.spandrel import missing
 
 _KEYS = ("params_ema", "params")
 _LIGHTNING = "state_dict"
@@ -129,13 +130,22 @@ def identity_of(weights: Weights) -> Identity:
     if section is not None:
         return _described(section, weights)
     identity = identity_in(weights)
-    if identity is None:
-        names = ", ".join(list(weights.tensors)[:3])
-        raise CheckpointError(
-            f"{weights.path.resolve()}: its tensors ({names}, ...) are of no network that is known here; a training by "
-            "this package also writes a .safetensors file, which says what it holds"
-        )
-    return identity
+    return _foreign(weights)[1] if identity is None else identity
+
+
+def _foreign(weights: Weights) -> tuple[nn.Module, Identity]:
+    """The network of a family that builds it by itself; raises CheckpointError where there is none."""
+    try:
+        found = load_foreign(weights.tensors, weights.card)
+    except CheckpointError as error:
+        raise CheckpointError(f"{weights.path.resolve()}: {error}") from error
+    if found is not None:
+        return found
+    names = ", ".join(list(weights.tensors)[:3])
+    raise CheckpointError(
+        f"{weights.path.resolve()}: its tensors ({names}, ...) are of no network that is known here; a training by "
+        f"this package also writes a .safetensors file, which says what it holds; {missing()}"
+    )
 
 
 def _described(section: Any, weights: Weights) -> Identity:
@@ -160,6 +170,8 @@ def load_network(path: str | Path) -> Loaded:
     Raises CheckpointError for a file that holds no known network, or one that does not restore pictures by itself.
     """
     weights = read_weights(path)
+    if "network" not in weights.card and identity_in(weights) is None:
+        return Loaded(*_foreign(weights), weights)
     identity = identity_of(weights)
     place = weights.path.resolve()
     if identity.refuses:

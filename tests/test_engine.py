@@ -10,9 +10,9 @@ from pictures import SMALL
 from diffir_sr.archs.diffir_arch import DiffIRS2
 from diffir_sr.diffusion.noise import PictureNoise, picture_noise
 from diffir_sr.errors import InputError, OptionError
+from diffir_sr.inference.free_memory import ran_out_of_memory
 from diffir_sr.inference.strips import blocks as blocks_module
 from diffir_sr.inference.strips import engine as engine_module
-from diffir_sr.inference.free_memory import ran_out_of_memory
 from diffir_sr.inference.strips.engine import StripEngine
 from diffir_sr.inference.strips.rows import block_rows
 

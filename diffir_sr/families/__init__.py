@@ -10,14 +10,21 @@ from torch import nn
 
 from diffir_sr.families.base import Family, Identity, Tensors
 from diffir_sr.families.diffir import DIFFIR
+from diffir_sr.families.spandrel import SPANDREL
 
-FAMILIES: tuple[Family, ...] = (DIFFIR,)
+FAMILIES: tuple[Family, ...] = (DIFFIR, SPANDREL)
 
 
 def identify(tensors: Tensors, card: Mapping[str, Any] | None = None) -> Identity | None:
     """What network has these tensors, by the family that recognises them; None for a network of no family."""
     found = (family.identify(tensors, card or {}) for family in FAMILIES if family.identify is not None)
     return next((identity for identity in found if identity is not None), None)
+
+
+def load_foreign(tensors: Tensors, card: Mapping[str, Any]) -> tuple[nn.Module, Identity] | None:
+    """A network that a family builds by itself out of these tensors, with its weights; None if none does."""
+    built = (family.load(tensors, card) for family in FAMILIES if family.load is not None)
+    return next((found for found in built if found is not None), None)
 
 
 def fast_engine(network: nn.Module) -> Any | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffir_sr.diffusion.noise import Noise
 
@@ -97,6 +97,7 @@ class Family:
     `identify(tensors, card)` gives the Identity of weights without a network section (foreign files), or None; it
     raises CheckpointError for weights of the family that are damaged. `engines` maps the exact class of a network to
     an engine that is faster than the plain one; derived classes do not get it, because they may restore otherwise.
+    `load(tensors, card)` is for families that build networks by themselves; it is asked after every `identify`.
     """
 
     name: str
@@ -107,3 +108,4 @@ class Family:
     metrics: tuple[str, ...] = ()
     identify: Callable[[Tensors, Mapping[str, Any]], Identity | None] | None = None
     engines: Mapping[str, str] = field(default_factory=dict)
+    load: Callable[[Tensors, Mapping[str, Any]], tuple[nn.Module, Identity] | None] | None = None

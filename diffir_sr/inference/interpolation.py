@@ -21,7 +21,9 @@ def interpolated(first: Path, second: Path, share: float) -> tuple[nn.Module, st
     if not 0 <= share <= 1:
         raise InputError(f"blend: expected a share from 0 ({first.name} alone) to 1 ({second.name} alone), got {share}")
     one, two = load_network(first), load_network(second)
-    if (one.identity.arch, one.identity.arguments) != (two.identity.arch, two.identity.arguments):
+    shapes = [[(name, weight.shape) for name, weight in net.network.named_parameters()] for net in (one, two)]
+    makes = [(net.identity.arch, net.identity.arguments) for net in (one, two)]
+    if makes[0] != makes[1] or shapes[0] != shapes[1]:
         raise CheckpointError(
             f"blend: {first} is {one.identity} and {second} is {two.identity}; only weights of one network can "
             "be mixed, such as a stage 2 and the GAN training that started from it"

@@ -117,6 +117,9 @@ class PlainEngine:
         self.dtype = dtype
         self.network = as_restoring(network.to(self.device))
         self.tile_mode = "tiles" if tiles else "exact"
+        check = getattr(network, "check_engine", None)
+        if check is not None:
+            check(dtype=dtype, tiles=tiles)
         self._tile = tile if tiles else None
         self._overlap = overlap
         self._limit = memory_limit
