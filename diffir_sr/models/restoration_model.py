@@ -156,6 +156,7 @@ class RestorationModel(SRModel, ABC):
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)
         self.pairs.load(int(resume_state["iter"]))
+        self.card_files.resumed(int(resume_state["iter"]), averaged=self.net_g_ema is not None)
 
     def _on_device(self, images: Tensor) -> Tensor:
         images = images.to(self.device, non_blocking=True)  # datasets may give uint8, which is less to copy

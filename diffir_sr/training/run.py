@@ -30,6 +30,20 @@ from diffir_sr.version import __version__
 logger = logging.getLogger("basicsr")
 
 
+# What each launcher tells a process by its environment.
+_LAUNCHERS = {
+    "pytorch": (
+        ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+        "run: torchrun --nproc_per_node=N -m diffir_sr basicsr train -opt FILE --launcher pytorch",
+    ),
+    "slurm": (
+        ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_NODELIST"),
+        "run it with srun, or take --launcher pytorch (torchrun) or none",
+    ),
+}
+_COUNTS = ("RANK", "WORLD_SIZE", "MASTER_PORT", "SLURM_PROCID", "SLURM_NTASKS")
+
+
 @dataclass(frozen=True)
 class RunArguments:
     """What the command line adds to an option file."""
@@ -87,10 +101,20 @@ def _expanded(root: Any) -> Any:
 
 
 def _start_distributed(launcher: str, parameters: dict[str, Any]) -> None:
-    if launcher == "pytorch" and "RANK" not in os.environ:
+    needed, remedy = _LAUNCHERS[launcher]
+    absent = [name for name in needed if not os.environ.get(name)]
+    if absent:
         raise OptionError(
-            "--launcher pytorch: this process was not started by torchrun (no RANK in the environment); run: "
-            "torchrun --nproc_per_node=N -m diffir_sr basicsr train -opt FILE --launcher pytorch"
+            f"--launcher {launcher}: this process was not started by {'Slurm' if launcher == 'slurm' else 'torchrun'} "
+            f"(no {', '.join(absent)} in the environment); {remedy}"
+        )
+    for name in needed:
+        if name in _COUNTS and not os.environ[name].isdigit():
+            raise OptionError(f"--launcher {launcher}: {name} in the environment is {os.environ[name]!r}, no number")
+    if launcher == "slurm" and not torch.cuda.is_available():
+        raise OptionError(
+            "--launcher slurm: needs a CUDA device on each node, found none here; without one use torchrun and "
+            "--launcher pytorch"
         )
     if launcher == "slurm":
         init_dist(launcher, **parameters)
@@ -161,15 +185,16 @@ def forget_log() -> None:
 def _copy_options(opt: dict[str, Any], option_file: Path, folder: Path) -> None:
     """Keep the file as it was written, and beside it what it meant in the end."""
     (folder / option_file.name).write_text(option_file.read_text())
-    plain = yaml.safe_dump(_plain(opt), sort_keys=False, allow_unicode=True)
-    (folder / "options_used.yml").write_text(plain)
+    used = yaml.safe_dump(plain(opt), sort_keys=False, allow_unicode=True)
+    (folder / "options_used.yml").write_text(used)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Options as YAML and JSON know them: what is neither text nor a number becomes text."""
     if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
