@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import pytest
 from toy import run_training, train_options, write_options, write_pairs
 
 from diffir_sr.models.restoration_model import RestorationModel
-from diffir_sr.training import record
+from diffir_sr.training import loop, record
 from diffir_sr.training.states import sweep
 
 REPO = Path(__file__).resolve().parents[1]
@@ -23,7 +24,7 @@ TIMING = {"time", "data_time"}
 
 
 @pytest.fixture(autouse=True)
-def data():
+def _data():
     write_pairs("data", lmdb=False)
 
 
@@ -60,8 +61,14 @@ def killed_at(number, run):
                 if seen == number:
                     os.kill(os.getpid(), signal.SIGKILL)
 
-        sys.addaudithook(hook)
-        os._exit(run() & 127)
+        code = 99
+        try:
+            sys.addaudithook(hook)
+            code = run()
+        except BaseException:
+            traceback.print_exc()
+        finally:  # never back into pytest
+            os._exit(code)
     status = os.waitpid(child, 0)[1]
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
     return os.WIFSIGNALED(status)
@@ -105,6 +112,23 @@ def test_validation_that_ctrl_c_forestalled_is_made_up(monkeypatch):
     assert files_of("part1") == files_of("whole")
 
 
+def test_runs_begun_in_the_same_second_keep_each_other():
+    for _ in range(3):
+        assert run_training(options("again", iterations=1)) == 0
+    assert len(list(Path("experiments").glob("again_archived_*/training.jsonl"))) == 2
+
+
+def test_means_of_the_log_span_an_interruption():
+    for name, totals in (("whole", (6,)), ("part1", (2, 4, 6))):
+        made = options(name)
+        made["logger"]["print_freq"] = 3
+        for total in totals:
+            made["train"]["total_iter"] = total
+            assert run_training(made, "--auto_resume") == 0
+    assert [row["iter"] for row in rows("whole", "training.jsonl")] == [3, 6]
+    assert rows("part1", "training.jsonl") == rows("whole", "training.jsonl")
+
+
 def test_only_what_dead_processes_left_is_swept(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
@@ -145,6 +169,14 @@ def test_a_disk_that_takes_no_more_is_one_sentence_and_the_last_state_stays():
     assert run_training(options("apart"), "--auto_resume") == 0
 
 
+def test_a_disk_without_room_for_the_log_is_one_sentence():
+    process = run_apart(file_limit=1500)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 1, output
+    assert re.search(r"cannot write .*File too large; free space", output), output
+    assert "Traceback" not in output
+
+
 def test_a_record_that_cannot_be_written_is_one_sentence(monkeypatch, capsys):
     def full(self, mode="r", *arguments, **options):
         if self.name == "training.jsonl" and mode == "a":
@@ -178,7 +210,19 @@ def test_the_death_of_a_loader_is_one_sentence_and_the_last_state_stays():
         os.kill(int(child), signal.SIGKILL)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 1, output
-    assert re.search(r"DataLoader worker .* a process that loads data ended.*--auto_resume", output), output
+    assert re.search(r"a process that loads data ended .*--auto_resume", output), output
     assert "Traceback" not in output
     last = max(int(file.stem) for file in states.glob("*.state"))
     assert run_training(options("apart", iterations=last + 1), "--auto_resume") == 0
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_loader_that_dies_while_it_hands_over_a_batch_is_one_sentence(monkeypatch, error):
+    def broken(*_, **__):
+        raise error
+
+    monkeypatch.setattr(loop, "_iterate", broken)
+    assert run_training(options("handed")) == 1
+    log = next(Path("experiments/handed").glob("*.log")).read_text()
+    assert re.search(r"a process that loads data ended \((.*Connection reset.*|EOFError)\)", log)
+    assert "Traceback" not in log

@@ -117,10 +117,21 @@ def _iterate_watched(model: Any, opt: dict[str, Any], *parts: Any, done: int) ->
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        raise InputError(
-            f"{str(error).splitlines()[0].strip().rstrip('.')}; a process that loads data ended, often for want of "
-            "memory: lower datasets.train.num_worker_per_gpu, then go on from the last checkpoint with --auto_resume"
-        ) from error
+        raise _loader_died(error) from error
+    except (ConnectionError, EOFError) as error:  # it died with a batch half handed over; torch's own word comes later
+        try:
+            time.sleep(1)
+        except RuntimeError as later:
+            raise _loader_died(later) from later
+        raise _loader_died(error) from error
+
+
+def _loader_died(error: Exception) -> InputError:
+    why = str(error).splitlines()[0].strip().rstrip(".") if str(error) else type(error).__name__
+    return InputError(
+        f"a process that loads data ended ({why}), often for want of memory: lower "
+        "datasets.train.num_worker_per_gpu, then go on from the last checkpoint with --auto_resume"
+    )
 
 
 def _tensorboard(opt: dict[str, Any], *, new: bool) -> Any:

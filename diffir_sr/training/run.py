@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
 import random
+import sys
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -157,12 +160,18 @@ def check_weights(opt: dict[str, Any]) -> None:
 def start_log(opt: dict[str, Any], *, verb: str, option_file: Path, new: bool) -> None:
     """Make the run's folders (an older run of the same name is renamed, never deleted), log file and option copy."""
     if new:
+        # An older run of this name is renamed by the second, and one renamed in this same second would be in the way.
+        while opt["rank"] == 0 and Path(f"{opt['path']['log']}_archived_{get_time_str()}").exists():
+            time.sleep(0.05)
         make_exp_dirs(opt)
     if opt["dist"]:
         torch.distributed.barrier()
     forget_log()
     log_file = Path(opt["path"]["log"]) / f"{verb}_{opt['name']}_{get_time_str()}.log"
     get_root_logger(log_level=logging.INFO, log_file=str(log_file))
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handleError = partial(_say_unwritable, handler)  # pyright: ignore[reportAttributeAccessIssue]
     if opt["rank"] == 0:
         _copy_options(opt, option_file, Path(opt["path"]["log"]))
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -173,12 +182,22 @@ def start_log(opt: dict[str, Any], *, verb: str, option_file: Path, new: bool) -
     )
 
 
+def _say_unwritable(handler: logging.FileHandler, _: logging.LogRecord) -> None:
+    """One sentence on the terminal in place of a traceback for each line that the log cannot take."""
+    error = sys.exc_info()[1]
+    if not getattr(handler, "is_unwritable", False):
+        why = getattr(error, "strerror", None) or error
+        sys.stderr.write(f"cannot write the log {handler.baseFilename}: {why}; its lines go to the terminal alone\n")
+    handler.is_unwritable = True  # pyright: ignore[reportAttributeAccessIssue] - kept with what it is about
+
+
 def forget_log() -> None:
     """Close the log of a run: BasicSR opens one per process, and the next run must not write into it."""
     root = logging.getLogger("basicsr")
     for handler in list(root.handlers):
         root.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # its last lines find no room: what ended the run says so
+            handler.close()
     initialized_logger.pop("basicsr", None)
 
 

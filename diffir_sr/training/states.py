@@ -73,12 +73,13 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def _check_networks(opt: Mapping[str, Any], iteration: int) -> None:
-    """Raise CheckpointError unless every network saved with a state can be read."""
+    """Raise CheckpointError unless the networks saved with a state can be read."""
     ignored = opt["path"].get("ignore_resume_networks") or []
     for name in opt:
         if name.startswith("network_") and name not in ignored:
             file = Path(opt["path"]["models"]) / f"net_{name.removeprefix('network_')}_{iteration}.pth"
-            read_weights(file, key="params")
+            if name == "network_g" or file.is_file():  # a model need not save the others
+                read_weights(file, key="params")
 
 
 def read_state(path: Path) -> dict[str, Any]:
