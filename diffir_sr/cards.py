@@ -24,20 +24,53 @@ def write_card_file(tensors: Mapping[str, Tensor], card: Mapping[str, Any], path
     # Stage-2 networks hold some tensors under two names, which the format refuses to share.
     apart = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     data = save(apart, metadata={"format": "pt", _ENTRY: json.dumps(dict(card))})
-    Path(path).write_bytes(data)
+    Path(path).write_bytes(_in_order(data))
+
+
+def _in_order(data: bytes) -> bytes:
+    """The same file with the entries of its metadata sorted, which the library leaves in an order of chance."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + data[start:]
 
 
 def read_card_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors on the CPU and the card ({} where there is none); raises CheckpointError for a damaged file."""
+    tensors, card, _ = read_stored(path)
+    return tensors, card
+
+
+def read_stored(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, str]]:
+    """Tensors on the CPU, card, and the other entries of the metadata; raises CheckpointError for a damaged file.
+
+    The other entries are, in a file of `safetensors.torch.save_model`, the stored name of each tensor left out.
+    """
     try:
         path.open("rb").close()  # safetensors says of a file without read permission that there is none
         with safe_open(path, framework="pt", device="cpu") as file:
-            card = json.loads((file.metadata() or {}).get(_ENTRY, "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, card  # noqa: SIM118 - it is no mapping
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{path.resolve()}: not a readable safetensors file ({str(error).splitlines()[0]}); copy or fetch it again"
         ) from error
+    return tensors, _card(metadata.pop(_ENTRY, "{}"), path), metadata
+
+
+def _card(text: str, path: Path) -> dict[str, Any]:
+    remedy = "write the card again, or remove it from the metadata of the file"
+    try:
+        card = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path.resolve()}: its model card ({_ENTRY}) is not JSON ({error}); {remedy}") from error
+    if not isinstance(card, dict):
+        raise CheckpointError(
+            f"{path.resolve()}: its model card ({_ENTRY}) is a JSON {type(card).__name__}, not an object; {remedy}"
+        )
+    return card
 
 
 def training_card(

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from diffir_sr.cards import SUFFIX, read_card_file
-from diffir_sr.compat import why_unreadable
+from diffir_sr.cards import SUFFIX, read_stored
 from diffir_sr.errors import CheckpointError
 from diffir_sr.families import identify, load_foreign
 from diffir_sr.families.base import Identity, Tensors
 from diffir_sr.families.spandrel import missing
+from diffir_sr.weights_files import StandIn, check_reachable, is_safetensors, objects_in, read_pickled
+from diffir_sr.weights_tensors import bare, plain
 
 _KEYS = ("params_ema", "params")
 _LIGHTNING = "state_dict"
@@ -41,32 +40,16 @@ def read_weights(path: str | Path, *, key: str | None = "params_ema") -> Weights
     is executed. Raises CheckpointError for a missing, damaged or foreign file.
     """
     path = Path(path).expanduser()
-    if not _is_file(path):
-        raise CheckpointError(
-            f"no such weights file: {path.resolve()}; train the stage that writes it, or correct the path"
-        )
-    if path.suffix == SUFFIX:
-        tensors, card = read_card_file(path)
-        return Weights(path, None, {_bare(name): tensor for name, tensor in tensors.items()}, card)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path.resolve()}: not a readable PyTorch weights file ({why_unreadable(error)}); copy or fetch it again"
-        ) from error
+    check_reachable(path)
+    if is_safetensors(path):
+        tensors, card, ties = read_stored(path)
+        return Weights(path, None, plain(tensors, path, ties=ties), card)
+    # A renamed file is read as what it is.
+    content = read_pickled(path, kind="safetensors file" if path.suffix == SUFFIX else "PyTorch weights file")
     found, tensors = _unwrap(content, key)
     if tensors is None:
-        raise CheckpointError(
-            f"{path.resolve()}: holds no network; expected {' or '.join(_KEYS)}, found {_summary(content)}"
-        )
-    return Weights(path, found, {_bare(name): tensor for name, tensor in tensors.items()})
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be reached ({error.strerror}); check its permissions") from error
+        raise CheckpointError(f"{path.resolve()}: {_no_network(content)}")
+    return Weights(path, found, plain(tensors, path))
 
 
 def _unwrap(content: Any, key: str | None) -> tuple[str | None, dict[str, Tensor] | None]:
@@ -83,7 +66,9 @@ def _unwrap(content: Any, key: str | None) -> tuple[str | None, dict[str, Tensor
 def _generator(tensors: Tensors) -> dict[str, Tensor]:
     """The restoring network of a Lightning module, which holds losses, a discriminator and a teacher beside it."""
     for prefix in ("generator.", "generatorS2."):
-        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        own = {
+            bare(name).removeprefix(prefix): tensor for name, tensor in tensors.items() if bare(name).startswith(prefix)
+        }
         if own:
             return own
     return dict(tensors)
@@ -94,14 +79,23 @@ def _is_network(content: Any) -> bool:
     return tensors and len(content) > 0 and all(isinstance(name, str) for name in content)
 
 
-def _bare(name: str) -> str:
-    return name.removeprefix("module.")  # left by DataParallel
+def _no_network(content: Any) -> str:
+    objects = objects_in(content)
+    if isinstance(content, StandIn):
+        return (
+            f"holds a pickled model object of class {objects[0]}, not its weights alone, and reading it would execute "
+            "code; where that class is installed, save torch.save(model.state_dict(), 'weights.pth')"
+        )
+    held = f"holds no network; expected {' or '.join(_KEYS)}, found {_summary(content)}"
+    if objects:
+        held += f", with objects of class {', '.join(objects[:3])}; save torch.save(model.state_dict(), 'weights.pth')"
+    return held
 
 
 def _summary(content: Any) -> str:
-    if isinstance(content, Mapping):
+    if isinstance(content, Mapping) and content:
         return "the entries " + ", ".join(str(name) for name in list(content)[:5])
-    return type(content).__name__
+    return f"an empty {type(content).__name__}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
 
 
 def identity_in(weights: Weights) -> Identity | None:

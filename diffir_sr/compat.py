@@ -267,7 +267,11 @@ def save_atomically(
     partial = f"{path}.partial-{os.getpid()}"
     for left in reversed(range(tries)):
         try:
-            (save or torch.save)(thing, partial)
+            if save:
+                save(thing, partial)
+            else:
+                with open(partial, "wb") as file:  # given a path, torch would write its name, with our number, inside
+                    torch.save(thing, file)
             os.replace(partial, path)
             return
         except (OSError, RuntimeError) as error:
@@ -275,10 +279,18 @@ def save_atomically(
                 os.unlink(partial)
             if not left:
                 raise SaveFailed(
-                    f"cannot save {os.path.abspath(path)}: {error}; free space or fix permissions, then go on "
+                    f"cannot save {os.path.abspath(path)}: {_cause(error)}; free space or fix permissions, then go on "
                     "from the last checkpoint with --auto_resume"
                 ) from error
             time.sleep(wait_s)
+
+
+def _cause(error: BaseException) -> str:
+    """The refusal of the system behind an error of a library, or what the library says, in one line."""
+    behind = error.__cause__ or error.__context__
+    if behind is not None or (isinstance(error, OSError) and error.strerror):
+        return _cause(behind) if behind is not None else str(getattr(error, "strerror", error))
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 @_patch("an unreadable image surfaces as AttributeError without the name of the file")

@@ -172,7 +172,13 @@ def spoilt_network(value, file="nan.pth"):
 
 
 def test_a_result_that_is_not_finite_is_no_picture():
-    broken = load_restorer(spoilt_network(float("nan")))
+    with pytest.raises(
+        CheckpointError, match=r"nan\.pth: the tensor G\.tail\.1\.weight holds 1 values of .* not finite"
+    ):
+        load_restorer(spoilt_network(float("nan")))
+    broken = load_restorer(spoilt_network(1.0))
+    with torch.no_grad():  # spoilt after it was read
+        broken.network.state_dict()["G.tail.1.weight"][0, 0, 0, 0] = float("nan")
     for restored in (broken, lambda picture: broken.samples(picture, 2)):
         with pytest.raises(
             InputError,

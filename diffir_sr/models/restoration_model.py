@@ -27,6 +27,7 @@ from diffir_sr.models import validation as measuring
 from diffir_sr.models.batches import BatchPreparation, Role
 from diffir_sr.models.finite import refuse_broken_values, refuse_broken_weights
 from diffir_sr.models.frozen import Frozen
+from diffir_sr.models.running_sums import load_sums, save_sums
 from diffir_sr.models.saving import CardFiles
 from diffir_sr.models.schedulers import build_scheduler
 from diffir_sr.models.vgg_exchange import vgg_features_from
@@ -164,6 +165,8 @@ class RestorationModel(SRModel, ABC):
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)
         self.batches.load(int(resume_state["iter"]))
+        self._sums = load_sums(self.opt, int(resume_state["iter"]), device=self.device)
+        self.card_files.resumed(int(resume_state["iter"]), averaged=self.net_g_ema is not None)
 
     def _on_device(self, images: Tensor) -> Tensor:
         images = images.to(self.device, non_blocking=True)  # datasets may give uint8, which is less to copy
@@ -333,6 +336,7 @@ class RestorationModel(SRModel, ABC):
         self.card_files.save(self.evaluated_net, current_iter, averaged=self.net_g_ema is not None)
         self.save_others(current_iter)
         self.batches.save(current_iter)
+        save_sums(self._sums, self.opt, current_iter)
         self.save_training_state(epoch, current_iter)
 
     def save_others(self, current_iter: int) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from diffir_sr.cards import SUFFIX, training_card, write_card_file
+from diffir_sr.cards import SUFFIX, read_card_file, training_card, write_card_file
 from diffir_sr.compat import save_atomically
 from diffir_sr.data.records import read_records
+from diffir_sr.errors import CheckpointError
 from diffir_sr.families import identify
 from diffir_sr.version import __version__
 
@@ -34,10 +35,29 @@ class CardFiles:
         if self._last is not None and current_iter == self.iteration and self._last[0] in ("latest", str(current_iter)):
             self._write(net)
 
+    def resumed(self, iteration: int, *, averaged: bool) -> None:
+        """Go on after a saved iteration: its card is the one that the next measurement belongs into."""
+        self.iteration, self._last = iteration, (str(iteration), averaged)
+
+    def refresh(self, net: nn.Module) -> None:
+        """Write the last card anew if it lacks what the record of validation has, or cannot be read."""
+        if self.opt["rank"] != 0 or self._last is None:
+            return
+        try:
+            card = read_card_file(self._path())[1]
+        except CheckpointError:
+            card = {}
+        if card.get("metrics") != last_measured(Path(self.opt["path"]["log"]) / "validation.jsonl"):
+            self._write(net)
+
+    def _path(self) -> Path:
+        label = self._last[0] if self._last else "latest"
+        return Path(self.opt["path"]["models"]) / f"net_g_{label}{SUFFIX}"
+
     def _write(self, net: nn.Module) -> None:
         if self.opt["rank"] != 0 or self._last is None:
             return
-        (label, averaged), tensors = self._last, net.state_dict()
+        (_, averaged), tensors = self._last, net.state_dict()
         card = training_card(
             self.opt,
             weights="params_ema" if averaged else "params",
@@ -48,9 +68,7 @@ class CardFiles:
         identity = identify(tensors)
         if identity is not None:
             card |= identity.card
-        save_atomically(
-            tensors, Path(self.opt["path"]["models"]) / f"net_g_{label}{SUFFIX}", save=partial(_write, card)
-        )
+        save_atomically(tensors, self._path(), save=partial(_write, card))
 
 
 def _write(card: Mapping[str, Any], tensors: Any, path: str) -> None:

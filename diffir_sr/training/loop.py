@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -19,9 +20,10 @@ from basicsr.utils import AvgTimer, MessageLogger, mkdir_and_rename
 from basicsr.utils.options import dict2str
 from torch.utils.data import DataLoader
 
-from diffir_sr.compat import load_resume_state
+from diffir_sr.errors import InputError
 from diffir_sr.options import LoadedOptions
-from diffir_sr.training.record import append_record, forget_after
+from diffir_sr.training.catching_up import is_complete, make_up, unmeasured
+from diffir_sr.training.record import append_record, forget_after, unwritable
 from diffir_sr.training.run import (
     RunArguments,
     check_data,
@@ -32,6 +34,7 @@ from diffir_sr.training.run import (
     training_loader,
 )
 from diffir_sr.training.sampler import DrawSampler, GrowingBatchSampler
+from diffir_sr.training.states import changes, check_fits, find_state, save_options, sweep
 
 logger = logging.getLogger("basicsr")
 
@@ -49,33 +52,86 @@ def train(loaded: LoadedOptions, arguments: RunArguments) -> None:
     opt = complete_options(loaded.values, arguments, is_train=True)
     check_data(opt)
     torch.backends.cudnn.benchmark = True
-    state = load_resume_state(opt)
+    try:
+        _train(opt, loaded)
+    except OSError as error:
+        if not _is_about(error, opt):
+            raise
+        raise unwritable(error.filename or opt["path"]["log"], error) from error
+
+
+def _is_about(error: OSError, opt: dict[str, Any]) -> bool:
+    """Whether the system refused to write into the folder of the run: full, read-only, out of quota."""
+    inside = not error.filename or str(error.filename).startswith(opt["root_path"])
+    return inside and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+
+
+def _train(opt: dict[str, Any], loaded: LoadedOptions) -> None:
+    home = Path(opt["path"]["experiments_root"])
+    removed = sweep(home) if opt["rank"] == 0 else []
+    resumed = find_state(opt)
     check_weights(opt)
-    start_log(opt, verb="train", option_file=Path(loaded.path), new=state is None)
-    for warning in loaded.warnings:
+    start_log(opt, verb="train", option_file=Path(loaded.path), new=resumed is None)
+    for warning in (*loaded.warnings, *(resumed.warnings if resumed else ())):
         logger.warning(warning)
+    for file in removed:
+        logger.info(f"Removed {file}, which a killed run left half written")
     logger.info(dict2str(opt))
-    writer = _tensorboard(opt, new=state is None)
-    loader, sampler = training_loader(opt)
+    done, total = resumed.iteration if resumed else 0, int(opt["train"]["total_iter"])
+    if done > total:
+        logger.info(f"train.total_iter is {total:,d}, and {home.name} is at iteration {done:,d}: nothing to do")
+        return
     evaluations = evaluation_loaders(opt, ("val",))
+    if resumed:
+        for change in changes(opt, resumed):
+            logger.warning(f"Changed option {change}")
+        if done == total and is_complete(opt, evaluations, done=done):
+            logger.info(f"All {total:,d} iterations of {home.name} are done: nothing to do")
+            return
+    writer = _tensorboard(opt, new=resumed is None)
+    loader, sampler = training_loader(opt)
     _describe(opt, loader, sampler)
     model = build_model(opt)
-    done = 0
-    if state is not None:
-        model.resume_training(state)
-        done = state["iter"]
+    if resumed:
+        check_fits(resumed, model, opt)
+        model.resume_training(resumed.state)
         logger.info(f"Resuming after iteration {done:,d}")
         if opt["rank"] == 0:
             for name in ("training.jsonl", "validation.jsonl"):
                 forget_after(Path(opt["path"]["log"]) / name, done)
-    last = _iterate(model, opt, loader, sampler, evaluations, writer, done=done)
+        make_up(model, opt, evaluations, writer, done=done)
+    last = _iterate_watched(model, opt, loader, sampler, evaluations, writer, done=done)
     logger.info("Saving the final networks as 'latest'")
     model.save(epoch=-1, current_iter=-1)
     if opt.get("val") and last % opt["val"]["val_freq"]:
-        for evaluation in evaluations:
+        for evaluation in unmeasured(opt, evaluations, last):
             model.validation(evaluation, last, writer, opt["val"].get("save_img", False))
     if writer:
         writer.close()
+
+
+def _iterate_watched(model: Any, opt: dict[str, Any], *parts: Any, done: int) -> int:
+    """`_iterate`, with the death of a process that loads data as one sentence."""
+    try:
+        return _iterate(model, opt, *parts, done=done)
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise _loader_died(error) from error
+    except (ConnectionError, EOFError) as error:  # it died with a batch half handed over; torch's own word comes later
+        try:
+            time.sleep(1)
+        except RuntimeError as later:
+            raise _loader_died(later) from later
+        raise _loader_died(error) from error
+
+
+def _loader_died(error: Exception) -> InputError:
+    why = str(error).splitlines()[0].strip().rstrip(".") if str(error) else type(error).__name__
+    return InputError(
+        f"a process that loads data ended ({why}), often for want of memory: lower "
+        "datasets.train.num_worker_per_gpu, then go on from the last checkpoint with --auto_resume"
+    )
 
 
 def _tensorboard(opt: dict[str, Any], *, new: bool) -> Any:
@@ -140,6 +196,7 @@ def _iterate(
             stopping = stop.agreed(opt)
             if iteration % save_every == 0 or stopping:
                 logger.info("Saving networks and training state")
+                save_options(opt, iteration)  # first: a state never lies there without them
                 model.save(epoch, iteration)
             if stopping:
                 logger.warning(f"Stopped after iteration {iteration:,d}; go on with --auto_resume")

@@ -7,13 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffir_sr.compat import SaveFailed
 from diffir_sr.data.records import read_records
 
 
 def append_record(path: Path, values: Mapping[str, Any]) -> None:
-    """Add one line to a .jsonl file."""
-    with path.open("a") as file:
-        file.write(json.dumps(dict(values)) + "\n")
+    """Add one line to a .jsonl file; raises SaveFailed where it cannot be written."""
+    try:
+        cut = path.is_file() and path.stat().st_size and path.read_bytes()[-1:] != b"\n"
+        with path.open("a") as file:
+            file.write(("\n" if cut else "") + json.dumps(dict(values)) + "\n")
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def forget_after(path: Path, iteration: int) -> None:
@@ -23,3 +28,12 @@ def forget_after(path: Path, iteration: int) -> None:
         partial = path.with_suffix(".partial")
         partial.write_text("".join(f"{json.dumps(row)}\n" for row in kept))
         partial.replace(path)
+
+
+def unwritable(path: Path | str, error: OSError) -> SaveFailed:
+    """The error that ends a run for a file that cannot be written, with its cause and what to do."""
+    why = error.strerror or str(error)
+    return SaveFailed(
+        f"cannot write {Path(path).absolute()}: {why}; free space or fix permissions, then go on from the last "
+        "checkpoint with --auto_resume"
+    )

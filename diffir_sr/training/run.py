@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
 import random
+import sys
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +31,20 @@ from diffir_sr.training.sampler import DrawSampler, GrowingBatchSampler
 from diffir_sr.version import __version__
 
 logger = logging.getLogger("basicsr")
+
+
+# What each launcher tells a process by its environment.
+_LAUNCHERS = {
+    "pytorch": (
+        ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+        "run: torchrun --nproc_per_node=N -m diffir_sr basicsr train -opt FILE --launcher pytorch",
+    ),
+    "slurm": (
+        ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_NODELIST"),
+        "run it with srun, or take --launcher pytorch (torchrun) or none",
+    ),
+}
+_COUNTS = ("RANK", "WORLD_SIZE", "MASTER_PORT", "SLURM_PROCID", "SLURM_NTASKS")
 
 
 @dataclass(frozen=True)
@@ -87,10 +104,20 @@ def _expanded(root: Any) -> Any:
 
 
 def _start_distributed(launcher: str, parameters: dict[str, Any]) -> None:
-    if launcher == "pytorch" and "RANK" not in os.environ:
+    needed, remedy = _LAUNCHERS[launcher]
+    absent = [name for name in needed if not os.environ.get(name)]
+    if absent:
         raise OptionError(
-            "--launcher pytorch: this process was not started by torchrun (no RANK in the environment); run: "
-            "torchrun --nproc_per_node=N -m diffir_sr basicsr train -opt FILE --launcher pytorch"
+            f"--launcher {launcher}: this process was not started by {'Slurm' if launcher == 'slurm' else 'torchrun'} "
+            f"(no {', '.join(absent)} in the environment); {remedy}"
+        )
+    for name in needed:
+        if name in _COUNTS and not os.environ[name].isdigit():
+            raise OptionError(f"--launcher {launcher}: {name} in the environment is {os.environ[name]!r}, no number")
+    if launcher == "slurm" and not torch.cuda.is_available():
+        raise OptionError(
+            "--launcher slurm: needs a CUDA device on each node, found none here; without one use torchrun and "
+            "--launcher pytorch"
         )
     if launcher == "slurm":
         init_dist(launcher, **parameters)
@@ -133,12 +160,18 @@ def check_weights(opt: dict[str, Any]) -> None:
 def start_log(opt: dict[str, Any], *, verb: str, option_file: Path, new: bool) -> None:
     """Make the run's folders (an older run of the same name is renamed, never deleted), log file and option copy."""
     if new:
+        # An older run of this name is renamed by the second, and one renamed in this same second would be in the way.
+        while opt["rank"] == 0 and Path(f"{opt['path']['log']}_archived_{get_time_str()}").exists():
+            time.sleep(0.05)
         make_exp_dirs(opt)
     if opt["dist"]:
         torch.distributed.barrier()
     forget_log()
     log_file = Path(opt["path"]["log"]) / f"{verb}_{opt['name']}_{get_time_str()}.log"
     get_root_logger(log_level=logging.INFO, log_file=str(log_file))
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handleError = partial(_say_unwritable, handler)  # pyright: ignore[reportAttributeAccessIssue]
     if opt["rank"] == 0:
         _copy_options(opt, option_file, Path(opt["path"]["log"]))
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -149,27 +182,38 @@ def start_log(opt: dict[str, Any], *, verb: str, option_file: Path, new: bool) -
     )
 
 
+def _say_unwritable(handler: logging.FileHandler, _: logging.LogRecord) -> None:
+    """One sentence on the terminal in place of a traceback for each line that the log cannot take."""
+    error = sys.exc_info()[1]
+    if not getattr(handler, "is_unwritable", False):
+        why = getattr(error, "strerror", None) or error
+        sys.stderr.write(f"cannot write the log {handler.baseFilename}: {why}; its lines go to the terminal alone\n")
+    handler.is_unwritable = True  # pyright: ignore[reportAttributeAccessIssue] - kept with what it is about
+
+
 def forget_log() -> None:
     """Close the log of a run: BasicSR opens one per process, and the next run must not write into it."""
     root = logging.getLogger("basicsr")
     for handler in list(root.handlers):
         root.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # its last lines find no room: what ended the run says so
+            handler.close()
     initialized_logger.pop("basicsr", None)
 
 
 def _copy_options(opt: dict[str, Any], option_file: Path, folder: Path) -> None:
     """Keep the file as it was written, and beside it what it meant in the end."""
     (folder / option_file.name).write_text(option_file.read_text())
-    plain = yaml.safe_dump(_plain(opt), sort_keys=False, allow_unicode=True)
-    (folder / "options_used.yml").write_text(plain)
+    used = yaml.safe_dump(plain(opt), sort_keys=False, allow_unicode=True)
+    (folder / "options_used.yml").write_text(used)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Options as YAML and JSON know them: what is neither text nor a number becomes text."""
     if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 

@@ -1,0 +1,249 @@
+"""What a file offered as weights really is: read by its content, refused with its true cause, never executed."""
+
+from __future__ import annotations
+
+import _compat_pickle
+import pickle
+import pickletools
+import tarfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from diffir_sr.compat import why_unreadable
+from diffir_sr.errors import CheckpointError
+
+FETCH = "copy or fetch it again"
+_HEAD = 4096  # bytes that tell formats apart
+_LFS = b"version https://git-lfs"
+_TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file that torch.save wrote before PyTorch 1.6
+_LARGEST_HEADER = 100_000_000  # of a safetensors file, by its specification
+
+# What opens a file of another kind, and what to do about it.
+_FOREIGN = (
+    (b"GGUF", "a GGUF file of quantized weights", "convert it to safetensors, or fetch the PyTorch weights"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 (Keras) file", "fetch the PyTorch weights"),
+    (b"\x93NUMPY", "a NumPy array", "save a state dict of tensors with torch.save"),
+    (b"\x1f\x8b", "a gzip archive", "unpack it and name the weights file inside"),
+    (b"BZh", "a bzip2 archive", "unpack it and name the weights file inside"),
+    (b"\xfd7zXZ", "an xz archive", "unpack it and name the weights file inside"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it and name the weights file inside"),
+    (b"Rar!", "a RAR archive", "unpack it and name the weights file inside"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard archive", "unpack it and name the weights file inside"),
+    (b"\x89PNG", "a PNG image", "name a weights file"),
+    (b"\xff\xd8\xff", "a JPEG image", "name a weights file"),
+    (b"%PDF", "a PDF document", "name a weights file"),
+)
+
+
+class StandIn:
+    """Takes the place of an object whose class a weights file names; keeps nothing and does nothing."""
+
+    origin = ""  # the class named in the file
+
+    def __new__(cls, *_: Any) -> Any:
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _StandInDict(StandIn):
+    def __new__(cls, *_: Any) -> Any:
+        return {}  # the reader of plain tensors fills dictionaries of no other class
+
+
+def check_reachable(path: Path) -> None:
+    """Raise CheckpointError unless `path` is a file with something in it."""
+    try:
+        if path.is_dir():
+            inside = sorted(file.name for file in path.iterdir() if file.suffix in (".pth", ".safetensors", ".ckpt"))
+            found = f"it holds {', '.join(inside[:3])}" if inside else "it holds none"
+            raise CheckpointError(f"{path.resolve()}: a folder; name the weights file inside ({found})")
+        if not path.is_file():
+            raise CheckpointError(
+                f"no such weights file: {path.resolve()}; train the stage that writes it, or correct the path"
+            )
+        if path.stat().st_size == 0:
+            raise CheckpointError(f"{path.resolve()}: an empty file (0 bytes); {FETCH}")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be reached ({error.strerror}); check its permissions") from error
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether the content, whatever the name, is that of a safetensors file."""
+    head = _head(path)
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LARGEST_HEADER
+
+
+def read_pickled(path: Path, *, kind: str = "PyTorch weights file") -> Any:
+    """The content of a file that torch.save wrote, on the CPU; objects that are no tensors arrive as StandIn.
+
+    Nothing in the file is executed. Raises CheckpointError that says what else the file is; `kind` is what was wanted.
+    """
+    refuse_foreign(path, kind=kind)
+    named = _unknown_globals(path, kind=kind)
+    stand_ins: list[Any] = [(_stand_in(name), name) for name in sorted(named)]
+    try:
+        # As an open file: by its path, torch would go by the suffix.
+        with torch.serialization.safe_globals(stand_ins), path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "is blocked" in str(error):
+            raise CheckpointError(
+                f"{path.resolve()}: asks for system functions ({', '.join(sorted(named)[:3])}), which no weights need; "
+                "do not use it, fetch the weights from a trusted place"
+            ) from error
+        if named:
+            raise CheckpointError(
+                f"{path.resolve()}: holds Python objects that cannot be read without executing code "
+                f"({', '.join(sorted(named)[:3])}); save its state dict alone: torch.save(model.state_dict(), FILE)"
+            ) from error
+        raise _unreadable(path, kind, why_unreadable(error)) from error
+    except OSError as error:
+        raise _unreadable(path, kind, error.strerror or str(error)) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        raise _unreadable(path, kind, f"damaged or cut short: {why_unreadable(error)}") from error
+
+
+def refuse_foreign(path: Path, *, kind: str) -> None:
+    """Raise CheckpointError that names what a file is, if it is neither a pickle nor an archive of torch.save."""
+    head, place = _head(path), path.resolve()
+    text = head.lstrip().lower()
+    if head.startswith(_LFS):
+        oid = next((line[4:].decode() for line in head.splitlines() if line.startswith(b"oid ")), "without oid")
+        raise CheckpointError(
+            f"{place}: a Git LFS pointer ({oid}), not the weights themselves; run `git lfs pull` in its repository"
+        )
+    if text.startswith((b"<!doctype html", b"<html", b"<head")) or (text.startswith(b"<?xml") and b"<html" in text):
+        raise CheckpointError(
+            f"{place}: a web page (HTML): the page of a download was saved in place of the file; follow its download "
+            "link, or fetch the file with a client of that site"
+        )
+    if text.startswith((b"<?xml", b"{")) and not is_safetensors(path):
+        answer = " ".join(head[:80].decode(errors="replace").split())
+        raise CheckpointError(f"{place}: text, perhaps the answer of a server ({answer}...); fetch the weights again")
+    for magic, what, remedy in _FOREIGN:
+        if head.startswith(magic):
+            raise CheckpointError(f"{place}: {what}, not a {kind}; {remedy}")
+    if head[257:262] == b"ustar":
+        raise CheckpointError(
+            f"{place}: a tar archive ({_members(path)}), not a {kind}; unpack it and name the weights file inside"
+        )
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        _refuse_foreign_zip(path, kind)
+    elif _is_onnx(path, head):
+        raise CheckpointError(
+            f"{place}: an ONNX file, which holds a graph to run, not a {kind}; name the weights it was exported from"
+        )
+    elif not head.startswith(b"\x80"):
+        start = head[:8].hex(" ")
+        raise _unreadable(path, kind, f"of no known format, its first bytes are {start}")
+
+
+def _refuse_foreign_zip(path: Path, kind: str) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile as error:
+        size = path.stat().st_size
+        raise _unreadable(path, kind, f"cut short or damaged: {size:,d} bytes without the list at its end") from error
+    except OSError as error:
+        raise _unreadable(path, kind, error.strerror or str(error)) from error
+    pickles = [name for name in names if name.endswith("/data.pkl")]
+    if not pickles:
+        held = ", ".join(names[:3]) or "nothing"
+        raise CheckpointError(
+            f"{path.resolve()}: a zip archive that holds {held}, not a {kind}; unpack it and name the weights file "
+            "inside"
+        )
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise CheckpointError(
+            f"{path.resolve()}: a TorchScript archive, which holds code to run, not a {kind}; save its weights alone, "
+            "where the file is trusted: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')"
+        )
+
+
+def _unknown_globals(path: Path, *, kind: str) -> set[str]:
+    """Classes and functions that the pickle inside names and torch does not take for plain tensors."""
+    known = torch._weights_only_unpickler._get_allowed_globals()  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                inside = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+                with archive.open(inside) as file:
+                    return {name for name in _globals_of(file) if name not in known}
+        with path.open("rb") as file:
+            if not _is_magic(file):
+                raise CheckpointError(
+                    f"{path.resolve()}: a plain Python pickle, which can hold code and is not read; save the tensors "
+                    "with torch.save, where the file is trusted"
+                )
+            return {name for _ in range(3) for name in _globals_of(file) if name not in known}
+    except (ValueError, EOFError, UnicodeError, zipfile.BadZipFile, IndexError, NotImplementedError) as error:
+        raise _unreadable(path, kind, f"damaged or cut short: {str(error) or type(error).__name__}") from error
+    except OSError as error:
+        raise _unreadable(path, kind, error.strerror or str(error)) from error
+
+
+def _globals_of(file: IO[bytes]) -> set[str]:
+    """Names of classes and functions in the next pickle of a file, which is parsed and not run."""
+    found: set[str] = set()
+    strings: list[str] = []
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name == "GLOBAL":
+            module, _, name = str(argument).partition(" ")
+            # Old pickles, as torch.save writes them, call some modules and names as Python 2 did.
+            module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
+            found.add(f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}")
+        elif opcode.name == "STACK_GLOBAL":
+            found.add(".".join(strings[-2:]))
+        elif isinstance(argument, str):
+            strings.append(argument)
+    return found
+
+
+def _is_magic(file: IO[bytes]) -> bool:
+    return _TORCH_MAGIC in [argument for _, argument, _ in pickletools.genops(file)]  # to its end: others follow
+
+
+def _stand_in(origin: str) -> type[StandIn]:
+    kind = _StandInDict if origin.lower().endswith("dict") else StandIn
+    return type(origin.rpartition(".")[2], (kind,), {"origin": origin})  # pyright: ignore[reportReturnType] - it is a subclass
+
+
+def objects_in(content: Any) -> list[str]:
+    """Classes of the objects at the top of a file's content: of itself, or of its entries."""
+    values = [content, *content.values()] if isinstance(content, Mapping) else [content]
+    return sorted({value.origin for value in values if isinstance(value, StandIn)})
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_HEAD)
+    except OSError as error:
+        raise CheckpointError(f"{path.resolve()}: cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _members(path: Path) -> str:
+    try:
+        with tarfile.open(path) as archive:
+            return ", ".join(member.name for _, member in zip(range(3), archive, strict=False))
+    except (tarfile.TarError, OSError):
+        return "damaged"
+
+
+def _is_onnx(path: Path, head: bytes) -> bool:
+    # Protobuf: field 1 is the version of the format, and the next is the producer, the opset or the graph.
+    return path.suffix == ".onnx" or (head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x1a", b"\x3a", b"\x42"))
+
+
+def _unreadable(path: Path, kind: str, why: str) -> CheckpointError:
+    return CheckpointError(f"{path.resolve()}: not a readable {kind} ({why}); {FETCH}")
