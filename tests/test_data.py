@@ -335,7 +335,7 @@ def test_threads_read_on_while_another_forks():
 
 
 def test_results_are_named_after_files_and_keys_with_their_dots():
-    from diffir_sr.models.validation import image_names
+    from diffir_sr.data.sources import image_names
 
     assert image_names(["a/x.png", "b/x.png", "c/v1.2.png", "v1%2E3"]) == ["a_x", "b_x", "v1.2", "v1.3"]
 

@@ -2,9 +2,8 @@
 
 import json
 
-from diffir_sr.data.records import read_records
+from diffir_sr.data.records import append_record, forget_after, read_records
 from diffir_sr.models.saving import last_measured
-from diffir_sr.training.record import append_record, forget_after
 
 
 def test_half_a_line_at_the_end_does_not_stop_a_run_from_going_on(tmp_path):

@@ -1,12 +1,14 @@
-"""JSON lines: one object per line, as a run notes what it measured."""
+"""Records of a run as JSON lines: appended, read whatever a killed process left, cut back when a run resumes."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffir_sr.compat import SaveFailed
 from diffir_sr.data.images import read_file
 
 
@@ -24,3 +26,31 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             if isinstance(row, dict):
                 found.append(row)
     return found
+
+
+def append_record(path: Path, values: Mapping[str, Any]) -> None:
+    """Add one line to a .jsonl file; raises SaveFailed where it cannot be written."""
+    try:
+        cut = path.is_file() and path.stat().st_size and path.read_bytes()[-1:] != b"\n"
+        with path.open("a") as file:
+            file.write(("\n" if cut else "") + json.dumps(dict(values)) + "\n")
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def forget_after(path: Path, iteration: int) -> None:
+    """Drop the lines beyond `iteration`, which a resumed run will write again."""
+    if path.is_file():
+        kept = [row for row in read_records(path) if row["iter"] <= iteration]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(f"{json.dumps(row)}\n" for row in kept))
+        partial.replace(path)
+
+
+def unwritable(path: Path | str, error: OSError) -> SaveFailed:
+    """The error that ends a run for a file that cannot be written, with its cause and what to do."""
+    why = error.strerror or str(error)
+    return SaveFailed(
+        f"cannot write {Path(path).absolute()}: {why}; free space or fix permissions, then go on from the last "
+        "checkpoint with --auto_resume"
+    )

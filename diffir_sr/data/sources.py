@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -302,3 +303,14 @@ def some(examples: Sequence[str], *, shown: int = _SHOWN) -> str:
     """A few of many, and how many more."""
     more = f", ... ({len(examples) - shown} more)" if len(examples) > shown else ""
     return ", ".join(examples[:shown]) + more
+
+
+def image_names(paths: list[str]) -> list[str]:
+    """File names for results: the stem of each path or LMDB key, with its folders in front where stems repeat."""
+    names = [without_suffix(path) if is_image_name(path) else name_of(path) for path in paths]
+    stems = [Path(name).name for name in names]
+    counts = Counter(stems)
+    return [
+        stem if counts[stem] == 1 else name.strip("/").replace("/", "_")
+        for stem, name in zip(stems, names, strict=True)
+    ]

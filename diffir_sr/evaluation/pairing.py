@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffir_sr.data.sources import Source, open_source, some
+from diffir_sr.data.sources import Source, image_names, open_source, some
 from diffir_sr.errors import InputError
-from diffir_sr.models.validation import image_names
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import csv
 import inspect
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
-from diffir_sr.data.images import is_image_name, without_suffix
-from diffir_sr.data.sources import name_of
+from diffir_sr.data.sources import image_names
 from diffir_sr.diffusion.noise import PictureNoise
 from diffir_sr.errors import InputError
 from diffir_sr.families.base import Engine
@@ -71,17 +69,6 @@ def result_names(dataset: Any) -> list[str]:
     if paths is None or len(paths) != len(dataset):
         return [f"{index:06d}" for index in range(len(dataset))]
     return image_names([path["lq_path"] if isinstance(path, dict) else str(path) for path in paths])
-
-
-def image_names(paths: list[str]) -> list[str]:
-    """File names for results: the stem of each path or LMDB key, with its folders in front where stems repeat."""
-    names = [without_suffix(path) if is_image_name(path) else name_of(path) for path in paths]
-    stems = [Path(name).name for name in names]
-    counts = Counter(stems)
-    return [
-        stem if counts[stem] == 1 else name.strip("/").replace("/", "_")
-        for stem, name in zip(stems, names, strict=True)
-    ]
 
 
 class Restoring:

@@ -20,10 +20,10 @@ from basicsr.utils import AvgTimer, MessageLogger, mkdir_and_rename
 from basicsr.utils.options import dict2str
 from torch.utils.data import DataLoader
 
+from diffir_sr.data.records import append_record, forget_after, unwritable
 from diffir_sr.errors import InputError
 from diffir_sr.options import LoadedOptions
 from diffir_sr.training.catching_up import is_complete, make_up, unmeasured
-from diffir_sr.training.record import append_record, forget_after, unwritable
 from diffir_sr.training.run import (
     RunArguments,
     check_data,
