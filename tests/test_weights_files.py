@@ -226,7 +226,7 @@ def test_the_same_weights_and_card_give_the_same_bytes():
         f"write_card_file({{'b': torch.ones(3), 'a': torch.zeros(2).half()}}, {card!r}, 'net.safetensors')"
     )
     seen = set()
-    for _ in range(3):  # in several processes: the order that the library gives changes with each
+    for _ in range(2):  # in several processes: the order that the library gives changes with each
         subprocess.run([sys.executable, "-c", code], check=True)
         seen.add(Path("net.safetensors").read_bytes())
     write_card_file({"b": torch.ones(3), "a": torch.zeros(2).half()}, card, "here.safetensors")
