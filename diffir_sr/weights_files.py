@@ -105,10 +105,15 @@ def read_pickled(path: Path, *, kind: str = "PyTorch weights file") -> Any:
                 f"{path.resolve()}: holds Python objects that cannot be read without executing code "
                 f"({', '.join(sorted(named)[:3])}); save its state dict alone: torch.save(model.state_dict(), FILE)"
             ) from error
+        if "Unsupported operand" in str(error):
+            raise CheckpointError(
+                f"{path.resolve()}: a pickle that is damaged or of another protocol than torch.save's own (2), which "
+                f"alone is read without executing code; save it without pickle_protocol, or {FETCH}"
+            ) from error
         raise _unreadable(path, kind, why_unreadable(error)) from error
     except OSError as error:
         raise _unreadable(path, kind, error.strerror or str(error)) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, MemoryError) as error:
         raise _unreadable(path, kind, f"damaged or cut short: {why_unreadable(error)}") from error
 
 
@@ -151,7 +156,7 @@ def _refuse_foreign_zip(path: Path, kind: str) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         size = path.stat().st_size
         raise _unreadable(path, kind, f"cut short or damaged: {size:,d} bytes without the list at its end") from error
     except OSError as error:
@@ -186,7 +191,7 @@ def _unknown_globals(path: Path, *, kind: str) -> set[str]:
                     "with torch.save, where the file is trusted"
                 )
             return {name for _ in range(3) for name in _globals_of(file) if name not in known}
-    except (ValueError, EOFError, UnicodeError, zipfile.BadZipFile, IndexError, NotImplementedError) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile, LookupError, NotImplementedError, MemoryError) as error:
         raise _unreadable(path, kind, f"damaged or cut short: {str(error) or type(error).__name__}") from error
     except OSError as error:
         raise _unreadable(path, kind, error.strerror or str(error)) from error
@@ -219,8 +224,10 @@ def _stand_in(origin: str) -> type[StandIn]:
 
 
 def objects_in(content: Any) -> list[str]:
-    """Classes of the objects at the top of a file's content: of itself, or of its entries."""
-    values = [content, *content.values()] if isinstance(content, Mapping) else [content]
+    """Classes of the objects in a file's content: of itself, of its entries, of theirs."""
+    values = [content]
+    for _ in range(2):
+        values += [inner for value in values if isinstance(value, Mapping) for inner in value.values()]
     return sorted({value.origin for value in values if isinstance(value, StandIn)})
 
 

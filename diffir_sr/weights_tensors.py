@@ -13,6 +13,7 @@ from diffir_sr.errors import CheckpointError
 _WRAPPERS = ("module.", "_orig_mod.")  # left by DataParallel and torch.compile
 # What a published stage-2 network holds under two names.
 _TWINS = (("denoise.", "diffusion.model."), ("condition.", "diffusion.condition."))
+_COUNT = "n_averaged"  # what torch's AveragedModel adds to the network inside
 _DIFFIR = "G.patch_embed.proj.weight"
 _COUNTER = "num_batches_tracked"
 
@@ -30,7 +31,10 @@ def plain(tensors: Mapping[str, Tensor], path: Path, *, ties: Mapping[str, str] 
     `ties` gives the stored name for each name left out, as `safetensors.torch.save_model` notes it.
     """
     named: dict[str, Tensor] = {}
+    averaged = any(name.startswith("module.") for name in tensors)
     for name, tensor in tensors.items():
+        if name == _COUNT and averaged:
+            continue
         if bare(name) in named:
             raise CheckpointError(f"{path.resolve()}: holds {bare(name)} twice, with and without a wrapper's name")
         named[bare(name)] = tensor
