@@ -6,12 +6,12 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from diffir_sr.ablation.commands import add_ablate_parser
-from diffir_sr.compat import SaveFailed
 from diffir_sr.doctor.commands import add_doctor_parser
-from diffir_sr.errors import DiffIRError
+from diffir_sr.errors import DiffIRError, SaveFailed
 from diffir_sr.evaluation.commands import add_evaluate_parser
 from diffir_sr.inference.commands import add_restore_parser
 from diffir_sr.options import load_options
@@ -34,6 +34,7 @@ def basicsr_main(argv: Sequence[str] | None = None) -> int:
 def basicsr_parser() -> argparse.ArgumentParser:
     """The arguments of `basicsr`."""
     parser = argparse.ArgumentParser(prog="basicsr", description="Train and test BasicSR models (by diffir_sr).")
+    parser.add_argument("--version", action="version", version=f"basicsr {basicsr_version()}, diffir_sr {__version__}")
     commands = parser.add_subparsers(required=True, metavar="train | test")
     for name, what in (
         ("train", "train what an option file describes"),
@@ -43,6 +44,11 @@ def basicsr_parser() -> argparse.ArgumentParser:
         _add_run_arguments(command)
         command.set_defaults(run=_train if name == "train" else _test)
     return parser
+
+
+def basicsr_version() -> str:
+    """The version of the BasicSR that is installed."""
+    return version("basicsr")
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import importlib
 import importlib.util
 import inspect
 import os
-import pickle
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from diffir_sr.errors import CheckpointError, InputError, OptionError
+from diffir_sr.errors import InputError, OptionError
+from diffir_sr.files.atomic import save_atomically
 
 
 @dataclass(frozen=True)
@@ -126,56 +123,6 @@ def _origin(thing: Any) -> str:
     return getattr(thing, "__module__", "unknown module")
 
 
-@_patch("resuming asks for the current CUDA device, also where there is none, and swaps the teacher's weights")
-def resume_without_cuda() -> None:
-    import basicsr.train
-
-    basicsr.train.load_resume_state = load_resume_state
-
-
-def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
-    """BasicSR's state to resume from, or None; loads to the CPU and keeps `path.param_key_S1` as it is.
-
-    BasicSR turns every `param_key*` from params_ema into params, which would replace the teacher's EMA weights
-    in the middle of a training.
-    """
-    import torch
-    from basicsr.utils import check_resume
-
-    path = _newest_state(opt) if opt["auto_resume"] else opt["path"].get("resume_state")
-    if not path:
-        return None
-    if not os.path.isfile(path):
-        raise CheckpointError(f"path.resume_state: no such file: {os.path.abspath(path)}")
-    opt["path"]["resume_state"] = path
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        iteration = state["iter"]
-    except Exception as error:
-        raise CheckpointError(
-            f"{os.path.abspath(path)}: not a training state that can be resumed ({why_unreadable(error)}); "
-            "choose an earlier .state file with path.resume_state"
-        ) from error
-    teacher_key = opt["path"].get("param_key_S1")
-    check_resume(opt, iteration)
-    if teacher_key is not None:
-        opt["path"]["param_key_S1"] = teacher_key
-    return state
-
-
-def why_unreadable(error: Exception) -> str:
-    """Why `torch.load` refused a file, in one line; its own text advises to run the code inside."""
-    if isinstance(error, pickle.UnpicklingError):
-        return "damaged, or it holds more than plain tensors"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _newest_state(opt: dict[str, Any]) -> str | None:
-    folder = opt["path"].get("training_states") or os.path.join("experiments", opt["name"], "training_states")
-    states = [file for file in Path(folder).glob("*.state") if file.stem.isdigit()]
-    return str(max(states, key=lambda file: int(file.stem))) if states else None
-
-
 @_patch("parse_options knows --local_rank alone; torch >= 2 passes --local-rank, torchrun sets LOCAL_RANK")
 def accept_local_rank() -> None:
     import basicsr.test
@@ -246,51 +193,6 @@ class _TorchWithSafeSave:
 
     def save(self, thing: Any, path: str) -> None:
         save_atomically(thing, path)
-
-
-class SaveFailed(BaseException):
-    """A checkpoint could not be written. Not an Exception: BasicSR catches those and trains on."""
-
-
-def save_atomically(
-    thing: Any,
-    path: str | os.PathLike[str],
-    *,
-    tries: int = 3,
-    wait_s: float = 1.0,
-    save: Callable[[Any, str], None] | None = None,
-) -> None:
-    """`save` (torch.save) to a temporary name beside `path`, then rename; raises SaveFailed after the last try."""
-    import torch
-
-    path = os.fspath(path)
-    partial = f"{path}.partial-{os.getpid()}"
-    for left in reversed(range(tries)):
-        try:
-            if save:
-                save(thing, partial)
-            else:
-                with open(partial, "wb") as file:  # given a path, torch would write its name, with our number, inside
-                    torch.save(thing, file)
-            os.replace(partial, path)
-            return
-        except (OSError, RuntimeError) as error:
-            with contextlib.suppress(OSError):
-                os.unlink(partial)
-            if not left:
-                raise SaveFailed(
-                    f"cannot save {os.path.abspath(path)}: {_cause(error)}; free space or fix permissions, then go on "
-                    "from the last checkpoint with --auto_resume"
-                ) from error
-            time.sleep(wait_s)
-
-
-def _cause(error: BaseException) -> str:
-    """The refusal of the system behind an error of a library, or what the library says, in one line."""
-    behind = error.__cause__ or error.__context__
-    if behind is not None or (isinstance(error, OSError) and error.strerror):
-        return _cause(behind) if behind is not None else str(getattr(error, "strerror", error))
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 @_patch("an unreadable image surfaces as AttributeError without the name of the file")

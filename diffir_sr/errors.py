@@ -15,3 +15,7 @@ class CheckpointError(DiffIRError, ValueError):
 
 class InputError(DiffIRError, ValueError):
     """Data (an image, a folder, an LMDB, a tensor) is missing or not what is needed."""
+
+
+class SaveFailed(BaseException):
+    """A checkpoint could not be written. Not an Exception: BasicSR catches those and trains on."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from diffir_sr.checkpoints import read_weights
-from diffir_sr.compat import save_atomically
 from diffir_sr.describe import description
+from diffir_sr.files.atomic import save_atomically
 from diffir_sr.losses.vgg_weights import PROJECT_FOLDER, convert_packaged_vgg16, converted_name
 
 

@@ -13,7 +13,6 @@ from typing import IO, Any
 
 import torch
 
-from diffir_sr.compat import why_unreadable
 from diffir_sr.errors import CheckpointError
 
 FETCH = "copy or fetch it again"
@@ -254,3 +253,10 @@ def _is_onnx(path: Path, head: bytes) -> bool:
 
 def _unreadable(path: Path, kind: str, why: str) -> CheckpointError:
     return CheckpointError(f"{path.resolve()}: not a readable {kind} ({why}); {FETCH}")
+
+
+def why_unreadable(error: Exception) -> str:
+    """Why `torch.load` refused a file, in one line; its own text advises to run the code inside."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "damaged, or it holds more than plain tensors"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -10,9 +10,10 @@ import torch
 from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import Registry
 
-from diffir_sr import compat
+from diffir_sr import compat, errors
 from diffir_sr.errors import CheckpointError, InputError
 from diffir_sr.models.vgg_exchange import vgg_features_from
+from diffir_sr.training import states
 
 
 def test_every_repair_states_its_reason():
@@ -46,10 +47,8 @@ def options(folder, **path):
 
 
 def test_training_resumes_without_cuda(tmp_path):
-    import basicsr.train
-
     opt = options(tmp_path, resume_state=str(state_file(tmp_path, 12)))
-    assert basicsr.train.load_resume_state(opt)["iter"] == 12
+    assert states.load_resume_state(opt)["iter"] == 12
     assert opt["path"]["pretrain_network_g"].endswith("net_g_12.pth")
 
 
@@ -58,24 +57,24 @@ def test_resuming_takes_the_newest_state_and_keeps_the_teachers_weights(tmp_path
         state_file(tmp_path, iteration)
     teacher = dict(param_key_S1="params_ema", pretrain_network_S1="s1.pth", ignore_resume_networks=["network_S1"])
     opt = options(tmp_path, **teacher) | dict(auto_resume=True)
-    assert compat.load_resume_state(opt)["iter"] == 100
+    assert states.load_resume_state(opt)["iter"] == 100
     assert opt["path"]["param_key_g"] == "params"  # BasicSR's own rule for the trained network
     assert opt["path"]["param_key_S1"] == "params_ema"
     assert opt["path"]["pretrain_network_S1"] == "s1.pth"
 
 
 def test_without_a_state_there_is_nothing_to_resume(tmp_path):
-    assert compat.load_resume_state(options(tmp_path) | dict(auto_resume=True)) is None
-    assert compat.load_resume_state(options(tmp_path)) is None
+    assert states.load_resume_state(options(tmp_path) | dict(auto_resume=True)) is None
+    assert states.load_resume_state(options(tmp_path)) is None
 
 
 def test_a_missing_or_damaged_state_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"no such file: .*absent\.state"):
-        compat.load_resume_state(options(tmp_path, resume_state=str(tmp_path / "absent.state")))
+        states.load_resume_state(options(tmp_path, resume_state=str(tmp_path / "absent.state")))
     path = tmp_path / "9.state"
     path.write_bytes(b"not a state")
     with pytest.raises(CheckpointError, match=r"9\.state: not a training state that can be resumed \(damaged, or"):
-        compat.load_resume_state(options(tmp_path, resume_state=str(path)))
+        states.load_resume_state(options(tmp_path, resume_state=str(path)))
 
 
 @pytest.mark.parametrize(
@@ -128,9 +127,9 @@ def test_a_checkpoint_that_cannot_be_saved_is_an_error_and_leaves_nothing(tmp_pa
     Saver(tmp_path).save_network(net, "net_g", 1)
     before = (tmp_path / "net_g_1.pth").read_bytes()
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(compat.SaveFailed, match=r"net_g_1\.pth: No space left"):
+    with pytest.raises(errors.SaveFailed, match=r"net_g_1\.pth: No space left"):
         Saver(tmp_path).save_network(net, "net_g", 1)
-    with pytest.raises(compat.SaveFailed, match=r"1\.state"):
+    with pytest.raises(errors.SaveFailed, match=r"1\.state"):
         Saver(tmp_path).save_training_state(0, 1)
     assert os.listdir(tmp_path) == ["net_g_1.pth"]
     assert (tmp_path / "net_g_1.pth").read_bytes() == before

@@ -19,9 +19,9 @@ from diffir_sr.ablation.checking import check_runs
 from diffir_sr.ablation.document import check_document, put_into
 from diffir_sr.ablation.plan import AblationFile, Run, plan, read_ablation
 from diffir_sr.ablation.report import Found, write_report
-from diffir_sr.data.images import write_atomically
 from diffir_sr.data.records import read_records
 from diffir_sr.errors import InputError
+from diffir_sr.files.atomic import write_atomically
 from diffir_sr.options import load_options
 from diffir_sr.version import __version__
 

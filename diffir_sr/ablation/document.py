@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffir_sr.data.images import write_atomically
 from diffir_sr.errors import InputError
+from diffir_sr.files.atomic import write_atomically
 
 
 def marks(name: str) -> tuple[str, str]:

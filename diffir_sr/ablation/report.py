@@ -12,7 +12,7 @@ from statistics import fmean, median, stdev
 from scipy.stats import t
 
 from diffir_sr.ablation.plan import AblationFile
-from diffir_sr.data.images import write_atomically
+from diffir_sr.files.atomic import write_atomically
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from pathlib import Path
 
 import cv2
@@ -108,16 +106,3 @@ def encode_png(image: np.ndarray, *, compress_level: int = 1) -> bytes:
     if not done:
         raise InputError(f"an array of shape {image.shape}, {image.dtype} cannot be stored as PNG")
     return data.tobytes()
-
-
-def write_atomically(data: bytes, path: Path) -> None:
-    """Write a whole file or none: to a temporary name beside it, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffir_sr.data.images import write_atomically
 from diffir_sr.errors import InputError
+from diffir_sr.files.atomic import write_atomically
 
 SUFFIX = ".manifest.jsonl"
 _FORMAT = 1

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffir_sr.compat import SaveFailed
 from diffir_sr.data.images import read_file
+from diffir_sr.errors import SaveFailed
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

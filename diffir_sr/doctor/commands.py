@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from diffir_sr.data.images import write_atomically
 from diffir_sr.doctor import environment
 from diffir_sr.doctor.data import examine_data
 from diffir_sr.doctor.environment import facts
 from diffir_sr.doctor.report import as_json, as_table, facts_as_json, facts_as_table
 from diffir_sr.doctor.targets import Target, Targets, targets_of_options
 from diffir_sr.errors import InputError
+from diffir_sr.files.atomic import write_atomically
 from diffir_sr.plugins import load_plugins
 from diffir_sr.prepare.jobs import default_jobs
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from diffir_sr.data.images import write_atomically
 from diffir_sr.data.sources import open_source
 from diffir_sr.errors import InputError
 from diffir_sr.evaluation.measure import measure
 from diffir_sr.evaluation.pairing import pair_up
 from diffir_sr.evaluation.presets import IMAGE_METRICS, PRESETS, SET_METRICS, plan
 from diffir_sr.evaluation.report import as_csv, as_json, as_table
+from diffir_sr.files.atomic import partial_name, write_atomically
 
 
 def add_evaluate_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -73,7 +72,7 @@ def _check_writable(path: Path) -> None:
         if path.is_dir():
             raise InputError(f"{path}: is a folder; name a file in it")
         folder = next(one for one in path.absolute().parents if one.exists())
-        probe = folder / f".{path.name}.partial-{os.getpid()}"
+        probe = folder / partial_name(path.name)
         probe.touch()
         probe.unlink()
     except OSError as error:

@@ -10,8 +10,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from diffir_sr.data.images import write_atomically
 from diffir_sr.errors import InputError
+from diffir_sr.files.atomic import partial_prefix, write_atomically
 
 NAME = "restored.jsonl"
 
@@ -113,7 +113,7 @@ def _text_of(journal: Path) -> str:
 
 def forget_partials(target: Path) -> None:
     """Remove what killed runs left beside `target`; a process that lives is let alone."""
-    for partial in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
+    for partial in target.parent.glob(f"{glob.escape(partial_prefix(target.name))}*"):
         number = partial.name.rpartition("-")[2].split(".")[0]
         if number.isdigit() and not _lives(int(number)):
             with contextlib.suppress(OSError):

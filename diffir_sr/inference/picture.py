@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffir_sr.data.images import encode_png, write_atomically
+from diffir_sr.data.images import encode_png
 from diffir_sr.errors import InputError
+from diffir_sr.files.atomic import write_atomically
 
 FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".tif": "tiff", ".tiff": "tiff"}
 FORMATS |= {".bmp": "bmp"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from diffir_sr.data.images import read_file
 from diffir_sr.diffusion.noise import Noise
 from diffir_sr.errors import InputError
+from diffir_sr.files.atomic import partial_name
 from diffir_sr.inference.files import SUFFIX_OF, Job
 from diffir_sr.inference.inputs import from_bytes
 from diffir_sr.inference.journal import Journal, digest, digest_of_file, forget_partials
@@ -184,7 +184,7 @@ class Runner:
         started = time.perf_counter()
         with tqdm(total=video.frames or None, unit="frame", desc=target.name, file=sys.stderr, leave=False) as bar:
             frames = VideoFrames(self.restorer, bar)
-            partial = target.with_name(f".{target.name}.partial-{os.getpid()}{target.suffix}")
+            partial = target.with_name(f"{partial_name(target.name)}{target.suffix}")
             forget_partials(target)
             restore_video(source, partial, video, scale=self.restorer.scale, restore=frames)
         self.journal.note(target, digest_of_file(partial), source=sha, seconds=time.perf_counter() - started)
@@ -246,7 +246,7 @@ def _mask_digest(mask: str | None) -> str:
 
 def _check_writable(target: Path) -> None:
     """Find out before the work whether a file can be made there; leaves nothing."""
-    probe_file = target.with_name(f".{target.name}.partial-{os.getpid()}")  # what a kill leaves, the next run removes
+    probe_file = target.with_name(partial_name(target.name))  # what a kill leaves, the next run removes
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         probe_file.touch()

@@ -11,9 +11,9 @@ import torch
 from basicsr.utils.img_process_util import USMSharp
 from torch import Tensor
 
-from diffir_sr.compat import save_atomically
 from diffir_sr.data.online_degradation import OnlineDegradation
 from diffir_sr.errors import OptionError
+from diffir_sr.files.atomic import save_atomically
 
 logger = logging.getLogger("basicsr")
 Role = Literal["l1", "percep", "gan"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from diffir_sr.compat import save_atomically
+from diffir_sr.files.atomic import save_atomically
 
 Sums = dict[str, tuple[Any, int]]  # loss -> sum, number of summands
 

@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from diffir_sr.cards import SUFFIX, read_card_file, training_card, write_card_file
-from diffir_sr.compat import save_atomically
 from diffir_sr.data.records import read_records
 from diffir_sr.errors import CheckpointError
 from diffir_sr.families import identify
+from diffir_sr.files.atomic import save_atomically
 from diffir_sr.version import __version__
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from diffir_sr.data.images import decode, encode_png, read_file, write_atomically
+from diffir_sr.data.images import decode, encode_png, read_file
 from diffir_sr.data.sources import FolderSource, open_source
 from diffir_sr.errors import InputError
+from diffir_sr.files.atomic import write_atomically
 from diffir_sr.options import load_options
 from diffir_sr.prepare import degrade
 from diffir_sr.prepare.contact_sheet import centre, contact_sheet, enlarged

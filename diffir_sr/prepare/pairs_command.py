@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from diffir_sr.data.images import write_atomically
 from diffir_sr.data.sources import FolderSource, open_source
 from diffir_sr.errors import InputError
+from diffir_sr.files.atomic import write_atomically
 from diffir_sr.prepare import pairs
 from diffir_sr.prepare.meta_info import check_output
 from diffir_sr.prepare.parsing import add_overwrite, add_running, add_to_8bit, on_disk, say

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from diffir_sr.data.encoded import read_header
-from diffir_sr.data.images import decode, encode_png, read_file, write_atomically
+from diffir_sr.data.images import decode, encode_png, read_file
 from diffir_sr.data.manifest import Entry, Manifest, manifest_path, read_manifest, write_manifest
 from diffir_sr.errors import InputError
+from diffir_sr.files.atomic import write_atomically
 from diffir_sr.prepare.jobs import remove_leftovers
 from diffir_sr.version import __version__
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from diffir_sr.checkpoints import read_weights
-from diffir_sr.compat import load_resume_state, save_atomically
 from diffir_sr.errors import CheckpointError
+from diffir_sr.files.atomic import save_atomically
 from diffir_sr.training.run import plain
-from diffir_sr.weights_files import check_reachable, read_pickled
+from diffir_sr.weights_files import check_reachable, read_pickled, why_unreadable
 
 _NEEDED = {"epoch": int, "iter": int, "optimizers": list, "schedulers": list}
 _LIKE_WEIGHTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg")  # moments, by their shape
@@ -268,3 +268,39 @@ def _alive(number: int) -> bool:
     except (PermissionError, OverflowError):
         return True
     return True
+
+
+def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
+    """BasicSR's state to resume from, or None; loads to the CPU and keeps `path.param_key_S1` as it is.
+
+    BasicSR turns every `param_key*` from params_ema into params, which would replace the teacher's EMA weights
+    in the middle of a training.
+    """
+    import torch
+    from basicsr.utils import check_resume
+
+    path = _newest_state(opt) if opt["auto_resume"] else opt["path"].get("resume_state")
+    if not path:
+        return None
+    if not os.path.isfile(path):
+        raise CheckpointError(f"path.resume_state: no such file: {os.path.abspath(path)}")
+    opt["path"]["resume_state"] = path
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        iteration = state["iter"]
+    except Exception as error:
+        raise CheckpointError(
+            f"{os.path.abspath(path)}: not a training state that can be resumed ({why_unreadable(error)}); "
+            "choose an earlier .state file with path.resume_state"
+        ) from error
+    teacher_key = opt["path"].get("param_key_S1")
+    check_resume(opt, iteration)
+    if teacher_key is not None:
+        opt["path"]["param_key_S1"] = teacher_key
+    return state
+
+
+def _newest_state(opt: dict[str, Any]) -> str | None:
+    folder = opt["path"].get("training_states") or os.path.join("experiments", opt["name"], "training_states")
+    states = [file for file in Path(folder).glob("*.state") if file.stem.isdigit()]
+    return str(max(states, key=lambda file: int(file.stem))) if states else None
