@@ -12,6 +12,7 @@ from basicsr.utils.registry import Registry
 
 from diffir_sr import compat, errors
 from diffir_sr.errors import CheckpointError, InputError
+from diffir_sr.files import atomic
 from diffir_sr.models.vgg_exchange import vgg_features_from
 from diffir_sr.training import states
 
@@ -115,7 +116,7 @@ class Saver(BaseModel):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(compat.time, "sleep", lambda _: None)
+    monkeypatch.setattr(atomic.time, "sleep", lambda _: None)
 
 
 def test_a_checkpoint_that_cannot_be_saved_is_an_error_and_leaves_nothing(tmp_path, monkeypatch, impatient):
