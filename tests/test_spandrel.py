@@ -156,3 +156,12 @@ def test_a_number_format_that_an_architecture_cannot_is_refused(tmp_path):
             with pytest.raises(OptionError, match=f"does not work in {name}; take float32"):
                 load_restorer(path, dtype=name)
     assert Image.fromarray(load_restorer(path, dtype="bfloat16")(photo(16, 16))).size == (32, 32)
+
+
+def test_lama_is_recognised_without_the_prefix_that_lightning_files_have(tmp_path):
+    torch.manual_seed(0)
+    tensors = {
+        name.replace("model.", "generator.model.", 1): value for name, value in LaMa(in_nc=4).state_dict().items()
+    }
+    torch.save({"state_dict": tensors}, tmp_path / "lama.ckpt")
+    assert load_restorer(tmp_path / "lama.ckpt").takes_mask

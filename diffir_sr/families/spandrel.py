@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from diffir_sr.errors import CheckpointError, OptionError
 from diffir_sr.families.base import Family, Identity, Tensors
 
 logger = logging.getLogger("diffir_sr.inference")
+_MORE = "spandrel_extra_arches"
 INSTALL = "pip install 'diffir_sr[peers]'"
 
 
@@ -59,22 +61,40 @@ def load(tensors: Tensors, card: Mapping[str, Any]) -> tuple[nn.Module, Identity
     """The network that spandrel recognises in a state dict, or None. Raises CheckpointError for kinds not restored."""
     if importlib.util.find_spec("spandrel") is None:
         return None
-    from spandrel import ImageModelDescriptor, MaskedImageModelDescriptor, ModelLoader, UnsupportedModelError
+    from spandrel import ImageModelDescriptor, MaskedImageModelDescriptor, UnsupportedModelError
 
-    try:
-        descriptor = ModelLoader().load_from_state_dict(dict(tensors))
-    except UnsupportedModelError:
+    registry, descriptor = _registry(), None
+    # Reading a Lightning file drops the prefix by which LaMa is recognised.
+    for candidate in (dict(tensors), {f"generator.{name}": tensor for name, tensor in tensors.items()}):
+        try:
+            descriptor = registry.load(candidate)
+            break
+        except UnsupportedModelError:
+            continue
+        except Exception as error:  # whatever another project's constructor raises for sizes it does not expect
+            raise CheckpointError(
+                f"spandrel recognises an architecture and cannot build it ({_line(error)})"
+            ) from error
+    if descriptor is None:
         return None
-    except (RuntimeError, ValueError, KeyError, AssertionError, TypeError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"spandrel recognises an architecture and cannot build it ({_line(error)})") from error
     name = descriptor.architecture.name
     if not isinstance(descriptor, ImageModelDescriptor | MaskedImageModelDescriptor):
         raise CheckpointError(f"{name} is for {descriptor.purpose}, which is not restored here")
+    if descriptor.purpose == "FaceSR":
+        raise CheckpointError(f"{name} restores aligned faces alone; give the weights of a network for whole pictures")
     if descriptor.input_channels not in (1, 3) or descriptor.output_channels != descriptor.input_channels:
         channels = f"{descriptor.input_channels} to {descriptor.output_channels} channels"
         raise CheckpointError(f"{name} maps {channels}; networks of colours (3 to 3) or of one (1 to 1) are restored")
     network = SpandrelNetwork(descriptor, fills_holes=isinstance(descriptor, MaskedImageModelDescriptor))
     return network.eval().requires_grad_(False), _identity(descriptor, network)
+
+
+def _registry() -> Any:
+    """The architectures of spandrel and, if installed, those that its authors keep apart for their licences."""
+    registry = importlib.import_module("spandrel").MAIN_REGISTRY.copy()
+    if importlib.util.find_spec(_MORE) is not None:
+        registry.add(*importlib.import_module(_MORE).EXTRA_REGISTRY, ignore_duplicates=True)
+    return registry
 
 
 def _identity(descriptor: Any, network: SpandrelNetwork) -> Identity:
@@ -83,7 +103,7 @@ def _identity(descriptor: Any, network: SpandrelNetwork) -> Identity:
     requirements = descriptor.size_requirements
     return Identity(
         arch=name,
-        arguments={},
+        arguments=dict(getattr(descriptor.model, "hyperparameters", {})),
         title=f"{name}{scale}{f' ({tags})' if tags else ''}",
         facts={
             "architecture": f"{name}, recognised by spandrel",
@@ -100,7 +120,8 @@ def missing() -> str:
     """What to do about weights that no family knows, as half a sentence."""
     if importlib.util.find_spec("spandrel") is None:
         return f"weights of other projects (Real-ESRGAN, SwinIR, LaMa, ...) need spandrel: {INSTALL}"
-    return "spandrel does not know it either"
+    more = f"; Restormer, MPRNet and others are in {_MORE} (pip install {_MORE}; some forbid commercial use)"
+    return f"spandrel does not know it either{'' if importlib.util.find_spec(_MORE) else more}"
 
 
 def _line(error: Exception) -> str:
