@@ -69,7 +69,7 @@ setup(
     # wheel as data of a package, so that `diffir options` finds them wherever it is installed.
     packages=[*find_packages(include=["diffir_sr", "diffir_sr.*"]), "diffir_sr.recipes"],
     package_dir={"diffir_sr.recipes": "options"},
-    package_data={"diffir_sr.recipes": ["**/*.yml"], "diffir_sr": ["py.typed"]},
+    package_data={"diffir_sr.recipes": ["**/*.yml"], "diffir_sr": ["py.typed", "weights/*.safetensors"]},
     entry_points={
         "console_scripts": ["basicsr = diffir_sr.cli:basicsr_main", "diffir = diffir_sr.cli:main"],
     },

@@ -48,6 +48,8 @@ def plain(tensors: Mapping[str, Tensor], path: Path, *, ties: Mapping[str, str] 
 
 
 def _fill_twins(named: dict[str, Tensor]) -> None:
+    if not any(name.startswith(_TWINS[0]) for name in named):
+        return  # a network without a diffusion has one condition
     for here, there in (*_TWINS, *(pair[::-1] for pair in _TWINS)):
         stored = {name.removeprefix(here): tensor for name, tensor in named.items() if name.startswith(here)}
         if stored and not any(name.startswith(there) for name in named):

@@ -22,6 +22,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 IN_THE_ARCHIVE = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "Makefile")
 FOLDERS = ("diffir_sr", "options", "scripts", "examples", "tests")
 SOURCES = sorted((CHECKOUT / "diffir_sr").rglob("*.py"))
+WEIGHTS = sorted((CHECKOUT / "diffir_sr/weights").glob("*.safetensors"))
 RECIPES = {path.relative_to(CHECKOUT / "options").as_posix() for path in (CHECKOUT / "options").rglob("*.yml")}
 SDIST = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
 # Packages that are not called as what is imported from them.
@@ -91,7 +92,8 @@ def test_the_wheel_has_every_module_and_option_file_and_nothing_else(wheel):
 
     package = {name for name in files if name.startswith("diffir_sr/")}
     modules = {path.relative_to(CHECKOUT).as_posix() for path in SOURCES}
-    assert package == modules | {f"diffir_sr/recipes/{name}" for name in RECIPES}
+    data = {"diffir_sr/py.typed"} | {f"diffir_sr/recipes/{name}" for name in RECIPES}
+    assert package == modules | data | {f"diffir_sr/weights/{path.name}" for path in WEIGHTS}
     assert any("/" in name for name in RECIPES)  # sub-folders, too
     assert {name.split("/")[0] for name in files - package} == {f"diffir_sr-{__version__}.dist-info"}
 
@@ -110,7 +112,7 @@ def test_the_wheel_says_what_it_is(wheel):
 
 def test_every_package_that_is_imported_is_required(wheel):
     needs = [Requirement(text) for text in metadata(wheel).get_all("Requires-Dist")]
-    extras = [{"extra": name} for name in ("quickstart", "metrics")]
+    extras = [{"extra": name} for name in ("quickstart", "metrics", "peers")]
     declared = {need.name.lower() for need in needs if not need.marker or any(map(need.marker.evaluate, extras))}
     imported = {PACKAGES.get(module, module) for module in imports()}
 

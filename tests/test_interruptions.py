@@ -16,7 +16,8 @@ import pytest
 from toy import run_training, train_options, write_options, write_pairs
 
 from diffir_sr.models.restoration_model import RestorationModel
-from diffir_sr.training import loop, record
+from diffir_sr.data import records as record
+from diffir_sr.training import loop
 from diffir_sr.training.states import sweep
 
 REPO = Path(__file__).resolve().parents[1]

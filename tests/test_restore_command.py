@@ -20,9 +20,9 @@ from pictures import photo, write_network
 from PIL import Image
 
 from diffir_sr.cli import main
-from diffir_sr.data import images
 from diffir_sr.data.images import encode_png
 from diffir_sr.errors import InputError
+from diffir_sr.files import atomic
 from diffir_sr.inference import video
 from diffir_sr.inference.files import plan
 from diffir_sr.inference.images import read_picture
@@ -289,7 +289,7 @@ def test_a_full_disk_ends_the_run_in_words(capsys, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device", str(target))
         rename(source, target)
 
-    monkeypatch.setattr(images.os, "replace", replace)
+    monkeypatch.setattr(atomic.os, "replace", replace)
     assert restore("in", "-o", "out") == 1
     assert "No space left on device; 1 restored so far; make room and start the same command" in capsys.readouterr().err
     assert files("out") == ["a.png"]

@@ -112,7 +112,7 @@ def pairs_of(opt_change, *, batch=4, rank=0, world_size=1):
     sampler = DrawSampler(dataset, ratio=2, rank=rank, world_size=world_size, seed=0)
     making, made = BatchPreparation(opt, torch.device("cpu")), []
     for data in torch.utils.data.DataLoader(dataset, batch_size=batch, sampler=sampler):
-        lq, gt = making.pairs(data, data["gt"])
+        lq, gt = making.prepare(data, data["gt"])
         made += zip(lq, gt, data["gt"], strict=True)
     return made
 
