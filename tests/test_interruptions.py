@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from toy import run_training, train_options, write_options, write_pairs
 
-from diffir_sr.models.restoration_model import RestorationModel
 from diffir_sr.data import records as record
+from diffir_sr.models.restoration_model import RestorationModel
 from diffir_sr.training import loop
 from diffir_sr.training.states import sweep
 

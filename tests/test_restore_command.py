@@ -458,3 +458,12 @@ def test_a_format_that_is_not_written_is_no_name_of_a_folder(tmp_path, capsys):
     assert main(["restore", str(tmp_path / "a.png"), "-w", str(write_network()), "-o", str(tmp_path / "a.gif")]) != 0
     assert "gif is not written" in capsys.readouterr().err
     assert not (tmp_path / "a.gif").exists()
+
+
+def test_a_name_as_long_as_the_file_system_takes_is_restored(capsys):
+    name = "n" * 251 + ".png"
+    put(f"in/{name}")
+    assert restore("in", "-o", "out") == 0
+    assert files("out") == [name]
+    assert restore("in", "-o", "out") == 0
+    assert "1 kept" in capsys.readouterr().out

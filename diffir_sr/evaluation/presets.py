@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from diffir_sr.errors import OptionError
@@ -64,8 +65,11 @@ def plan(preset: str, metrics: Sequence[str] = (), *, border: int | None = None,
     names = list(dict.fromkeys(metrics or chosen.metrics))
     unknown = [name for name in names if name not in IMAGE_METRICS and name not in SET_METRICS]
     if unknown:
-        known = ", ".join((*IMAGE_METRICS, *SET_METRICS))
-        raise OptionError(f"--metrics: unknown {', '.join(unknown)}; known: {known}")
+        every = (*IMAGE_METRICS, *SET_METRICS)
+        near = [name for one in unknown for name in every if name.startswith(one)]
+        near = near or [name for one in unknown for name in get_close_matches(one, every, n=1)]
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise OptionError(f"--metrics: unknown {', '.join(unknown)}; {hint}known: {', '.join(every)}")
     if border is not None and border < 0:
         raise OptionError(f"--border: expected 0 or more pixels, found {border}")
     how = {
