@@ -164,9 +164,10 @@ def load_network(path: str | Path) -> Loaded:
     Raises CheckpointError for a file that holds no known network, or one that does not restore pictures by itself.
     """
     weights = read_weights(path)
-    if "network" not in weights.card and identity_in(weights) is None:
+    section = weights.card.get("network")
+    identity = identity_in(weights) if section is None else _described(section, weights)
+    if identity is None:
         return Loaded(*_foreign(weights), weights)
-    identity = identity_of(weights)
     place = weights.path.resolve()
     if identity.refuses:
         raise CheckpointError(f"{place} is {identity}, {identity.refuses}")

@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffir_sr.checkpoints import Weights, identity_of
+from diffir_sr.families.base import Identity
 
 
-def description(weights: Weights) -> str:
-    """Several lines about a weights file; raises CheckpointError for one of no known network."""
-    identity = identity_of(weights)
+def description(weights: Weights, identity: Identity | None = None) -> str:
+    """Several lines about a weights file; raises CheckpointError for one of no known network.
+
+    `identity` is what the file is, if that is known already: finding out builds networks of other projects.
+    """
+    identity = identity_of(weights) if identity is None else identity
     once = [tensor for name, tensor in weights.tensors.items() if not name.startswith("diffusion.")]  # no second copies
     count = sum(tensor.numel() for tensor in once)
     size = sum(tensor.numel() * tensor.element_size() for tensor in once)

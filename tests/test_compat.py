@@ -64,6 +64,17 @@ def test_resuming_takes_the_newest_state_and_keeps_the_teachers_weights(tmp_path
     assert opt["path"]["pretrain_network_S1"] == "s1.pth"
 
 
+def test_resuming_keeps_the_weights_of_every_frozen_helper(tmp_path):
+    state_file(tmp_path, 8)
+    helper = dict(
+        param_key_judge="params_ema", pretrain_network_judge="j.pth", ignore_resume_networks=["network_judge"]
+    )
+    opt = options(tmp_path, **helper) | dict(auto_resume=True, network_judge={})
+    assert states.load_resume_state(opt)["iter"] == 8
+    assert opt["path"]["param_key_judge"] == "params_ema"
+    assert opt["path"]["pretrain_network_judge"] == "j.pth"
+
+
 def test_without_a_state_there_is_nothing_to_resume(tmp_path):
     assert states.load_resume_state(options(tmp_path) | dict(auto_resume=True)) is None
     assert states.load_resume_state(options(tmp_path)) is None

@@ -165,3 +165,12 @@ def test_lama_is_recognised_without_the_prefix_that_lightning_files_have(tmp_pat
     }
     torch.save({"state_dict": tensors}, tmp_path / "lama.ckpt")
     assert load_restorer(tmp_path / "lama.ckpt").takes_mask
+
+
+def test_loading_builds_a_network_once(tmp_path, monkeypatch):
+    path, _, _ = write(tmp_path, "Compact")
+    built = []
+    init = SpandrelNetwork.__init__
+    monkeypatch.setattr(SpandrelNetwork, "__init__", lambda *args, **how: built.append(1) or init(*args, **how))
+    assert "Compact x4" in load_restorer(path).describe()
+    assert len(built) == 1

@@ -10,6 +10,7 @@ from typing import Any
 
 from diffir_sr.data.images import read_file
 from diffir_sr.errors import SaveFailed
+from diffir_sr.files.atomic import write_atomically
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -42,9 +43,7 @@ def forget_after(path: Path, iteration: int) -> None:
     """Drop the lines beyond `iteration`, which a resumed run will write again."""
     if path.is_file():
         kept = [row for row in read_records(path) if row["iter"] <= iteration]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(f"{json.dumps(row)}\n" for row in kept))
-        partial.replace(path)
+        write_atomically("".join(f"{json.dumps(row)}\n" for row in kept).encode(), path)
 
 
 def unwritable(path: Path | str, error: OSError) -> SaveFailed:

@@ -41,6 +41,11 @@ class Engine(Protocol):
     device: torch.device
     dtype: torch.dtype
 
+    @property
+    def network(self) -> Restores:
+        """What the engine runs."""
+        ...
+
     def __call__(self, lq: Tensor, *, noise: Noise, **conditions: Any) -> Tensor:
         """(B, 3, H * scale, W * scale), float32 on the CPU, not clipped, of `lq` (B, 3, H, W) in [0, 1]."""
         ...

@@ -23,10 +23,9 @@ def partial_name(name: str) -> str:
 def partial_prefix(name: str) -> str:
     """How the temporary names of all processes for a file called `name` begin."""
     plain = f".{name}.partial-"
-    room = _LONGEST - 10  # a process number may follow
-    return (
-        plain if len(os.fsencode(plain)) <= room else f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:24]}.partial-"
-    )
+    if len(os.fsencode(plain)) <= _LONGEST - 10:  # a process number may follow
+        return plain
+    return f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:24]}.partial-"
 
 
 def write_atomically(data: bytes, path: Path) -> None:
@@ -48,13 +47,13 @@ def save_atomically(
     *,
     tries: int = 3,
     wait_s: float = 1.0,
-    save: Callable[[Any, str], None] | None = None,
+    save: Callable[[Any, str], object] | None = None,
 ) -> None:
     """`save` (torch.save) to a temporary name beside `path`, sync, then rename; SaveFailed after the last try."""
     import torch
 
     path = os.fspath(path)
-    partial = f"{path}.partial-{os.getpid()}"
+    partial = os.path.join(os.path.dirname(path), partial_name(os.path.basename(path)))
     for left in reversed(range(tries)):
         try:
             if save:
@@ -75,6 +74,11 @@ def save_atomically(
                     "from the last checkpoint with --auto_resume"
                 ) from error
             time.sleep(wait_s)
+
+
+def save_text(text: str, path: str | os.PathLike[str]) -> None:
+    """`save_atomically` for text."""
+    save_atomically(text, path, save=lambda content, partial: Path(partial).write_text(content))
 
 
 def _cause(error: BaseException) -> str:

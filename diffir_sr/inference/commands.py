@@ -64,9 +64,10 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 def _restore(args: argparse.Namespace) -> int:
     # What follows takes a while to import, and most commands do without it.
     from diffir_sr.inference.restorer import load_restorer
+    from diffir_sr.inference.runner import RestoreSettings, restore_jobs
 
     _check_numbers(args)
-    plan(args.inputs, args.output, form=args.format)  # what cannot be is known before weights are loaded
+    jobs = plan(args.inputs, args.output, form=args.format)  # what cannot be is known before weights are loaded
     restorer = load_restorer(
         args.weights,
         blend=_blend(args.blend),
@@ -78,15 +79,8 @@ def _restore(args: argparse.Namespace) -> int:
         overlap=args.overlap,
         memory_limit=None if args.memory is None else int(args.memory * 2**30),
     )
-    outcome = restorer.files(
-        args.inputs,
-        args.output,
-        mask=args.mask,
-        samples=args.samples,
-        form=args.format,
-        quality=args.quality,
-        overwrite=args.overwrite,
-    )
+    wishes = RestoreSettings(form=args.format, mask=args.mask, samples=args.samples, quality=args.quality)
+    outcome = restore_jobs(restorer, jobs, Path(args.output), wishes, overwrite=args.overwrite)
     parts = [f"{outcome.restored} restored"]
     parts += [f"{outcome.kept} kept"] if outcome.kept else []
     parts += [f"{len(outcome.failures)} failed"] if outcome.failures else []

@@ -31,4 +31,4 @@ def interpolated(first: Path, second: Path, share: float) -> tuple[nn.Module, st
     with torch.no_grad():
         for weight, towards in zip(one.network.parameters(), two.network.parameters(), strict=True):
             weight.lerp_(towards, share)
-    return one.network, f"{description(one.weights)}\n  blended: {share:g} of {second}"
+    return one.network, f"{description(one.weights, one.identity)}\n  blended: {share:g} of {second}"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import partial_prefix, write_atomically
+from diffir_sr.files.processes import is_running
 
 NAME = "restored.jsonl"
 
@@ -115,16 +116,6 @@ def forget_partials(target: Path) -> None:
     """Remove what killed runs left beside `target`; a process that lives is let alone."""
     for partial in target.parent.glob(f"{glob.escape(partial_prefix(target.name))}*"):
         number = partial.name.rpartition("-")[2].split(".")[0]
-        if number.isdigit() and not _lives(int(number)):
+        if number.isdigit() and not is_running(int(number)):
             with contextlib.suppress(OSError):
                 partial.unlink()
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

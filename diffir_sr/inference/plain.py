@@ -99,8 +99,6 @@ class PlainEngine:
     and input; None means what is free.
     """
 
-    optimized = False
-
     def __init__(
         self,
         network: nn.Module,
@@ -112,7 +110,8 @@ class PlainEngine:
         tile: int = TILE,
         overlap: int = OVERLAP,
     ) -> None:
-        check_tiles(tile, overlap, memory_limit=memory_limit)
+        check_tiles(tile, overlap)
+        check_memory(memory_limit)
         self.device = torch.device(device)
         self.dtype = dtype
         self.network = as_restoring(network.to(self.device))
@@ -271,9 +270,6 @@ class CalledNetwork:
     def restore(self, lq: Tensor, *, noise: Noise, **_: Any) -> Tensor:
         return _image_of(self.net(lq))
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.net.state_dict()
-
 
 _MULTIPLES = (1, 2, 4, 7, 8, 12, 16, 32, 64, 128)
 _LEAST_SIDE = 16
@@ -324,14 +320,18 @@ def _name(network: Any) -> str:
     return type(getattr(network, "net", network)).__name__
 
 
-def check_tiles(tile: int, overlap: int, *, memory_limit: int | None) -> None:
-    """Raise OptionError for numbers of tiles and memory that cannot be."""
+def check_tiles(tile: int, overlap: int) -> None:
+    """Raise OptionError for pixels of tiles that cannot be."""
     if overlap < 0:
         raise OptionError(f"overlap: expected 0 pixels or more, got {overlap}")
     if tile < 1:
         raise OptionError(f"tile: expected 1 pixel or more, got {tile}")
     if tile < 2 * overlap:
         raise OptionError(f"tile: expected at least twice the overlap of {overlap} pixels, got {tile}")
+
+
+def check_memory(memory_limit: int | None) -> None:
+    """Raise OptionError for a bound on memory that cannot be."""
     if memory_limit is not None and not memory_limit > 0:  # so that NaN is refused, too
         raise OptionError(f"memory: expected more than 0 bytes, got {memory_limit}")
 

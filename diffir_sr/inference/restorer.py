@@ -6,8 +6,9 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,10 @@ from diffir_sr.families.base import Engine
 from diffir_sr.inference.free_memory import check_fits_in_memory
 from diffir_sr.inference.inputs import is_batch, load_input
 from diffir_sr.inference.interpolation import interpolated
-from diffir_sr.inference.journal import Journal, digest_of_file
+from diffir_sr.inference.journal import digest_of_file
 from diffir_sr.inference.masks import Mask, mask_for
 from diffir_sr.inference.picture import Picture
-from diffir_sr.inference.plain import OVERLAP, TILE, TileMode, as_restoring, engine_for, restored_under
+from diffir_sr.inference.plain import OVERLAP, TILE, TileMode, engine_for, restored_under
 
 if TYPE_CHECKING:
     from diffir_sr.inference.runner import Progress, RunSummary
@@ -64,10 +65,11 @@ class Restorer:
         *,
         seed: int = 0,
         about: str = "",
-        sources: Mapping[str, object] | None = None,
+        sources: Callable[[], Mapping[str, object]] | None = None,
         **how: Any,
     ) -> None:
-        """`how` is what `inference.plain.engine_for` takes, `sources` the digests of the weights files.
+        """`how` is what `inference.plain.engine_for` takes, `sources` gives the digests of the
+        weights files when a folder's record needs them.
 
         Raises InputError for a network that needs the ground truth.
         """
@@ -75,9 +77,9 @@ class Restorer:
         self.seed = seed
         self._about = about
         self._how = how
-        self._sources = dict(sources) if sources else {"weights": _digest_of(network), "blend": None}
+        self._sources = sources
         self.engine: Engine = engine_for(network, **how)
-        restoring = as_restoring(network)
+        restoring = self.engine.network
         if "gt" in restoring.conditions:
             raise InputError(f"{type(network).__name__} restores with the ground truth, which a photograph has not")
         self.scale = restoring.scale
@@ -186,20 +188,18 @@ class Restorer:
         listed in the outcome's `failures`; the others go on. Raises InputError for inputs or an output that cannot be.
         """
         from diffir_sr.inference.files import plan
-        from diffir_sr.inference.runner import RestoreSettings, Runner
+        from diffir_sr.inference.runner import RestoreSettings, restore_jobs
 
         given = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
         jobs = plan([os.fspath(one) for one in given], os.fspath(output), form=form)
-        folder = Path(output) if all(job.target != Path(output) for job in jobs) else None
-        journal = Journal(folder, self.settings(samples=samples, quality=quality), overwrite=overwrite)
         wishes = RestoreSettings(form=form, mask=mask, samples=samples, quality=quality)
-        return Runner(self, wishes, journal, progress=progress).run(jobs)
+        return restore_jobs(self, jobs, Path(output), wishes, overwrite=overwrite, progress=progress)
 
     def settings(self, *, samples: int, quality: int) -> dict[str, object]:
         """What decides the bytes of result files: results made with others are not taken for done."""
         tiled = self._how.get("tile_mode", "exact") != "exact"
         return {
-            **self._sources,
+            **(self._sources() if self._sources else {"weights": _digest_of(self.network), "blend": None}),
             "seed": self.seed,
             "samples": samples,
             "quality": quality,
@@ -314,14 +314,14 @@ def load_restorer(
     """
     if blend is None:
         loaded = load_network(Path(weights))
-        network, about = loaded.network, description(loaded.weights)
+        network, about = loaded.network, description(loaded.weights, loaded.identity)
     else:
         network, about = interpolated(Path(weights), *_mixed(blend))
     return Restorer(
         network,
         seed=seed,
         about=about,
-        sources=_digests(Path(weights), blend),
+        sources=partial(_digests, Path(weights), blend),
         device=device_of(device),
         dtype=_dtype_of(dtype),
         tile_mode=tile_mode,

@@ -146,6 +146,8 @@ class Runner:
     def _tell_plan(self, job: Job, height: int, width: int) -> None:
         """Say how the network goes about the first picture, and about each whose strips memory makes narrower."""
         engine = self.restorer.engine
+        if not getattr(engine, "optimized", True):  # it runs in one piece, whatever memory there is
+            return
         plan = engine.plan(height, width)
         if plan.narrowed or not self._told_plan:
             tiles = "tiles, each in " if getattr(engine, "tile_mode", "exact") == "prior" else ""
@@ -190,6 +192,22 @@ class Runner:
         self.journal.note(target, digest_of_file(partial), source=sha, seconds=time.perf_counter() - started)
         partial.replace(target)
         self.outcome.restored += 1
+
+
+def restore_jobs(
+    restorer: Restorer,
+    jobs: Sequence[Job],
+    output: Path,
+    wishes: RestoreSettings,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> RunSummary:
+    """Do jobs that were planned for `output`; a folder keeps the record of what was made in it."""
+    is_folder = all(job.target is not None and job.target != output for job in jobs)
+    settings = restorer.settings(samples=wishes.samples, quality=wishes.quality)
+    journal = Journal(output if is_folder else None, settings, overwrite=overwrite)
+    return Runner(restorer, wishes, journal, progress=progress).run(jobs)
 
 
 class VideoFrames:

@@ -151,10 +151,6 @@ class InpaintModel(RestorationModel, ABC):
     def save_others(self, current_iter: int) -> None:
         self.save_network(self.adversary.net, "net_d", current_iter)
 
-    def pasted(self, restored: Tensor) -> Tensor:
-        """Restored images with the known pixels of the input."""
-        return torch.where(self.mask > 0.5, restored, self.lq[:, :3])
-
 
 class DiffIRInpaintS1Model(InpaintModel):
     """Trains DiffIRS1 with `task: inpaint` against a discriminator; `test` needs whole images, as the network does."""

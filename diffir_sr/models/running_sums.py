@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from diffir_sr.files.atomic import save_atomically
+from diffir_sr.files.atomic import save_text
 
 Sums = dict[str, tuple[Any, int]]  # loss -> sum, number of summands
 
@@ -23,11 +23,7 @@ def save_sums(sums: Sums, opt: Mapping[str, Any], iteration: int) -> None:
     """Write the sums of this process; nothing where the log has just printed, or for 'latest' (-1)."""
     if sums and iteration >= 0:
         text = json.dumps({name: [float(total), count] for name, (total, count) in sums.items()})
-        save_atomically(text, _file(opt, iteration), save=lambda text, path: _write(path, text))
-
-
-def _write(path: str, text: str) -> None:
-    Path(path).write_text(text)
+        save_text(text, _file(opt, iteration))
 
 
 def load_sums(opt: Mapping[str, Any], iteration: int, *, device: torch.device) -> Sums:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diffir_sr.errors import InputError, OptionError
+from diffir_sr.files.atomic import write_atomically
 from diffir_sr.options.report import nearest
 from diffir_sr.options.source import files_read
 
@@ -59,13 +60,11 @@ def copy_recipes(names: list[str], *, to: Path) -> list[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing: to a temporary name beside it, then rename."""
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    """Write a whole file or nothing; raises InputError if it cannot be written. Makes no folder: it may be a typo."""
     try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        path.parent.stat()
+        write_atomically(text.encode(), path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise InputError(f"cannot write {path}: {error}") from error
 
 

@@ -19,6 +19,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from diffir_sr.errors import InputError
+from diffir_sr.files.processes import is_running
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -106,19 +107,6 @@ def check_apart(source: Path, *outputs: Path | None) -> None:
                 f"{output.absolute()} is the input folder {source.absolute()} or lies in it; results would replace the "
                 "images, or be taken for some the next time; choose a folder beside it"
             )
-
-
-def is_running(process: int) -> bool:
-    """Whether a process of this number runs; where that cannot be asked without harm, it is taken to run."""
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(process, 0)  # asks only: signal 0 is not sent
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
+from diffir_sr.data.images import encode_png
 from diffir_sr.errors import InputError
+from diffir_sr.files.atomic import write_atomically
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,7 @@ def write_photographs(photographs: tuple[Photograph, ...], *, folder: Path) -> l
     for photograph in photographs:
         path = folder / f"{photograph.name}.png"
         if not path.exists():
-            partial = folder / f".{photograph.name}.partial.png"
-            cv2.imwrite(str(partial), _load(photograph.name)[..., ::-1])
-            partial.replace(path)
+            write_atomically(encode_png(np.ascontiguousarray(_load(photograph.name))), path)
         written.append(path)
     return written
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from basicsr.utils import check_resume
 from torch import Tensor
 
 from diffir_sr.checkpoints import read_weights
 from diffir_sr.errors import CheckpointError
-from diffir_sr.files.atomic import save_atomically
+from diffir_sr.files.atomic import save_text
+from diffir_sr.files.processes import is_running
 from diffir_sr.training.run import plain
 from diffir_sr.weights_files import check_reachable, read_pickled, why_unreadable
 
@@ -57,7 +59,7 @@ def find_state(opt: dict[str, Any]) -> Resumption | None:
             warnings.append(f"{error}; passed over, the state before it is used")
             continue
         path["resume_state"] = str(file)
-        load_resume_state(opt | {"auto_resume": False})  # names the networks of this iteration in opt["path"]
+        _name_networks(opt, int(state["iter"]))
         return Resumption(file, state, warnings)
     if warnings:
         raise CheckpointError(
@@ -202,11 +204,7 @@ def save_options(opt: Mapping[str, Any], iteration: int) -> None:
         kept = {key: value for key, value in plain(dict(opt)).items() if key not in _LEFT_OUT}
         text = json.dumps(kept, indent=1) + "\n"
         target = _options_file(Path(opt["path"]["training_states"]) / f"{iteration}.state")
-        save_atomically(text, target, save=lambda text, path: _write_text(path, text))
-
-
-def _write_text(path: str, text: str) -> None:
-    Path(path).write_text(text)
+        save_text(text, target)
 
 
 def changes(opt: Mapping[str, Any], resumed: Resumption) -> list[str]:
@@ -254,31 +252,14 @@ def sweep(folder: Path) -> list[Path]:
     removed = []
     for file in folder.rglob("*.partial-*"):
         number = file.name.rpartition("-")[2]
-        if number.isdigit() and file.is_file() and not _alive(int(number)):
+        if number.isdigit() and file.is_file() and not is_running(int(number)):
             file.unlink(missing_ok=True)
             removed.append(file)
     return removed
 
 
-def _alive(number: int) -> bool:
-    try:
-        os.kill(number, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
-
-
 def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
-    """BasicSR's state to resume from, or None; loads to the CPU and keeps `path.param_key_S1` as it is.
-
-    BasicSR turns every `param_key*` from params_ema into params, which would replace the teacher's EMA weights
-    in the middle of a training.
-    """
-    import torch
-    from basicsr.utils import check_resume
-
+    """BasicSR's state to resume from, or None; loads to the CPU."""
     path = _newest_state(opt) if opt["auto_resume"] else opt["path"].get("resume_state")
     if not path:
         return None
@@ -293,11 +274,21 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
             f"{os.path.abspath(path)}: not a training state that can be resumed ({why_unreadable(error)}); "
             "choose an earlier .state file with path.resume_state"
         ) from error
-    teacher_key = opt["path"].get("param_key_S1")
-    check_resume(opt, iteration)
-    if teacher_key is not None:
-        opt["path"]["param_key_S1"] = teacher_key
+    _name_networks(opt, iteration)
     return state
+
+
+def _name_networks(opt: dict[str, Any], iteration: int) -> None:
+    """Set the paths of the networks saved with a state, as BasicSR does; other networks keep path and entry.
+
+    BasicSR turns every `param_key*` from params_ema into params, which would replace the averaged weights of a frozen
+    helper in the middle of a training.
+    """
+    path = opt["path"]
+    ignored = [name.removeprefix("network_") for name in path.get("ignore_resume_networks") or []]
+    kept = {key: path[key] for key in (f"param_key_{name}" for name in ignored) if key in path}
+    check_resume(opt, iteration)
+    path |= kept
 
 
 def _newest_state(opt: dict[str, Any]) -> str | None:

@@ -14,7 +14,7 @@ from diffir_sr.archs.geometry import check_image, with_mask
 from diffir_sr.diffusion.noise import Noise
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.inference.free_memory import available, ran_out_of_memory
-from diffir_sr.inference.plain import OVERLAP, TILE, check_tiles, in_tiles
+from diffir_sr.inference.plain import OVERLAP, TILE, check_memory, check_tiles, in_tiles
 from diffir_sr.inference.strips.body import FoldedBody
 from diffir_sr.inference.strips.folded_prior import condition
 from diffir_sr.inference.strips.memory import Plan, Planner
@@ -158,6 +158,5 @@ def _check(tile_mode: str, *, strip: int | None, tile: int, overlap: int, memory
     if strip is not None and strip < 1:
         raise OptionError(f"strip: expected 1 row or more, got {strip}")
     if tile_mode == "prior":
-        check_tiles(tile, overlap, memory_limit=memory_limit)
-    if memory_limit is not None and not memory_limit > 0:  # so that NaN is refused, too
-        raise OptionError(f"memory: expected more than 0 bytes, got {memory_limit}")
+        check_tiles(tile, overlap)
+    check_memory(memory_limit)
