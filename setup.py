@@ -45,6 +45,7 @@ setup(
         "lmdb",
         "pydantic>=2.7",  # checks option files
         "safetensors",  # weights with a model card inside, which cannot hold code
+        "filelock",  # torch brings it, too
         "tqdm",
         "setuptools; python_version >= '3.12'",  # brings back distutils, which basicsr imports
     ],
@@ -52,6 +53,7 @@ setup(
         "quickstart": ["scikit-image", "matplotlib"],  # its photographs; the pictures of the report
         "video": ["imageio-ffmpeg"],  # brings an ffmpeg where the system has none
         "peers": ["spandrel"],  # recognises and builds the networks of other projects
+        "hub": ["huggingface_hub>=0.30"],  # weights from the Hub, by hf:// addresses
         # LPIPS and its heads; DISTS' weights, FID and KID. ImageNet backbones: see CONTRIBUTING.md.
         "metrics": ["lpips", "torchmetrics"],
         "dev": [
@@ -69,7 +71,10 @@ setup(
     # wheel as data of a package, so that `diffir options` finds them wherever it is installed.
     packages=[*find_packages(include=["diffir_sr", "diffir_sr.*"]), "diffir_sr.recipes"],
     package_dir={"diffir_sr.recipes": "options"},
-    package_data={"diffir_sr.recipes": ["**/*.yml"], "diffir_sr": ["py.typed", "weights/*.safetensors"]},
+    package_data={
+        "diffir_sr.recipes": ["**/*.yml"],
+        "diffir_sr": ["py.typed", "weights/*.safetensors", "weights/*.yml"],
+    },
     entry_points={
         "console_scripts": ["basicsr = diffir_sr.cli:basicsr_main", "diffir = diffir_sr.cli:main"],
     },

@@ -23,7 +23,7 @@ from diffir_sr.training.loop import Interrupted, train
 from diffir_sr.training.run import RunArguments, forget_log
 from diffir_sr.training.testing import test
 from diffir_sr.version import __version__
-from diffir_sr.weights_commands import add_describe_parser, add_weights_parser
+from diffir_sr.weights_commands import add_describe_parser, add_models_parser, add_weights_parser
 
 
 def basicsr_main(argv: Sequence[str] | None = None) -> int:
@@ -85,7 +85,7 @@ def _test(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`diffir restore|evaluate|prepare|doctor|options|weights|describe|quickstart ...`."""
+    """`diffir restore|evaluate|prepare|doctor|options|models|describe|quickstart ...`."""
     return _run(diffir_parser(), argv)
 
 
@@ -100,6 +100,7 @@ def diffir_parser() -> argparse.ArgumentParser:
         add_restore_parser,
         add_prepare_parser,
         add_options_parser,
+        add_models_parser,
         add_weights_parser,
         add_describe_parser,
         add_quickstart_parser,

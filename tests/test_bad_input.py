@@ -118,17 +118,16 @@ def test_weights_of_another_family_scale_or_size(capsys, data):
 
 def test_missing_vgg_weights(capsys, data, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
-    monkeypatch.setattr(
-        torch.hub, "load_state_dict_from_url", lambda *_, **__: (_ for _ in ()).throw(OSError("offline"))
-    )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("DIFFIR_OFFLINE", "1")
     perceptual = dict(type="PerceptualLoss", layer_weights={"conv5_4": 1.0}, vgg_type="vgg19")
     assert run_training(train_options("s1", perceptual_opt=perceptual)) == 1
     said = capsys.readouterr().err
     for part in (
-        "no weights of vgg19",
+        "no weights vgg19",
         "experiments/pretrained_models/vgg19-dcbb9e9d.pth",
-        "offline",
-        "diffir weights vgg16",
+        "DIFFIR_OFFLINE=1 forbids the network",
+        "vgg_type: vgg16",
     ):
         assert part in said
 

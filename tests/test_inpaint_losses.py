@@ -174,6 +174,7 @@ def test_the_backbone_dilates_as_the_segmentation_encoder_does():
 @pytest.fixture
 def no_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
 
 
 def test_absent_weights_tell_every_place_the_source_and_the_alternative(no_cache):
@@ -209,5 +210,5 @@ def test_another_file_is_refused(encoder, tmp_path):
         with pytest.raises(CheckpointError, match=told):
             ade20k_loss.load_backbone(tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(CheckpointError, match="not a readable weights file"):
+    with pytest.raises(CheckpointError, match="not a readable PyTorch weights file"):
         ade20k_loss.load_backbone(tmp_path / "text.pth")

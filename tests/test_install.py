@@ -93,7 +93,8 @@ def test_the_wheel_has_every_module_and_option_file_and_nothing_else(wheel):
     package = {name for name in files if name.startswith("diffir_sr/")}
     modules = {path.relative_to(CHECKOUT).as_posix() for path in SOURCES}
     data = {"diffir_sr/py.typed"} | {f"diffir_sr/recipes/{name}" for name in RECIPES}
-    assert package == modules | data | {f"diffir_sr/weights/{path.name}" for path in WEIGHTS}
+    weights = {f"diffir_sr/weights/{path.name}" for path in (*WEIGHTS, Path("registry.yml"))}
+    assert package == modules | data | weights
     assert any("/" in name for name in RECIPES)  # sub-folders, too
     assert {name.split("/")[0] for name in files - package} == {f"diffir_sr-{__version__}.dist-info"}
 

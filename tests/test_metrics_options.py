@@ -79,7 +79,7 @@ def test_niqe_of_photographs_is_the_pinned_one(name, pinned):
 
 def test_a_run_does_not_begin_without_the_weights_of_its_metrics():
     opt = {"model_type": "SRModel", "val": {"metrics": {"far": {"type": "calculate_lpips", "backbone": "mine.pth"}}}}
-    with pytest.raises(CheckpointError, match=r"val.metrics.far: weights of alexnet: no such file: .*mine.pth"):
+    with pytest.raises(CheckpointError, match=r"val.metrics.far: backbone: no such file: .*mine.pth"):
         check_weights(opt)
     opt["val"]["metrics"] = {"psnr": {"type": "calculate_psnr", "crop_border": 0}}
     check_weights(opt)

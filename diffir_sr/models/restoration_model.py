@@ -22,7 +22,6 @@ from diffir_sr.data.records import append_record
 from diffir_sr.diffusion.noise import IterationNoise, Noise
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.families.base import Restores
-from diffir_sr.losses.vgg_weights import load_vgg
 from diffir_sr.metrics.protocols import protocol
 from diffir_sr.models import validation as measuring
 from diffir_sr.models.batches import BatchPreparation, Role
@@ -31,7 +30,7 @@ from diffir_sr.models.frozen import Frozen
 from diffir_sr.models.running_sums import load_sums, save_sums
 from diffir_sr.models.saving import CardFiles
 from diffir_sr.models.schedulers import build_scheduler
-from diffir_sr.models.vgg_exchange import vgg_features_from
+from diffir_sr.models.vgg_exchange import load_vgg, vgg_features_from
 
 logger = logging.getLogger("basicsr")
 Losses = dict[str, Tensor]

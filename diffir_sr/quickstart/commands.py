@@ -65,11 +65,9 @@ def stage_commands(seed: int, task: str = "sr") -> list[str]:
 
 
 def _already_there(command: str) -> bool:
-    """LMDBs and converted weights of an earlier quick start are used again."""
+    """LMDBs of an earlier quick start are used again."""
     words = shlex.split(command)
-    if words[:3] == ["diffir", "prepare", "lmdb"]:
-        return Path(words[words.index("-o") + 1]).exists()
-    return words == ["diffir", "weights", "vgg16"] and Path("experiments/pretrained_models/vgg16-features.pth").exists()
+    return words[:3] == ["diffir", "prepare", "lmdb"] and Path(words[words.index("-o") + 1]).exists()
 
 
 def _run(command: str) -> None:

@@ -10,7 +10,7 @@ from diffir_sr.options.recipes import recipes_folder
 DATA = Path("datasets/quickstart")
 TRAIN_DATA, HELD_OUT_DATA = DATA / "train", DATA / "heldout"
 _T, _H = TRAIN_DATA, HELD_OUT_DATA
-_VGG = "diffir weights vgg16"
+_VGG = "diffir models fetch vgg16"
 _SHARP = (  # training photographs of tasks that degrade while training
     f"diffir prepare subimages {_T}/photos -o {_T}/sub --size 240 --step 120",
     f"diffir prepare lmdb {_T}/sub -o {_T}/sub.lmdb --codec raw",

