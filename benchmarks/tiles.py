@@ -44,7 +44,7 @@ def ways(network):
         return lambda lq: engine(lq, noise=noise(lq))
 
     def apart(overlap):
-        def one(lq):
+        def one(lq, _):
             return exact(lq, noise=noise(lq))
 
         def tiled(lq):

@@ -6,16 +6,20 @@ x_T = sqrt(abar) x_0 + sqrt(1 - abar) noise; then for t = T-1 .. 0: guess x_0, x
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from diffir_sr.diffusion.sampling import clean_from_eps, noised, posterior_mean
 from diffir_sr.diffusion.schedule import scaled_linear_betas, schedule_constants
 from diffir_sr.errors import InputError, OptionError
 
-_NOISING = ("sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod")
-_UNNOISING = ("sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod")
+# Constants by the names that steps have for them.
+_NOISING = {"signal": "sqrt_alphas_cumprod", "spread": "sqrt_one_minus_alphas_cumprod"}
+_UNNOISING = {"recip": "sqrt_recip_alphas_cumprod", "recip_minus": "sqrt_recipm1_alphas_cumprod"}
+_WEIGHTS = {"coef1": "posterior_mean_coef1", "coef2": "posterior_mean_coef2"}
 
 
 class PriorDiffusion(nn.Module):
@@ -66,16 +70,16 @@ class PriorDiffusion(nn.Module):
 
     def q_sample(self, prior: Tensor, noise: Tensor) -> Tensor:
         """A draw of q(x_T | prior), (B, D): Ho et al. 2020, eq. 4."""
-        return self._at("sqrt_alphas_cumprod", -1) * prior + self._at("sqrt_one_minus_alphas_cumprod", -1) * noise
+        return noised(prior, noise, **self._at(_NOISING, -1))
 
     def reverse(self, noisy: Tensor, condition: Tensor) -> list[Tensor]:
         """Priors (B, D) after each step back from `noisy`, of which they are a function."""
         trajectory, added = [], self._step_noise(noisy) if self.variance_noise else None
         for t in reversed(range(self.steps)):
             clean = self._clean(noisy, t, self.model(noisy, noisy.new_full((len(noisy),), t), condition))
-            noisy = self._at("posterior_mean_coef1", t) * clean + self._at("posterior_mean_coef2", t) * noisy
+            noisy = posterior_mean(clean, noisy, **self._at(_WEIGHTS, t))
             if added is not None:
-                noisy = noisy + self._at("posterior_variance", t).sqrt() * added[:, t]
+                noisy = noisy + cast(Tensor, self.posterior_variance)[t].sqrt() * added[:, t]
             trajectory.append(noisy)
         return trajectory
 
@@ -84,13 +88,8 @@ class PriorDiffusion(nn.Module):
 
         What a classic diffusion is trained on; the joint training of DiffIR walks all steps instead.
         """
-        signal, spread = (self._at(name, step)[:, None] for name in _NOISING)
-        noisy = signal * prior + spread * noise
-        guess = self.model(noisy, step.to(noisy.dtype), condition)
-        if self.prediction == "x0":
-            return guess
-        back, minus = (self._at(name, step)[:, None] for name in _UNNOISING)
-        return back * noisy - minus * guess
+        noisy = noised(prior, noise, **self._at(_NOISING, step[:, None]))
+        return self._clean(noisy, step[:, None], self.model(noisy, step.to(noisy.dtype), condition))
 
     def _step_noise(self, start: Tensor) -> Tensor:
         """Standard normal values (B, steps, D) that follow from each row of `start`, so that a seed still tells all."""
@@ -100,10 +99,11 @@ class PriorDiffusion(nn.Module):
             rows.append(torch.randn(self.steps, len(row), generator=torch.Generator().manual_seed(key)))
         return torch.stack(rows).to(start)
 
-    def _clean(self, noisy: Tensor, t: int, guess: Tensor) -> Tensor:
+    def _clean(self, noisy: Tensor, t: int | Tensor, guess: Tensor) -> Tensor:
         if self.prediction == "x0":
             return guess
-        return self._at("sqrt_recip_alphas_cumprod", t) * noisy - self._at("sqrt_recipm1_alphas_cumprod", t) * guess
+        return clean_from_eps(noisy, guess, **self._at(_UNNOISING, t))
 
-    def _at(self, name: str, t: int | Tensor) -> Tensor:
-        return cast(Tensor, getattr(self, name))[t]
+    def _at(self, names: Mapping[str, str], t: int | Tensor) -> dict[str, Tensor]:
+        """Constants of the steps `t`, by argument name."""
+        return {argument: cast(Tensor, getattr(self, name))[t] for argument, name in names.items()}

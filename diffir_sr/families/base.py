@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffir_sr.diffusion.noise import Noise
+from diffir_sr.diffusion.sampling import Sampling
 
 Tensors = Mapping[str, Tensor]
 
@@ -32,6 +33,26 @@ class Restores(Protocol):
 
         Owns the whole loop, of however many steps. Missing pixels are 0 in `lq`.
         """
+        ...
+
+
+@runtime_checkable
+class WalksInSteps(Restores, Protocol):
+    """A network that restores by steps of a sampler, of which the user may choose number and kind."""
+
+    sampling: Sampling  # settable; OptionError for what the network cannot do
+
+    def restore_in_one_step(self, lq: Tensor, *, noise: Noise, **conditions: Any) -> Tensor:
+        """`restore` with a single step, for which as much memory is needed as for many."""
+        ...
+
+
+@runtime_checkable
+class HasLeastSize(Protocol):
+    """A network that cannot restore pictures of fewer pixels than it says."""
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise InputError for a degraded picture of a size that is too small."""
         ...
 
 

@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from diffir_sr.archs.geometry import check_image, pad_to_multiple
-from diffir_sr.diffusion.noise import Noise
+from diffir_sr.diffusion.noise import Noise, WindowNoise
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.families import fast_engine
-from diffir_sr.families.base import Engine, Restores
+from diffir_sr.families.base import Engine, HasLeastSize, Restores, WalksInSteps
 from diffir_sr.inference.free_memory import available, ran_out_of_memory
 
 
@@ -28,8 +28,13 @@ def tile_starts(length: int, *, tile: int, overlap: int) -> list[int]:
     return [*range(0, length - tile, tile - overlap), length - tile]
 
 
-def in_tiles(run: Callable[[Tensor], Tensor], lq: Tensor, *, tile: int, overlap: int, scale: int) -> Tensor:
-    """`run` on every tile of `lq` (B, C, H, W), the results (B, 3, H * scale, W * scale) faded into each other."""
+def in_tiles(
+    run: Callable[[Tensor, tuple[int, int]], Tensor], lq: Tensor, *, tile: int, overlap: int, scale: int
+) -> Tensor:
+    """`run(part, (top, left))` on every tile of `lq` (B, C, H, W), the results faded into each other.
+
+    They are (B, 3, H * scale, W * scale) together.
+    """
     height, width = lq.shape[-2:]
     result = torch.zeros((len(lq), 3, height * scale, width * scale))
     weights = torch.zeros((1, 1, height * scale, width * scale))
@@ -43,7 +48,7 @@ def in_tiles(run: Callable[[Tensor], Tensor], lq: Tensor, *, tile: int, overlap:
                 slice(top * scale, (top + part.shape[-2]) * scale),
                 slice(left * scale, (left + part.shape[-1]) * scale),
             )
-            result[there] += run(part) * weight
+            result[there] += run(part, (top, left)) * weight
             weights[there] += weight
     return result.div_(weights)
 
@@ -130,16 +135,18 @@ class PlainEngine:
         needed, given = self.network.conditions, {name for name, value in conditions.items() if value is not None}
         if needed != given:
             raise InputError(f"this network is given {sorted(given)} beside the picture and needs {sorted(needed)}")
+        if isinstance(self.network, HasLeastSize):
+            self.network.check_size(*lq.shape[-2:])
         self.plan(*lq.shape[-2:])
         names = sorted(conditions)
         widths = [3, *(conditions[name].shape[1] for name in names)]
 
-        def whole(stack: Tensor) -> Tensor:
+        def whole(stack: Tensor, place: tuple[int, int] | None = None) -> Tensor:
             image, *others = stack.split(widths, dim=1)
-            return self._whole(image, noise=noise, **dict(zip(names, others, strict=True)))
+            return self._whole(image, noise=noise, place=place, **dict(zip(names, others, strict=True)))
 
         if "gt" in needed:  # of another size than lq, so it cannot be cut with it
-            return self._whole(lq, noise=noise, **conditions)
+            return self._whole(lq, noise=noise, place=None, **conditions)
         stack = torch.cat([lq, *(conditions[name].to(lq) for name in names)], dim=1)
         try:
             if self._tile is None:
@@ -175,9 +182,12 @@ class PlainEngine:
         tiles = "take tiles" if self._tile is None else f"take tiles smaller than {self._tile} pixels"
         return f"{tiles}, allow or free more memory, or cut the picture up"
 
-    def _whole(self, lq: Tensor, *, noise: Noise, **conditions: Tensor) -> Tensor:
+    def _whole(self, lq: Tensor, *, noise: Noise, place: tuple[int, int] | None, **conditions: Tensor) -> Tensor:
+        """A picture, or the part of one that is at `place`; parts share the picture's noise where they overlap."""
         net, (height, width) = self.network, lq.shape[-2:]
         image = pad_to_multiple(lq.to(self.device, torch.float32), multiple_of=net.multiple_of)
+        if place is not None:
+            noise = WindowNoise(noise, top=place[0], left=place[1], height=image.shape[-2], width=image.shape[-1])
         padded = {
             name: pad_to_multiple(
                 value.to(self.device, torch.float32), multiple_of=net.multiple_of * (net.scale if name == "gt" else 1)
@@ -197,11 +207,15 @@ class PlainEngine:
         """Bytes per pixel of the network's input, at the peak of restoring a small picture."""
         net = self.network
         side = -(-48 // net.multiple_of) * net.multiple_of
+        run = net.restore
+        if isinstance(net, WalksInSteps):
+            run = net.restore_in_one_step
+            side = -(-48 // (net.multiple_of * net.scale)) * net.multiple_of
         image = torch.zeros(1, 3, side, side, device=self.device)
         sizes = {"mask": (1, 1, side, side), "gt": (1, 3, side * net.scale, side * net.scale)}
         conditions = {name: torch.zeros(sizes[name], device=self.device) for name in net.conditions}
         with LivingBytes() as living, torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            net.restore(image, noise=_Zeros(), **conditions)
+            run(image, noise=_Zeros(), **conditions)
         return living.peak / side**2
 
 

@@ -80,7 +80,7 @@ class StripEngine:
         if self.tile_mode == "exact":
             return self._restored(lq, prior)
         made = in_tiles(
-            lambda part: self._restored(part, prior),
+            lambda part, _: self._restored(part, prior),
             self.network.padded(lq),  # so that the outer tiles continue the picture as the whole is continued
             tile=self._tile,
             overlap=self._overlap,

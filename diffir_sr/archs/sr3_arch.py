@@ -1,0 +1,217 @@
+"""SR3 (Saharia et al. 2021): super-resolution by iterative refinement, and the regression that it is compared with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffir_sr.archs.geometry import check_image
+from diffir_sr.archs.noise_level_unet_arch import PRESETS, NoiseLevelUNet
+from diffir_sr.diffusion.noise import Noise
+from diffir_sr.diffusion.sampling import LevelSpace, Sampling, level_of, sampled, sampling_of, walk
+from diffir_sr.diffusion.schedule import Schedule, named_betas, schedule_constants, schedule_of
+from diffir_sr.errors import InputError, OptionError
+
+CondResize = Literal["bicubic", "pil"]
+# The schedule of the public trainings, and the names under which their files also store its constants.
+PUBLISHED_SCHEDULE = {"schedule": "linear", "n_timestep": 2000, "linear_start": 1e-6, "linear_end": 0.01}
+STORED_CONSTANTS = frozenset(schedule_constants(named_betas("linear", 1, start=0.5, end=0.5)))
+
+
+class Upscaling(nn.Module):
+    """What networks share that see the degraded picture enlarged to the size of the result.
+
+    `cond_resize` is how it is enlarged: bicubic (a = -0.5), or pil, the same rounded to 8 bits after each direction,
+    as Pillow does it, with which the public weights were trained.
+    """
+
+    conditions: frozenset[str] = frozenset()
+    computed_tensors: ClassVar[frozenset[str]] = STORED_CONSTANTS  # in files, perhaps, and never loaded
+
+    def __init__(self, *, scale: int, cond_resize: str, deepest: int) -> None:
+        super().__init__()
+        if scale < 1:
+            raise OptionError(f"scale: expected 1 or more, found {scale}")
+        if cond_resize not in get_args(CondResize):
+            raise OptionError(f"cond_resize: expected one of {', '.join(get_args(CondResize))}, found {cond_resize!r}")
+        self.scale = scale
+        self._rounded = cond_resize == "pil"
+        self._deepest = deepest  # pixels of the result in one of the deepest level
+        self.multiple_of = deepest // math.gcd(deepest, scale)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise InputError for a degraded picture whose result is smaller than a pixel of the deepest level."""
+        if min(height, width) * self.scale < self._deepest:
+            least = -(-self._deepest // self.scale)
+            raise InputError(
+                f"{height}x{width} pixels are less than one pixel of the deepest level of this network; give a "
+                f"picture of at least {least}x{least}"
+            )
+
+    def upscaled(self, lq: Tensor) -> Tensor:
+        """`lq` (B, 3, H, W) in [0, 1] as (B, 3, H * scale, W * scale) in [-1, 1]."""
+        check_image(lq, channels=3, name="lq")
+        height, width = (side * self.scale for side in lq.shape[-2:])
+        if self.scale == 1:
+            large = lq
+        elif self._rounded:
+            large = _round_to_bytes(_bicubic(lq, lq.shape[-2], width))
+            large = _round_to_bytes(_bicubic(large, height, width))
+        else:
+            large = _bicubic(lq, height, width).clamp(0, 1)
+        return 2 * large.float() - 1
+
+
+def _bicubic(image: Tensor, height: int, width: int) -> Tensor:
+    # With antialias the kernel has a = -0.5, which is Pillow's; without, a = -0.75. Enlarging, nothing else differs.
+    return F.interpolate(image.float(), size=(height, width), mode="bicubic", antialias=True, align_corners=False)
+
+
+def _round_to_bytes(image: Tensor) -> Tensor:
+    return (image.clamp(0, 1) * 255).round() / 255
+
+
+class SR3(Upscaling):
+    """Restores by walking from noise of the result's size to a picture, under the enlarged degraded picture.
+
+    The U-Net's arguments are those of `NoiseLevelUNet`, as published. `beta_schedule` is that of the training;
+    `sampling` says how pictures are drawn unless somebody asks otherwise (`diffusion.sampling.Sampling`).
+    """
+
+    def __init__(
+        self,
+        *,
+        scale: int = 8,
+        preset: str = "janspiry",
+        inner_channel: int = 64,
+        norm_groups: int = 32,
+        channel_mults: Sequence[int] = (1, 2, 4, 8, 8),
+        attn_res: Sequence[int] = (16,),
+        res_blocks: int = 2,
+        dropout: float = 0.0,
+        image_size: int = 128,
+        level_scale: float | None = None,
+        level_space: str | None = None,
+        beta_schedule: Mapping[str, Any] | Sequence[float] | None = None,
+        sampling: Mapping[str, Any] | None = None,
+        cond_resize: str = "bicubic",
+    ) -> None:
+        unet = NoiseLevelUNet(
+            preset=preset,
+            inner_channel=inner_channel,
+            norm_groups=norm_groups,
+            channel_mults=channel_mults,
+            attn_res=attn_res,
+            res_blocks=res_blocks,
+            dropout=dropout,
+            image_size=image_size,
+            level_scale=level_scale,
+        )
+        super().__init__(scale=scale, cond_resize=cond_resize, deepest=unet.multiple_of)
+        self.denoise_fn = unet
+        self.level_space: LevelSpace = space_of(level_space, PRESETS[preset].level_space)
+        self.trained_schedule = schedule_of(PUBLISHED_SCHEDULE if beta_schedule is None else beta_schedule)
+        self._sampling = sampling_of(sampling)
+        self._visited = self._sampling.schedule(self.trained_schedule)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How pictures are drawn; setting it raises OptionError for steps or a schedule that cannot be."""
+        return self._sampling
+
+    @sampling.setter
+    def sampling(self, sampling: Sampling) -> None:
+        self._visited = sampling.schedule(self.trained_schedule)
+        self._sampling = sampling
+
+    def initialise(self) -> None:
+        """Start values of a training from scratch."""
+        self.denoise_fn.initialise()
+
+    def forward(self, lq: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
+        """The noise in `noisy` (B, 3, H * scale, W * scale) of levels (B,), given `lq` (B, 3, H, W) in [0, 1]."""
+        return self.denoise_fn(torch.cat([self.upscaled(lq), noisy], dim=1), level)
+
+    def restore(self, lq: Tensor, *, noise: Noise) -> Tensor:
+        """See `families.base.Restores`."""
+        return self._restored(lq, noise, self._visited)
+
+    def restore_in_one_step(self, lq: Tensor, *, noise: Noise) -> Tensor:
+        """A picture of no use, for which as much memory is needed as for one of many steps."""
+        return self._restored(lq, noise, self._visited.respaced(1))
+
+    def _restored(self, lq: Tensor, noise: Noise, schedule: Schedule) -> Tensor:
+        condition = self.upscaled(lq)
+        shape = condition.shape
+
+        def predict(x: Tensor, kept: float) -> Tensor:
+            level = x.new_full((len(x),), float(level_of(kept, self.level_space)))
+            return self.denoise_fn(torch.cat([condition, x], dim=1), level).float()
+
+        made = sampled(
+            walk(
+                predict,
+                noise.normal(shape).to(condition),
+                schedule=schedule,
+                sampling=self._sampling,
+                noise=lambda step: noise.normal(shape, f"step {step}").to(condition),
+                bounds=(-1.0, 1.0),
+            )
+        )
+        return (made + 1) / 2
+
+
+class SR3Regression(Upscaling):
+    """The network of `SR3` without noise and level: one call that gives the picture, trained by squared errors."""
+
+    def __init__(
+        self,
+        *,
+        scale: int = 8,
+        preset: str = "janspiry",
+        inner_channel: int = 64,
+        norm_groups: int = 32,
+        channel_mults: Sequence[int] = (1, 2, 4, 8, 8),
+        attn_res: Sequence[int] = (16,),
+        res_blocks: int = 2,
+        dropout: float = 0.0,
+        image_size: int = 128,
+        cond_resize: str = "bicubic",
+    ) -> None:
+        unet = NoiseLevelUNet(
+            preset=preset,
+            in_channel=3,
+            inner_channel=inner_channel,
+            norm_groups=norm_groups,
+            channel_mults=channel_mults,
+            attn_res=attn_res,
+            res_blocks=res_blocks,
+            dropout=dropout,
+            image_size=image_size,
+            with_noise_level_emb=False,
+        )
+        super().__init__(scale=scale, cond_resize=cond_resize, deepest=unet.multiple_of)
+        self.regress_fn = unet
+
+    def forward(self, lq: Tensor) -> Tensor:
+        """(B, 3, H * scale, W * scale) in about [0, 1] of `lq` (B, 3, H, W) in [0, 1]."""
+        return (self.regress_fn(self.upscaled(lq)) + 1) / 2
+
+    def restore(self, lq: Tensor, *, noise: Noise) -> Tensor:
+        """See `families.base.Restores`; `noise` has no part in it."""
+        return self(lq)
+
+
+def space_of(given: str | None, default: LevelSpace) -> LevelSpace:
+    """The space of noise levels that an option names; OptionError for none that there is."""
+    if given is None:
+        return default
+    found = next((space for space in get_args(LevelSpace) if space == given), None)
+    if found is None:
+        raise OptionError(f"level_space: expected one of {', '.join(get_args(LevelSpace))}, found {given!r}")
+    return found

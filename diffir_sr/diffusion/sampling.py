@@ -1,0 +1,228 @@
+"""From noise to a sample: forward jumps, conversions, levels, and the reverse steps of DDPM and DDIM over a predictor.
+
+x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps. All functions are pure; which noise a step adds is an argument.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import Tensor
+
+from diffir_sr.diffusion.schedule import Schedule, schedule_of
+from diffir_sr.errors import OptionError
+
+Number = float | Tensor
+LevelSpace = Literal["gamma", "sqrt_gamma"]
+Bounds = tuple[Number, Number]
+
+# The steps. Coefficients are numbers, or tensors that broadcast.
+
+
+def noised(x0: Tensor, eps: Tensor, *, signal: Number, spread: Number) -> Tensor:
+    """A draw of q(x_t | x_0): `signal` is sqrt(abar_t), `spread` sqrt(1 - abar_t). Ho et al. 2020, eq. 4."""
+    return signal * x0 + spread * eps
+
+
+def clean_from_eps(x: Tensor, eps: Tensor, *, recip: Number, recip_minus: Number) -> Tensor:
+    """x_0 of x_t and its noise: `recip` is 1 / sqrt(abar_t), `recip_minus` sqrt(1 / abar_t - 1)."""
+    return recip * x - recip_minus * eps
+
+
+def eps_from_clean(x: Tensor, x0: Tensor, *, signal: Number, spread: Number) -> Tensor:
+    """The noise in x_t of which `x0` is left; coefficients as in `noised`."""
+    return (x - signal * x0) / spread
+
+
+def posterior_mean(x0: Tensor, x: Tensor, *, coef1: Number, coef2: Number) -> Tensor:
+    """The mean of q(x_{t-1} | x_t, x_0): Ho et al. 2020, eq. 7."""
+    return coef1 * x0 + coef2 * x
+
+
+@dataclass(frozen=True)
+class Step:
+    """The numbers of one reverse step from x_t to x_{t-1}; `kept` is abar_t, `before` is abar_{t-1}."""
+
+    kept: float
+    before: float
+
+    @property
+    def beta(self) -> float:
+        return 1 - self.kept / self.before
+
+    @property
+    def is_last(self) -> bool:
+        return self.before == 1
+
+    @property
+    def posterior_variance(self) -> float:
+        """Of q(x_{t-1} | x_t, x_0): Ho et al. 2020, eq. 7."""
+        return self.beta * (1 - self.before) / (1 - self.kept)
+
+    def clean(self, x: Tensor, eps: Tensor) -> Tensor:
+        """The guess of x_0 that a guess of the noise amounts to."""
+        return clean_from_eps(x, eps, recip=1 / math.sqrt(self.kept), recip_minus=math.sqrt(1 / self.kept - 1))
+
+    def ddpm(self, x: Tensor, x0: Tensor, noise: Tensor | None, *, variance: Variance) -> Tensor:
+        """x_{t-1} by ancestral sampling; `noise` None gives the mean."""
+        coef1 = math.sqrt(self.before) * self.beta / (1 - self.kept)
+        coef2 = math.sqrt(self.kept / self.before) * (1 - self.before) / (1 - self.kept)
+        mean = posterior_mean(x0, x, coef1=coef1, coef2=coef2)
+        spread = math.sqrt(self.beta if variance == "fixed_large" else self.posterior_variance)
+        return mean if noise is None else mean + spread * noise
+
+    def ddim(self, x: Tensor, x0: Tensor, noise: Tensor | None, *, eta: float) -> Tensor:
+        """x_{t-1} as Song et al. 2021, eq. 12; the noise is derived anew from `x0`, which may have been clamped."""
+        eps = eps_from_clean(x, x0, signal=math.sqrt(self.kept), spread=math.sqrt(1 - self.kept))
+        variance = eta**2 * self.posterior_variance
+        mean = noised(x0, eps, signal=math.sqrt(self.before), spread=math.sqrt(max(0.0, 1 - self.before - variance)))
+        return mean if noise is None or not eta else mean + math.sqrt(variance) * noise
+
+
+# The walk
+
+
+SamplerName = Literal["ddpm", "ddim"]
+Variance = Literal["fixed_small", "fixed_large"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a sample is drawn: options under the names that option files and commands have for them.
+
+    `steps` visits so many levels of the schedule (None: all). `sampler` ddpm adds noise of the posterior's variance
+    (`variance` fixed_small) or of beta (fixed_large, as the SR3 paper); ddim adds `eta` times the former, 0 none.
+    `clip` keeps each guess of the sample in its range. `beta_schedule` replaces the schedule of the training.
+    """
+
+    steps: int | None = None
+    sampler: SamplerName = "ddpm"
+    eta: float | None = None
+    variance: Variance | None = None
+    clip: bool = True
+    beta_schedule: Mapping[str, Any] | Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.sampler not in get_args(SamplerName):
+            raise OptionError(f"sampler: expected one of {', '.join(get_args(SamplerName))}, found {self.sampler!r}")
+        if self.steps is not None and (isinstance(self.steps, bool) or not isinstance(self.steps, int)):
+            raise OptionError(f"steps: expected a whole number, found {self.steps!r}")
+        if self.variance is not None and self.variance not in get_args(Variance):
+            raise OptionError(f"variance: expected one of {', '.join(get_args(Variance))}, found {self.variance!r}")
+        if self.eta is not None and not 0 <= self.eta <= 1:
+            raise OptionError(f"eta: expected 0 (no noise is added) to 1 (as much as ddpm), found {self.eta:g}")
+        if self.eta is not None and self.sampler != "ddim":
+            raise OptionError(f"eta: belongs to sampler ddim, found sampler {self.sampler}; leave one of them out")
+        if self.variance is not None and self.sampler != "ddpm":
+            raise OptionError(f"variance: belongs to sampler ddpm, found sampler {self.sampler}; give eta instead")
+
+    def changed(self, **changes: Any) -> Sampling:
+        """This with other values; None changes nothing, and another sampler forgets what belongs to the first."""
+        given = {name: value for name, value in changes.items() if value is not None}
+        if given.get("sampler", self.sampler) != self.sampler:
+            given = {"eta": None, "variance": None} | given
+        if "beta_schedule" in given and "steps" not in given:
+            given["steps"] = None
+        return replace(self, **given)
+
+    def schedule(self, trained: Schedule) -> Schedule:
+        """The levels that are visited; OptionError for one that cannot be sampled from."""
+        whole = trained if self.beta_schedule is None else schedule_of(self.beta_schedule, where="sampling")
+        whole = whole.check_ends_in_noise()
+        return whole if self.steps is None else whole.respaced(self.steps)
+
+    def step(self, step: Step, x: Tensor, x0: Tensor, noise: Tensor | None) -> Tensor:
+        """x_{t-1} by this sampler."""
+        if self.sampler == "ddim":
+            return step.ddim(x, x0, noise, eta=self.eta or 0.0)
+        return step.ddpm(x, x0, noise, variance=self.variance or "fixed_small")
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether steps add noise."""
+        return self.sampler == "ddpm" or bool(self.eta)
+
+
+def sampling_of(about: Mapping[str, Any] | None) -> Sampling:
+    """`Sampling` of an option section; OptionError names an unknown option."""
+    known = [field.name for field in fields(Sampling)]
+    for name in about or {}:
+        if name not in known:
+            raise OptionError(f"sampling.{name}: unknown option; known options: {', '.join(known)}")
+    return Sampling(**dict(about or {}))
+
+
+def walk(
+    predict: Callable[[Tensor, float], Tensor],
+    start: Tensor,
+    *,
+    schedule: Schedule,
+    sampling: Sampling,
+    noise: Callable[[int], Tensor],
+    bounds: Bounds | None = None,
+) -> Iterator[Tensor]:
+    """x_{T-1} to x_0, each of the shape of `start` x_T (B, ...).
+
+    `predict(x_t, abar_t)` guesses the noise in x_t; `noise(t)` is what the step from t = T .. 2 adds, standard normal.
+    `bounds` are those of x_0, numbers or tensors, and apply if `sampling.clip`.
+    """
+    x, kept = start, schedule.kept.tolist()
+    for t in range(schedule.steps, 0, -1):
+        step = Step(kept[t], kept[t - 1])
+        eps = predict(x, step.kept)
+        # Drawn after the network was called: on an accelerator the CPU draws while the network computes.
+        added = noise(t) if sampling.is_noisy and not step.is_last else None
+        x0 = step.clean(x, eps)
+        if bounds is not None and sampling.clip:
+            low, high = cast("Any", bounds)
+            x0 = torch.clamp(x0, low, high)
+        x = sampling.step(step, x, x0, added)
+        yield x
+
+
+def sampled(steps: Iterator[Tensor]) -> Tensor:
+    """The last of a walk, x_0; those before are not kept."""
+    return deque(steps, maxlen=1).pop()
+
+
+# Levels in training
+
+
+def level_of(kept: Number, space: LevelSpace) -> Number:
+    """The noise level that a network is given where abar is `kept`: itself (gamma) or its root (sqrt_gamma)."""
+    if space == "gamma":
+        return kept
+    return kept.sqrt() if isinstance(kept, Tensor) else math.sqrt(kept)
+
+
+def levels_between(schedule: Schedule, t: Tensor, share: Tensor, *, space: LevelSpace) -> Tensor:
+    """Levels (B,), float32, at `share` (B,) in [0, 1] of the way from t - 1 to t (B,) in 1..T.
+
+    Evenly in the level itself: in abar for gamma (SR3 paper), in its root for sqrt_gamma (WaveGrad, published code).
+    """
+    levels = cast(Tensor, level_of(schedule.kept, space))
+    upper, lower = levels[t - 1], levels[t]
+    return (upper + share.double() * (lower - upper)).float()
+
+
+def drawn_levels(schedule: Schedule, draws: Tensor, *, space: LevelSpace, share_t: bool = False) -> Tensor:
+    """Levels (B,) of a training batch out of standard normal `draws` (B, 2); `share_t` takes one t for all.
+
+    One t per batch is what the published code does; t per sample makes the loss less noisy.
+    """
+    uniform = torch.special.ndtr(draws.double())
+    first = uniform[:1, 0].expand(len(draws)) if share_t else uniform[:, 0]
+    t = (first * schedule.steps).long().clamp(max=schedule.steps - 1) + 1
+    return levels_between(schedule, t, uniform[:, 1], space=space)
+
+
+def noised_to(x0: Tensor, eps: Tensor, level: Tensor, *, space: LevelSpace) -> Tensor:
+    """`x0` (B, ...) under noise to the levels (B,), computed in float32 from the float32 level, as published."""
+    level = level.reshape(-1, *[1] * (x0.ndim - 1)).to(x0)
+    signal = level.sqrt() if space == "gamma" else level
+    return noised(x0, eps, signal=signal, spread=(1 - signal.square()).sqrt())
