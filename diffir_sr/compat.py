@@ -217,16 +217,20 @@ def _name_failures(dataset: Any) -> None:
     dataset.__getitem__ = getitem
 
 
-@_patch("each dataset opens its LMDBs itself: a second one, or a worker after a fork, is refused by py-lmdb >= 1.7")
-def share_lmdbs() -> None:
+@_patch("a damaged LMDB ends the process; a second opening, or a worker after a fork, is refused by py-lmdb >= 1.7")
+def read_lmdbs_safely() -> None:
     from basicsr.utils.file_client import LmdbBackend
 
-    from diffir_sr.lmdb_reading import SharedLmdb
+    from diffir_sr.files.lmdb_file import LmdbFile
 
     def init(self: Any, db_paths: Any, client_keys: Any = "default", **_: Any) -> None:
         paths = db_paths if isinstance(db_paths, list) else [db_paths]
         keys = [client_keys] if isinstance(client_keys, str) else client_keys
         self.db_paths = [str(path) for path in paths]
-        self._client = {key: SharedLmdb(path) for key, path in zip(keys, self.db_paths, strict=True)}
+        self._client = {key: LmdbFile(path) for key, path in zip(keys, self.db_paths, strict=True)}
+
+    def get(self: Any, filepath: Any, client_key: str) -> bytes | None:
+        return self._client[client_key].get(str(filepath).encode())
 
     LmdbBackend.__init__ = init  # pyright: ignore[reportAttributeAccessIssue] - takes the same and ignores the rest
+    LmdbBackend.get = get

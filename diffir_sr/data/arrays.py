@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from diffir_sr.data.images import as_rgb_float
+from diffir_sr.data.sources import Picture
 
 
-def random_corner(rng: np.random.Generator, image: np.ndarray, size: int) -> tuple[int, int]:
+def random_corner(rng: np.random.Generator, image: Picture, size: int) -> tuple[int, int]:
     """Top and left of a square of `size` pixels in an image (H, W, C), all places equally likely."""
     return int(rng.integers(image.shape[0] - size + 1)), int(rng.integers(image.shape[1] - size + 1))
 

@@ -14,7 +14,7 @@ from diffir_sr.data.draws import Draw, DrawnDataset, Mixture
 from diffir_sr.data.mask_options import binary, evaluation_size, mix_from_options
 from diffir_sr.data.masks import EVALUATION, mask_of_name, mixed_mask
 from diffir_sr.data.pairs import lists_of
-from diffir_sr.data.sources import LmdbSource, Source, check_backend, open_source, roots_of, some
+from diffir_sr.data.sources import LmdbSource, Picture, Source, check_backend, open_source, roots_of, some
 from diffir_sr.errors import InputError
 
 
@@ -95,27 +95,27 @@ class InpaintDataset(DrawnDataset):
     def __getitem__(self, draw: int | Draw) -> dict[str, Any]:
         number = draw.number if isinstance(draw, Draw) else draw
         source, name = self._image(number)
-        with source.view(name) as image:
-            if self.gt_size is not None:
-                rng = self.random(number)
-                shown = self._augmented(image, self.gt_size, rng)
-                mask = self._training_mask(self.gt_size, rng)
-            else:
-                shown, mask = image, self._mask_of(name, *image.shape[:2])
-            place = source.location(name)
-            store = to_bytes if self.gives_bytes else to_tensor
-            shape = (1, *mask.shape)
-            return {
-                self.role: store(shown),
-                "mask": torch.from_numpy(np.ascontiguousarray(mask)).reshape(shape).float(),
-                "gt_path": place,
-                "lq_path": place,
-            }
+        image = source.view(name)
+        if self.gt_size is not None:
+            rng = self.random(number)
+            shown = self._augmented(image, self.gt_size, rng)
+            mask = self._training_mask(self.gt_size, rng)
+        else:
+            shown, mask = image[:], self._mask_of(name, *image.shape[:2])
+        place = source.location(name)
+        store = to_bytes if self.gives_bytes else to_tensor
+        shape = (1, *mask.shape)
+        return {
+            self.role: store(shown),
+            "mask": torch.from_numpy(np.ascontiguousarray(mask)).reshape(shape).float(),
+            "gt_path": place,
+            "lq_path": place,
+        }
 
-    def _augmented(self, image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    def _augmented(self, image: Picture, size: int, rng: np.random.Generator) -> np.ndarray:
         flip = self.flips and rng.random() < 0.5
         if self.distortions is not None:
-            return turned(self.distortions(image, size=size, rng=rng), flip=flip, turns=0)
+            return turned(self.distortions(image[:], size=size, rng=rng), flip=flip, turns=0)
         top, left = random_corner(rng, image, size)
         return turned(image[top : top + size, left : left + size], flip=flip, turns=0)
 

@@ -13,7 +13,7 @@ from diffir_sr.data.arrays import random_corner, to_bytes, to_tensor, turned
 from diffir_sr.data.curriculum import curriculum_from_options
 from diffir_sr.data.draws import Draw, DrawnDataset, Mixture
 from diffir_sr.data.pairs import Pair, PairedSources, find_all_pairs
-from diffir_sr.data.sources import LmdbSource, check_backend, open_source, roots_of
+from diffir_sr.data.sources import LmdbSource, Picture, check_backend, open_source, roots_of
 from diffir_sr.errors import InputError
 
 
@@ -79,21 +79,22 @@ class PairedDataset(DrawnDataset):
     def __getitem__(self, draw: int | Draw) -> dict[str, Any]:
         number, size = draw if isinstance(draw, Draw) else (draw, None)
         source, pair = self._pair(number)
-        with source.lq.view(pair.lq) as lq, source.gt.view(pair.gt) as gt:
-            self._check_shapes(source, pair, lq, gt)
-            if self.gt_size is not None:
-                lq, gt = self._patch(lq, gt, size or self.gt_size, self.random(number))
-            else:
-                gt = gt[: lq.shape[0] * self.scale, : lq.shape[1] * self.scale]
-            store = to_bytes if self.gives_bytes else to_tensor
-            return {
-                "lq": store(lq),
-                "gt": store(gt),
-                "lq_path": source.lq.location(pair.lq),
-                "gt_path": source.gt.location(pair.gt),
-            }
+        whole = source.lq.view(pair.lq), source.gt.view(pair.gt)
+        self._check_shapes(source, pair, *whole)
+        if self.gt_size is not None:
+            lq, gt = self._patch(*whole, size or self.gt_size, self.random(number))
+        else:
+            lq = whole[0][:]
+            gt = whole[1][: lq.shape[0] * self.scale, : lq.shape[1] * self.scale]
+        store = to_bytes if self.gives_bytes else to_tensor
+        return {
+            "lq": store(lq),
+            "gt": store(gt),
+            "lq_path": source.lq.location(pair.lq),
+            "gt_path": source.gt.location(pair.gt),
+        }
 
-    def _check_shapes(self, source: PairedSources, pair: Pair, lq: np.ndarray, gt: np.ndarray) -> None:
+    def _check_shapes(self, source: PairedSources, pair: Pair, lq: Picture, gt: Picture) -> None:
         """Files may change after they were checked, and the list of an LMDB may be wrong."""
         spare = [high - low * self.scale for high, low in zip(gt.shape[:2], lq.shape[:2], strict=True)]
         allowed = 1 if self.training else self.scale
@@ -105,26 +106,25 @@ class PairedDataset(DrawnDataset):
                 "was not so at the start; was the data changed meanwhile? Build it again"
             )
 
-    def _patch(
-        self, lq: np.ndarray, gt: np.ndarray, size: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _patch(self, lq: Picture, gt: Picture, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         low = size // self.scale
         if self.pads:
             lq, gt = _at_least(lq, low), _at_least(gt, size)
         top, left = random_corner(rng, lq, low)
         flip = self.flips and rng.random() < 0.5
         turns = int(rng.integers(4)) if self.turns else 0
-        lq = lq[top : top + low, left : left + low]
-        gt = gt[top * self.scale :, left * self.scale :][:size, :size]
-        return turned(lq, flip=flip, turns=turns), turned(gt, flip=flip, turns=turns)
+        cut = lq[top : top + low, left : left + low]
+        top, left = top * self.scale, left * self.scale
+        gt_cut = gt[top : top + size, left : left + size]
+        return turned(cut, flip=flip, turns=turns), turned(gt_cut, flip=flip, turns=turns)
 
 
-def _at_least(image: np.ndarray, size: int) -> np.ndarray:
+def _at_least(image: Picture, size: int) -> Picture:
     """Reflected at the bottom and the right to `size` pixels where it is smaller, as published deblurring does."""
     below, beside = (max(0, size - side) for side in image.shape[:2])
     if not below and not beside:
         return image
-    padded = cv2.copyMakeBorder(image, 0, below, 0, beside, cv2.BORDER_REFLECT)
+    padded = cv2.copyMakeBorder(image[:], 0, below, 0, beside, cv2.BORDER_REFLECT)
     return padded.reshape(*padded.shape[:2], -1)  # OpenCV drops the axis of a single channel
 
 

@@ -16,7 +16,7 @@ from diffir_sr.data.images import without_suffix
 from diffir_sr.data.kernels import KernelRanges, blur_kernel, final_kernel
 from diffir_sr.data.paired_dataset import PairedDataset
 from diffir_sr.data.pairs import Pair, PairedSources, lists_of, pair_listed
-from diffir_sr.data.sources import LmdbSource, Source, check_backend, open_source, roots_of
+from diffir_sr.data.sources import LmdbSource, Picture, Source, check_backend, open_source, roots_of
 from diffir_sr.errors import InputError
 
 CROP_SIZE = 400  # of the published code: larger than a patch, so that borders of the degradation are cut off
@@ -57,8 +57,7 @@ class RealESRGANDataset(DrawnDataset):
         number = draw.number if isinstance(draw, Draw) else draw
         source, name = self._image(number)
         rng = self.random(number)
-        with source.view(name) as image:
-            gt = (to_bytes if self.gives_bytes else to_tensor)(self._cut(image, rng))
+        gt = (to_bytes if self.gives_bytes else to_tensor)(self._cut(source.view(name), rng))
         first, second = (blur_kernel(rng, ranges) for ranges in self.kernels)
         return {
             "gt": gt,
@@ -69,11 +68,11 @@ class RealESRGANDataset(DrawnDataset):
             "gt_path": source.location(name),
         }
 
-    def _cut(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _cut(self, image: Picture, rng: np.random.Generator) -> np.ndarray:
         size = self.crop_size
         below, beside = (max(0, size - side) for side in image.shape[:2])
         if below or beside:
-            padded = cv2.copyMakeBorder(image, 0, below, 0, beside, cv2.BORDER_REFLECT_101)
+            padded = cv2.copyMakeBorder(image[:], 0, below, 0, beside, cv2.BORDER_REFLECT_101)
             image = padded.reshape(*padded.shape[:2], -1)
         top, left = random_corner(rng, image, size)
         flip = self.flips and rng.random() < 0.5

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -19,7 +17,7 @@ from diffir_sr.data.images import SUFFIXES, decode, header, is_image_name, read_
 from diffir_sr.data.manifest import read_manifest
 from diffir_sr.data.meta_info import read_meta
 from diffir_sr.errors import InputError
-from diffir_sr.lmdb_reading import SharedLmdb
+from diffir_sr.files.lmdb_file import LmdbFile, Value
 
 _SAFE = "/-_~+=@:!"  # besides letters and digits; '.', '%', ',', brackets and blanks would break BasicSR's parser
 _SHOWN = 10
@@ -36,6 +34,15 @@ def name_of(key: str) -> str:
     return unquote(key)
 
 
+class Picture(Protocol):
+    """What an image shows before it is read: its shape (H, W, C), and any part of it as an array."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, part: Any, /) -> np.ndarray: ...
+
+
 class Source(ABC):
     """Named images. `names` are relative paths without extension, sorted; images are (H, W, C), see `decode`."""
 
@@ -43,16 +50,16 @@ class Source(ABC):
     names: list[str]
 
     @abstractmethod
-    def view(self, name: str) -> AbstractContextManager[np.ndarray]:
-        """The image, to look at inside a `with`: cutting a part of it may read that part alone.
+    def view(self, name: str) -> Picture:
+        """The image, to cut a part out of, which may read that part alone: `[:]`, `[top:bottom]` or
+        `[top:bottom, left:right]`.
 
-        Raises InputError that names the file where it is damaged.
+        Raises InputError that names the file where it is damaged, as cutting does.
         """
 
     def read(self, name: str) -> np.ndarray:
-        """The whole image, to keep; raises as `view` does."""
-        with self.view(name) as image:
-            return np.array(image)
+        """The whole image; raises as `view` does."""
+        return self.view(name)[:]
 
     @abstractmethod
     def size(self, name: str) -> tuple[int, int]:
@@ -133,9 +140,8 @@ class FolderSource(Source):
     def file(self, name: str) -> Path:
         return self._files[name]
 
-    @contextlib.contextmanager
-    def view(self, name: str) -> Iterator[np.ndarray]:
-        yield decode(read_file(self._files[name]), where=str(self._files[name]))
+    def view(self, name: str) -> np.ndarray:
+        return decode(read_file(self._files[name]), where=str(self._files[name]))
 
     def size(self, name: str) -> tuple[int, int]:
         found = header(self._files[name])
@@ -163,15 +169,33 @@ def _image_files(folder: Path) -> Iterator[str]:
         seen.add(real)
 
 
+class BarePixels:
+    """An image that lies as bare pixels in an LMDB: a part of it costs its rows and no decoding."""
+
+    def __init__(self, data: LmdbFile, value: Value, shape: tuple[int, int, int]) -> None:
+        self.shape = shape
+        self._data, self._value = data, value
+
+    def __getitem__(self, part: slice | tuple[slice, slice], /) -> np.ndarray:
+        """Rows, or rows and columns, to keep; raises InputError where the file fails meanwhile."""
+        rows, columns = part if isinstance(part, tuple) else (part, slice(None))
+        top, bottom, step = rows.indices(self.shape[0])
+        if step != 1:
+            return self[:][part]
+        width = self.shape[1] * self.shape[2]
+        data = self._data.read_at(self._value.start + top * width, max(0, bottom - top) * width)
+        return np.array(np.frombuffer(data, np.uint8).reshape(-1, *self.shape[1:])[:, columns])
+
+
 class LmdbSource(Source):
-    """8-bit images in an LMDB with BasicSR's meta_info.txt beside the data, which is opened at the first reading.
+    """8-bit images in an LMDB with BasicSR's meta_info.txt beside the data.
 
     Images are encoded (PNG), or bare pixels: then a part of an image costs its own bytes and no decoding.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._data = SharedLmdb(path)
+        self._data = LmdbFile(path)
         self._sizes: dict[str, tuple[int, int]] = {}
         self._keys: dict[str, str] = {}
         self._channels: dict[str, int] = {}  # of images that are bare pixels
@@ -190,32 +214,30 @@ class LmdbSource(Source):
             if line.raw:
                 self._channels[name_of(key)] = line.channels
         self.names = sorted(self._keys)
+        self._data.check()  # now, and not in the middle of a run
 
     @property
     def is_raw(self) -> bool:
         """Whether images are bare pixels, which BasicSR's own classes cannot read."""
         return bool(self._channels)
 
-    @contextlib.contextmanager
-    def view(self, name: str) -> Iterator[np.ndarray]:
+    def view(self, name: str) -> Picture:
         key, raw = self._keys[name], name in self._channels
-        with self._data.begin(buffers=raw) as transaction:
-            data = transaction.get(key.encode())
-            if data is None:
-                raise InputError(
-                    f"{self.path.resolve()}: meta_info.txt lists the key {key!r}, which the data does not hold; "
-                    "build the LMDB again"
-                )
-            where = f"{self.path}[{key}]"
-            yield self._pixels(data, name, where=where) if raw else decode(data, where=where)
-
-    def _pixels(self, data: Any, name: str, *, where: str) -> np.ndarray:
-        shape = (*self._sizes[name], self._channels[name])
-        if len(data) != math.prod(shape):
+        found = self._data.find(key.encode()) if raw else self._data.get(key.encode())
+        if found is None:
             raise InputError(
-                f"{where}: {len(data)} bytes, expected {math.prod(shape)} for {shape}; build the LMDB again"
+                f"{self.path.resolve()}: meta_info.txt lists the key {key!r}, which the data does not hold; "
+                "build the LMDB again"
             )
-        return np.frombuffer(data, np.uint8).reshape(shape)
+        where = f"{self.path}[{key}]"
+        if isinstance(found, bytes):
+            return decode(found, where=where)
+        shape = (*self._sizes[name], self._channels[name])
+        if found.size != math.prod(shape):
+            raise InputError(
+                f"{where}: {found.size} bytes, expected {math.prod(shape)} for {shape}; build the LMDB again"
+            )
+        return BarePixels(self._data, found, shape)
 
     def size(self, name: str) -> tuple[int, int]:
         return self._sizes[name]

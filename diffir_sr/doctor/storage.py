@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import numpy as np
 
 from diffir_sr.data.images import decode, read_file, without_suffix
@@ -16,7 +15,7 @@ from diffir_sr.data.meta_info import read_meta
 from diffir_sr.data.sources import FolderSource, is_lmdb, name_of, open_source
 from diffir_sr.doctor.findings import Finding
 from diffir_sr.errors import InputError
-from diffir_sr.lmdb_reading import SharedLmdb
+from diffir_sr.files.lmdb_file import LmdbFile
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,7 @@ class Stored:
         """The bytes as they are stored; raises InputError."""
         if self.key is None:
             return read_file(self.path)
-        with SharedLmdb(self.path).begin() as transaction:
-            data = transaction.get(self.key.encode())
+        data = LmdbFile(self.path).get(self.key.encode())
         if data is None:
             raise InputError(f"{self.where}: the data does not hold this key; build the LMDB again")
         return data
@@ -69,7 +67,7 @@ def open_storage(root: str, *, dataset: str) -> Storage:
     storage = Storage(path)
     try:
         images = _of_lmdb(storage, dataset) if path.is_dir() and is_lmdb(path) else _of_folder(path)
-    except (InputError, lmdb.Error) as error:
+    except InputError as error:
         storage.findings.append(Finding("source", root, str(error), dataset))
         return storage
     storage.images = images
@@ -93,8 +91,7 @@ def _of_lmdb(storage: Storage, dataset: str) -> dict[str, Stored]:
         shape = (*line.size, line.channels) if line.raw and line.size else None
         images[name_of(key)] = Stored(name_of(key), path, key, line.size, shape)
         listed.add(key)
-    with SharedLmdb(path).begin() as transaction:
-        held = {bytes(key).decode(errors="replace") for key in transaction.cursor().iternext(keys=True, values=False)}
+    held = {key.decode(errors="replace") for key in LmdbFile(path).all_keys()}
     for key in listed - held:
         images[name_of(key)] = replace(images[name_of(key)], is_absent=True)
     for key in sorted(held - listed):
