@@ -51,7 +51,7 @@ setup(
     ],
     extras_require={
         "quickstart": ["scikit-image", "matplotlib"],  # its photographs; the pictures of the report
-        "video": ["imageio-ffmpeg"],  # brings an ffmpeg where the system has none
+        "video": ["av>=17"],  # PyAV; its wheels bring ffmpeg's libraries
         "peers": ["spandrel"],  # recognises and builds the networks of other projects
         "hub": ["huggingface_hub>=0.30"],  # weights from the Hub, by hf:// addresses
         # LPIPS and its heads; DISTS' weights, FID and KID. ImageNet backbones: see CONTRIBUTING.md.

@@ -1,13 +1,11 @@
-"""`diffir restore`: trees, names, streams, resuming after a kill, bad files among good ones, full disks, videos."""
+"""`diffir restore`: trees, names, streams, resuming after a kill, bad files among good ones, full disks."""
 
 import errno
 import io
 import json
 import multiprocessing
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,9 +19,7 @@ from PIL import Image
 
 from diffir_sr.cli import main
 from diffir_sr.data.images import encode_png
-from diffir_sr.errors import InputError
 from diffir_sr.files import atomic
-from diffir_sr.inference import video
 from diffir_sr.inference.files import plan
 from diffir_sr.inference.images import read_picture
 
@@ -303,109 +299,6 @@ def test_a_folder_that_cannot_be_written_is_named(capsys):
     said = capsys.readouterr().err
     assert "out: File exists" in said or "Not a directory" in said
     assert "Traceback" not in said
-
-
-needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the program ffmpeg")
-
-
-def film(file, *, sound=True):
-    command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "testsrc=size=18x14:rate=30000/1001:duration=0.2"]
-    command += ["-f", "lavfi", "-i", "sine=duration=0.2", "-c:a", "aac", "-shortest"] if sound else []
-    subprocess.run([*command, "-c:v", "libx264", "-y", file], check=True)
-
-
-@needs_ffmpeg
-def test_a_video_keeps_its_sound_rate_and_number_of_frames(capsys):
-    film("in.mp4")
-    assert restore("in.mp4", "-o", "out") == 0
-    before, after = video.probe(Path("in.mp4")), video.probe(Path("out/in.mp4"))
-    assert (after.height, after.width, after.rate) == (56, 72, before.rate)
-    said = subprocess.run(["ffmpeg", "-i", "out/in.mp4"], capture_output=True, text=True).stderr
-    assert "Audio: aac" in said
-    count = subprocess.run(
-        ["ffmpeg", "-v", "error", "-i", "out/in.mp4", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True
-    ).stdout
-    assert len(count) == 6 * 56 * 72 * 3
-    assert files("out") == ["in.mp4"]
-    assert restore("in.mp4", "-o", "out") == 0
-    assert "0 restored, 1 kept" in capsys.readouterr().out
-
-
-@needs_ffmpeg
-def test_a_video_that_is_none_or_cut_short_is_told_and_leaves_no_file(capsys):
-    film("whole.mkv", sound=False)
-    data = Path("whole.mkv").read_bytes()
-    Path("in").mkdir()
-    Path("in/cut.mp4").write_bytes(data[: len(data) // 3])
-    Path("in/text.mp4").write_bytes(b"no video")
-    put("in/a.png")
-    assert restore("in", "-o", "out") == 1
-    said = capsys.readouterr()
-    assert "1 restored, 2 failed" in said.out
-    assert "in/text.mp4: ffmpeg finds no video in it" in said.err
-    assert files("out") == ["a.png"]
-
-
-def encoded(file, *words, seconds=1, size="16x12"):
-    command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", f"testsrc=size={size}:rate=10:duration={seconds}"]
-    subprocess.run([*command, *words, "-y", file], check=True)
-
-
-@needs_ffmpeg
-@pytest.mark.parametrize("file", ["whole.mkv", "whole.webm"])
-def test_a_video_that_ends_early_though_its_start_reads_well_is_told(capsys, file):
-    encoded(file, "-g", "5", *(["-c:v", "libvpx-vp9"] if file.endswith("webm") else []), seconds=4)
-    data = Path(file).read_bytes()
-    Path("cut").mkdir()
-    Path("cut", file).write_bytes(data[: len(data) * 2 // 3])
-    assert restore("cut", "-o", "out") == 1
-    said = capsys.readouterr()
-    assert f"cut/{file}: the file is cut short" in said.err
-    assert "0 restored, 1 failed" in said.out
-    assert not files("out")
-    assert restore(file, "-o", "out") == 0
-
-
-def test_fewer_frames_than_the_pictures_length_states_is_a_failure_and_than_the_files_a_warning(caplog):
-    stated = video.Video(12, 16, "10/1", 100, own_length=True)
-    video._check_count(97, stated, Path("in.mkv"))
-    with pytest.raises(InputError, match=r"in\.mkv: 60 frames read, about 100 expected.*cut short"):
-        video._check_count(60, stated, Path("in.mkv"))
-    assert not caplog.messages
-    video._check_count(60, video.Video(12, 16, "10/1", 100), Path("in.mp4"))
-    assert "in.mp4: 60 frames read, about 100 expected" in caplog.text
-    video._check_count(60, video.Video(12, 16, "10/1", 0), Path("in.mp4"))
-
-
-@needs_ffmpeg
-def test_pixels_that_are_not_square_stay_so():
-    encoded("wide.mp4", "-vf", "setsar=2/1")
-    assert restore("wide.mp4", "-o", "out") == 0
-    said = subprocess.run(["ffmpeg", "-i", "out/wide.mp4"], capture_output=True, text=True).stderr
-    assert "[SAR 2:1 DAR 8:3]" in said
-
-
-@needs_ffmpeg
-@pytest.mark.parametrize(
-    ("file", "words"),
-    [
-        ("rgb.mkv", ["-c:v", "ffv1", "-pix_fmt", "bgr0"]),
-        ("animation.mov", ["-c:v", "qtrle"]),
-        ("raw.avi", ["-c:v", "rawvideo", "-pix_fmt", "bgr24"]),
-        ("clear.mov", ["-c:v", "prores_ks", "-pix_fmt", "yuva444p10le"]),
-    ],
-)
-def test_videos_in_rgb_and_with_alpha_are_read(file, words):
-    encoded(file, *words, seconds=0.2)
-    found = video.probe(Path(file))
-    assert (found.height, found.width, found.rate, found.frames) == (12, 16, "10/1", 2)
-
-
-def test_without_ffmpeg_a_video_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(video.shutil, "which", lambda _: None)
-    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.raises(InputError, match=r"install it, or: pip install 'diffir_sr\[video\]'"):
-        video.find_ffmpeg()
 
 
 def test_memory_narrows_the_strips_and_changes_no_byte(capsys):

@@ -13,7 +13,9 @@ from diffir_sr.data.images import is_image_name
 from diffir_sr.errors import InputError
 from diffir_sr.inference.picture import FORMATS
 
-VIDEOS = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg")
+# Videos: the first are written, too; those of the others become .mkv.
+_WRITTEN = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".ts", ".mts", ".m2ts", ".flv", ".3gp")
+VIDEOS = (*_WRITTEN, ".mpg", ".mpeg", ".vob", ".wmv", ".asf", ".ogv", ".3g2", ".mxf", ".f4v", ".divx", ".rm", ".rmvb")
 STREAM = "-"
 SUFFIX_OF = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp"}
 _NOT_WRITTEN = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".exr", ".hdr", ".psd", ".pdf", ".npy")
@@ -146,6 +148,8 @@ def _names_a_file(target: Path, found: Sequence[tuple[Path, str]]) -> bool:
         )
     if not known or target.is_dir():
         return False
+    if is_video(target) and target.suffix.lower() not in _WRITTEN:
+        raise InputError(f"-o {target}: {target.suffix[1:]} is not written; end with one of {' '.join(_WRITTEN)}")
     if len(found) > 1:
         raise InputError(f"-o {target}: one file name for {len(found)} inputs; name a folder")
     if is_video(found[0][0]) != is_video(target):
@@ -156,6 +160,8 @@ def _names_a_file(target: Path, found: Sequence[tuple[Path, str]]) -> bool:
 def _renamed(relative: str, form: str | None) -> str:
     """The name of a result: that of its input, with the suffix of another format after it where one is asked for."""
     path = PurePosixPath(relative)
+    if is_video(Path(relative)) and path.suffix.lower() not in _WRITTEN:
+        return f"{relative}.mkv"
     if form is None or is_video(Path(relative)) or FORMATS.get(path.suffix.lower()) == FORMATS[SUFFIX_OF[form]]:
         return relative
     return relative + SUFFIX_OF[form]

@@ -33,6 +33,7 @@ from diffir_sr.inference.plain import OVERLAP, TILE, TileMode, engine_for, resto
 
 if TYPE_CHECKING:
     from diffir_sr.inference.runner import Progress, RunSummary
+    from diffir_sr.inference.videos.restoring import VideoOutcome
 
 logger = logging.getLogger("diffir_sr.inference")
 PathLike = str | os.PathLike[str]
@@ -184,8 +185,9 @@ class Restorer:
     ) -> RunSummary:
         """Restore pictures, folders and videos into a folder (or one file), as `diffir restore` does, resuming too.
 
-        `progress(done, total, file)` is called after each file; it stops the work by returning False. What fails is
-        listed in the outcome's `failures`; the others go on. Raises InputError for inputs or an output that cannot be.
+        `progress(done, total, file)` is called after each file, and after each frame of a video with the files done so
+        far; it stops the work there by returning False. What fails is listed in the outcome's `failures`; the others go
+        on. Raises InputError for inputs or an output that cannot be.
         """
         from diffir_sr.inference.files import plan
         from diffir_sr.inference.runner import RestoreSettings, restore_jobs
@@ -194,6 +196,41 @@ class Restorer:
         jobs = plan([os.fspath(one) for one in given], os.fspath(output), form=form)
         wishes = RestoreSettings(form=form, mask=mask, samples=samples, quality=quality)
         return restore_jobs(self, jobs, Path(output), wishes, overwrite=overwrite, progress=progress)
+
+    def video(
+        self,
+        source: PathLike,
+        target: PathLike,
+        *,
+        quality: int = 95,
+        overwrite: bool = False,
+        progress: Callable[[int, int], bool | None] | None = None,
+    ) -> VideoOutcome:
+        """Restore one video into the file `target`, whose suffix says the container.
+
+        `quality` 95 is visually lossless, 100 lossless. `progress(frames done, frames in all or 0)` is called after
+        each frame; it stops the work by returning False, and the next call goes on there, as after a kill. What a user
+        should know of the result is logged as warnings. Raises InputError for what cannot be read or written, and where
+        `target` exists unless `overwrite`.
+        """
+        from diffir_sr.inference.files import plan
+        from diffir_sr.inference.runner import restore_frames
+
+        source, target = Path(source).expanduser(), Path(target).expanduser()
+        plan([str(source)], str(target))  # refuses names that are none of videos
+        if target.exists() and not overwrite:
+            raise InputError(f"{target} exists and stays as it is; choose another name or overwrite=True")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return restore_frames(
+            self,
+            source,
+            target,
+            sha=digest_of_file(source),
+            quality=quality,
+            say=lambda text: logger.warning("%s.", text),
+            progress=progress or (lambda done, total: None),
+            finish=lambda made: os.replace(made, target),
+        )
 
     def settings(self, *, samples: int, quality: int) -> dict[str, object]:
         """What decides the bytes of result files: results made with others are not taken for done."""

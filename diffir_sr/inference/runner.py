@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +20,18 @@ from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import partial_name
 from diffir_sr.inference.files import SUFFIX_OF, Job
 from diffir_sr.inference.inputs import from_bytes
-from diffir_sr.inference.journal import Journal, digest, digest_of_file, forget_partials
+from diffir_sr.inference.journal import Journal, digest, digest_of_file
 from diffir_sr.inference.masks import find_mask
 from diffir_sr.inference.picture import FORMATS, Picture, encode, format_of, not_held
 from diffir_sr.inference.restorer import Restorer
 from diffir_sr.inference.stream import write_out
-from diffir_sr.inference.video import probe, restore_video
+from diffir_sr.inference.videos.restoring import VideoOutcome, restore_video
 
 _NO_POINT_IN_GOING_ON = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _BAR = "{desc}{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_inv_fmt}]"
 
 
-# progress(files done, files in all, the file that was just done); False stops before the next.
+# progress(files done, files in all, the file), after each file and each frame of a video; False stops there.
 Progress = Callable[[int, int, Path | None], bool | None]
 
 
@@ -74,16 +75,21 @@ class Runner:
         with tqdm(total=len(jobs), unit="image", bar_format=_BAR, file=sys.stderr, disable=quiet) as bar:
             for done, job in enumerate(jobs, start=1):
                 started = time.perf_counter()
+                report = partial(self._report, done - 1, len(jobs), job.source)
                 try:
-                    self._do(job)
+                    self._do(job, report)
                 except (InputError, OSError, MemoryError, RuntimeError) as error:
                     self._fail(job, error)
                 self.outcome.seconds += time.perf_counter() - started
                 bar.update()
-                if self._progress is not None and self._progress(done, len(jobs), job.source) is False:
+                if self.outcome.stopped or not self._report(done, len(jobs), job.source):
                     self.outcome.stopped = True
                     break
         return self.outcome
+
+    def _report(self, done: int, total: int, file: Path | None) -> bool:
+        """Tell of the progress; returns whether to go on."""
+        return self._progress is None or self._progress(done, total, file) is not False
 
     def _fail(self, job: Job, error: Exception) -> None:
         if isinstance(error, OSError) and error.errno in _NO_POINT_IN_GOING_ON:
@@ -98,9 +104,9 @@ class Runner:
     def say(self, text: str) -> None:
         tqdm.write(text, file=sys.stderr)
 
-    def _do(self, job: Job) -> None:
+    def _do(self, job: Job, report: Callable[[], bool]) -> None:
         if job.is_video:
-            self._video(job)
+            self._video(job, report)
             return
         data = sys.stdin.buffer.read() if job.source is None else read_file(job.source)
         mask = None if self.wishes.mask is None else find_mask(self.wishes.mask, job.relative)
@@ -170,28 +176,80 @@ class Runner:
         )
         return list(zip(self._targets(job.target), [*pictures, encode(shown, "png")], strict=True))
 
-    def _video(self, job: Job) -> None:
+    def _video(self, job: Job, report: Callable[[], bool]) -> None:
         source, target = job.source, job.target
         if source is None or target is None or self.wishes.samples > 1 or self.wishes.mask is not None:
             raise InputError(f"{job}: a video is restored once, without a mask, into a file")
-        if self.restorer.takes_mask:
-            raise InputError(f"{job}: this network fills in what is missing, which no mask tells of a video")
         _check_writable(target)
         sha = digest_of_file(source)
         if self.journal.is_done(target, sha):
             self.outcome.kept += 1
             return
-        video = probe(source)
-        self.restorer.check_fits_in_memory(video.height, video.width, str(job))
         started = time.perf_counter()
-        with tqdm(total=video.frames or None, unit="frame", desc=target.name, file=sys.stderr, leave=False) as bar:
-            frames = VideoFrames(self.restorer, bar)
-            partial = target.with_name(f"{partial_name(target.name)}{target.suffix}")
-            forget_partials(target)
-            restore_video(source, partial, video, scale=self.restorer.scale, restore=frames)
-        self.journal.note(target, digest_of_file(partial), source=sha, seconds=time.perf_counter() - started)
-        partial.replace(target)
-        self.outcome.restored += 1
+
+        def finish(made: Path) -> None:
+            self.journal.note(target, digest_of_file(made), source=sha, seconds=time.perf_counter() - started)
+            made.replace(target)
+
+        with tqdm(unit="frame", desc=target.name, file=sys.stderr, leave=False) as bar:
+
+            def progress(done: int, total: int) -> bool:
+                bar.initial = bar.initial or done - 1  # what an earlier run did tells nothing of the speed
+                bar.total = total or None
+                bar.update(done - bar.n)
+                return report()
+
+            outcome = restore_frames(
+                self.restorer,
+                source,
+                target,
+                sha=sha,
+                quality=self.wishes.quality,
+                say=self.say,
+                progress=progress,
+                finish=finish,
+            )
+        if outcome.stopped:
+            self.outcome.stopped = True
+        else:
+            self.outcome.restored += 1
+
+
+def restore_frames(
+    restorer: Restorer,
+    source: Path,
+    target: Path,
+    *,
+    sha: str,
+    quality: int,
+    say: Callable[[str], None],
+    progress: Callable[[int, int], bool | None],
+    finish: Callable[[Path], None],
+) -> VideoOutcome:
+    """`restore_video` of the file with digest `sha` by a restorer, all frames under the start noise of the first."""
+    if restorer.takes_mask:
+        raise InputError(f"{source}: this network fills in what is missing, which no mask tells of a video")
+    noise: list[Noise] = []
+
+    def restore(frame: np.ndarray, first: np.ndarray) -> np.ndarray:
+        picture = Picture(frame)
+        lq, _ = restorer.prepared(picture, None, where=str(source))
+        if not noise:  # that of each frame would make them flicker
+            noise.append(restorer.start(restorer.prepared(Picture(first), None, where=str(source))[0]))
+        return restorer.finished(picture, restorer.run(lq, noise[0]), lq).colours
+
+    return restore_video(
+        source,
+        target,
+        restore,
+        scale=restorer.scale,
+        quality=quality,
+        settings={**restorer.settings(samples=1, quality=quality), "source": sha, "device": str(restorer.device)},
+        check=lambda height, width: restorer.check_fits_in_memory(height, width, str(source)),
+        say=say,
+        progress=progress,
+        finish=finish,
+    )
 
 
 def restore_jobs(
@@ -208,23 +266,6 @@ def restore_jobs(
     settings = restorer.settings(samples=wishes.samples, quality=wishes.quality)
     journal = Journal(output if is_folder else None, settings, overwrite=overwrite)
     return Runner(restorer, wishes, journal, progress=progress).run(jobs)
-
-
-class VideoFrames:
-    """Restores frames one by one, all under the start noise of the first, so that they do not flicker by it."""
-
-    def __init__(self, restorer: Restorer, bar: tqdm) -> None:
-        self.restorer = restorer
-        self._bar = bar
-        self._noise: Noise | None = None
-
-    def __call__(self, frame: np.ndarray) -> np.ndarray:
-        picture = Picture(frame)
-        lq, _ = self.restorer.prepared(picture, None, where="frame")
-        if self._noise is None:
-            self._noise = self.restorer.start(lq)
-        self._bar.update()
-        return self.restorer.finished(picture, self.restorer.run(lq, self._noise), lq).colours
 
 
 def describe_failure(error: Exception, job: Job) -> str:

@@ -1,0 +1,429 @@
+"""Restored frames as a video file: encoders, and what is taken over from the source beside its pictures."""
+
+from __future__ import annotations
+
+import heapq
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from diffir_sr.errors import InputError
+from diffir_sr.inference.videos.colours import FULL, LIMITED, TRANSFERS, Colours
+from diffir_sr.inference.videos.reading import Video, import_av, main_stream, opened, words_of
+
+# Containers that are written, by suffix, as libavformat calls them; videos of other containers become .mkv.
+CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".avi": "avi"}
+CONTAINERS |= {".ts": "mpegts", ".mts": "mpegts", ".m2ts": "mpegts", ".flv": "flv", ".3gp": "3gp"}
+_HOLDS_HEVC = ("mp4", "mov", "matroska", "mpegts")
+# What a transport stream can hold so that it is found again.
+_IN_TRANSPORT = ("mp2", "mp3", "aac", "ac3", "eac3", "dts", "truehd", "opus", "dvb_subtitle", "dvb_teletext")
+# The number of threads decides the bytes of H.264: the same on every machine.
+_THREADS = 4
+# Written anew by the muxer, or true of the source's packets alone.
+_NOT_CARRIED = ("encoder", "duration", "number_of_frames", "number_of_bytes", "bps", "major_brand", "minor_version")
+_NOT_CARRIED += ("compatible_brands", "vendor_id", "alpha_mode")
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Everything that decides the bytes of the pictures' track: `size` is (height, width), `aspect` of a pixel.
+
+    `rate` is frames per second, 0 where that varies.
+    """
+
+    container: str
+    codec: str
+    colours: Colours
+    size: tuple[int, int]
+    time_base: Fraction
+    rate: Fraction
+    aspect: Fraction | None
+    options: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Packet:
+    """Encoded data of one frame; `pts` and `duration` are in units of the encoding's time base."""
+
+    data: bytes
+    pts: int
+    duration: int
+    is_key: bool
+
+
+@dataclass
+class Carried:
+    """The tracks of the source that are copied, by their number there, and in words what is left out."""
+
+    tracks: list[int] = field(default_factory=list)
+    covers: list[int] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+# Encoders
+
+
+def choose(video: Video, suffix: str, *, scale: int, quality: int, where: str) -> tuple[Encoding, list[str]]:
+    """How restored frames are encoded, and what about it a user should know.
+
+    H.264 up to 8 bits and HEVC above, where the container holds it; VP9 in WebM. Depth, chroma, range and the colour
+    description stay. Raises InputError where this PyAV lacks the encoder.
+    """
+    container = CONTAINERS[suffix.lower()]
+    height, width = (side * scale for side in video.size)
+    colours, notes = _colours_written(video, container, odd=bool(height % 2 or width % 2), lossless=quality == 100)
+    codec = _codec(container, colours)
+    _check_encoder(codec, where)
+    time_base = video.time_base
+    rate = video.rate or Fraction(0)
+    if container == "avi" and video.rate:
+        time_base = 1 / rate  # AVI has no time stamps, only a rate
+    encoding = Encoding(
+        container,
+        codec,
+        colours,
+        (height, width),
+        time_base,
+        rate,
+        video.upright_aspect,
+        _options(codec, colours, video, quality, container),
+    )
+    return encoding, notes + _notes(video, encoding)
+
+
+def _colours_written(video: Video, container: str, *, odd: bool, lossless: bool) -> tuple[Colours, list[str]]:
+    found, notes = video.colours, []
+    bits = 8 if found.bits <= 8 else 10 if found.bits <= 10 else 12
+    if bits == 12 and container not in (*_HOLDS_HEVC, "webm"):
+        bits = 10
+    if bits < found.bits:
+        notes.append(f"its {found.bits} bits a sample become {bits}")
+    if found.kind == "rgb":
+        if lossless and container in ("matroska", "mp4", "mov", "avi"):
+            form = "rgb24" if bits == 8 else f"gbrp{bits}le"
+            return replace(found, format=form, bits=bits, alpha=False, matrix=0), notes
+        notes.append("its RGB becomes Y'CbCr 4:4:4 of BT.709")
+        found = replace(found, kind="yuv", matrix=1, full=False, primaries=found.primaries, transfer=found.transfer)
+    chroma = (1, 1) if found.kind == "grey" else found.chroma
+    if chroma not in ((0, 0), (1, 0), (1, 1)):
+        chroma = (1, 0) if chroma[1] == 0 else (0, 0) if chroma[0] == 0 else (1, 1)
+    if odd and chroma != (0, 0) and container != "webm":
+        chroma = (0, 0)
+        notes.append("its odd size is kept by chroma of full size (4:4:4), which few players show in hardware")
+    name = {(0, 0): "yuv444p", (1, 0): "yuv422p", (1, 1): "yuv420p"}[chroma]
+    form = name if bits == 8 else f"{name}{bits}le"
+    return replace(found, format=form, kind="yuv", bits=bits, chroma=chroma, alpha=False), notes
+
+
+def _codec(container: str, colours: Colours) -> str:
+    if container == "webm":
+        return "libvpx-vp9"
+    if colours.bits > 8 and container in _HOLDS_HEVC:
+        return "libx265"
+    return "libx264rgb" if colours.format == "rgb24" else "libx264"
+
+
+def _check_encoder(codec: str, where: str) -> None:
+    av = import_av()
+    try:
+        av.codec.Codec(codec, "w")
+    except av.codec.codec.UnknownCodecError as error:
+        raise InputError(
+            f"{where}: this PyAV was built without the encoder {codec}; take its wheels, which have it: pip install "
+            "--force-reinstall --only-binary av av"
+        ) from error
+
+
+def _options(codec: str, colours: Colours, video: Video, quality: int, container: str) -> dict[str, str]:
+    """Constant quality: CRF 16 (VP9: 20) at quality 95, no loss at 100."""
+    if codec == "libvpx-vp9":
+        loss = {"lossless": "1"} if quality == 100 else {"crf": str(round(20 + (95 - quality) * 0.45)), "b": "0"}
+        return {**loss, "row-mt": "1", "tile-columns": "2", "cpu-used": "2"}
+    crf = str(round(16 + (95 - quality) * 0.35))
+    if codec == "libx265":
+        params = ["log-level=error", "frame-threads=2", *_hdr_parameters(video, "master-display", "max-cll")]
+        params += ["lossless=1"] if quality == 100 else []
+        return {"crf": crf, "x265-params": ":".join(params)}
+    options = {"qp": "0"} if quality == 100 else {"crf": crf}
+    options |= {"bf": "0"} if container == "avi" else {}
+    params = _hdr_parameters(video, "mastering-display", "cll")
+    return options | ({"x264-params": ":".join(params)} if params else {})
+
+
+def _hdr_parameters(video: Video, mastering: str, light: str) -> list[str]:
+    """Mastering display (SMPTE ST 2086) and content light levels as encoders take them."""
+    found = []
+    if video.mastering and video.mastering[20] and video.mastering[21]:
+        numbers = video.mastering
+        ratios = [Fraction(numbers[place], numbers[place + 1] or 1) for place in range(0, 20, 2)]
+        points = [(round(ratios[place] * 50000), round(ratios[place + 1] * 50000)) for place in range(0, 8, 2)]
+        red, green, blue, white = (f"({x},{y})" for x, y in points)
+        lowest, highest = (round(value * 10000) for value in ratios[8:])
+        found.append(f"{mastering}=G{green}B{blue}R{red}WP{white}L({highest},{lowest})")
+    if video.light:
+        found.append(f"{light}={video.light[0]},{video.light[1]}")
+    return found
+
+
+def _notes(video: Video, encoding: Encoding) -> list[str]:
+    notes = []
+    if video.interlaced:
+        notes.append(
+            "is interlaced: its two fields are restored as one picture and written as progressive; deinterlace it first"
+        )
+    if video.colours.alpha:
+        notes.append("its transparency is left out")
+    if video.colours.transfer in TRANSFERS:
+        name = TRANSFERS[video.colours.transfer]
+        notes.append(
+            f"is HDR: its {name} values are restored as they are, which a network of SDR pictures has not seen"
+        )
+    if (video.mastering or video.light) and encoding.codec == "libvpx-vp9":
+        notes.append("its HDR metadata (mastering display, light levels) is left out")
+    if video.frame_data:
+        notes.append(f"left out of its frames: {', '.join(video.frame_data)}")
+    if video.turn is None:
+        notes.append("its turn by an angle that is no quarter turn is left out")
+    if encoding.container == "avi" and video.rate is None:
+        notes.append("AVI holds no variable frame rate; name the result .mkv to keep every time stamp")
+    return notes
+
+
+def _set_up(context: Any, encoding: Encoding) -> None:
+    colours = encoding.colours
+    context.height, context.width = encoding.size
+    context.pix_fmt = colours.format
+    context.time_base, context.framerate = encoding.time_base, encoding.rate
+    if encoding.aspect:
+        context.sample_aspect_ratio = encoding.aspect
+    context.colorspace = colours.matrix
+    context.color_range = FULL if colours.full else LIMITED
+    context.color_primaries, context.color_trc = colours.primaries, colours.transfer
+    context.thread_count = _THREADS
+    context.options = dict(encoding.options)
+    if encoding.codec == "libx265" and encoding.container in ("mp4", "mov"):
+        context.codec_tag = "hvc1"  # what Apple's players ask for
+
+
+class Encoder:
+    """Encodes one segment: its first packet needs nothing from before, its last frame nothing from after."""
+
+    def __init__(self, encoding: Encoding, where: str) -> None:
+        av = import_av()
+        self._where = where
+        self._durations: dict[int, int] = {}
+        self._packets: list[Packet] = []
+        self._context = av.CodecContext.create(encoding.codec, "w")
+        _set_up(self._context, encoding)
+        self._time_base = encoding.time_base
+        if av.format.ContainerFormat(encoding.container, "w").flags & av.format.Flags.global_header.value:
+            self._context.flags |= av.codec.context.Flags.global_header
+        try:
+            self._context.open()
+        except av.FFmpegError as error:
+            height, width = encoding.size
+            raise InputError(
+                f"{where}: {encoding.codec} does not encode {width}x{height} {encoding.colours.format} "
+                f"({words_of(error)}); choose another container or a smaller video"
+            ) from error
+
+    def add(self, frame: Any, pts: int, duration: int) -> None:
+        """Encode a frame; time stamps in units of the encoding's time base, rising."""
+        self._durations[pts] = duration
+        frame.pts, frame.time_base = pts, self._time_base
+        self._keep(frame)
+
+    def finish(self) -> list[Packet]:
+        """All packets of the segment, in the order of decoding."""
+        self._keep(None)
+        return self._packets
+
+    def _keep(self, frame: Any) -> None:
+        av = import_av()
+        try:
+            for packet in self._context.encode(frame):
+                duration = self._durations.pop(packet.pts, 0)
+                self._packets.append(Packet(bytes(packet), packet.pts, duration, packet.is_keyframe))
+        except av.FFmpegError as error:
+            raise InputError(f"{self._where}: encoding failed ({words_of(error)})") from error
+
+
+# Other tracks
+
+
+def plan_carried(path: Path, encoding: Encoding) -> Carried:
+    """Which tracks of the source the result's container can hold."""
+    av = import_av()
+    carried = Carried()
+    with opened(path) as container:
+        main = main_stream(container, path)
+        for stream in container.streams:
+            if stream.index == main.index or _made_anew(stream, container, encoding):
+                continue
+            if stream.type == "video" and stream.disposition & av.stream.Disposition.attached_pic:
+                (carried.covers if encoding.container == "matroska" else carried.tracks).append(stream.index)
+                if encoding.container not in ("matroska", "mp4", "mov"):
+                    carried.tracks.pop()
+                    carried.left_out.append(_in_words(stream, "cover picture"))
+            elif stream.type == "video":
+                carried.left_out.append(_in_words(stream, "further video track"))
+            elif _can_hold(encoding, stream, container.format.name):
+                carried.tracks.append(stream.index)
+            else:
+                carried.left_out.append(_in_words(stream))
+        if container.chapters() and encoding.container not in ("matroska", "webm", "mp4", "mov"):
+            carried.left_out.append(f"{len(container.chapters())} chapters")
+    return carried
+
+
+def _made_anew(stream: Any, container: Any, encoding: Encoding) -> bool:
+    """Whether the muxer writes such a track of its own: chapters' titles, and timecode from the pictures' metadata."""
+    if stream.type != "data" or encoding.container not in ("mp4", "mov"):
+        return False
+    return "timecode" in stream.metadata or (stream.name == "bin_data" and bool(container.chapters()))
+
+
+def _in_words(stream: Any, kind: str | None = None) -> str:
+    kind = kind or {"audio": "sound track", "subtitle": "subtitle track"}.get(stream.type, f"{stream.type} track")
+    about = [_codec_name(stream), stream.language, stream.metadata.get("title") or stream.metadata.get("filename")]
+    said = ", ".join(part for part in about if part)
+    return f"{kind} {stream.index}" + (f" ({said})" if said else "")
+
+
+def _codec_name(stream: Any) -> str | None:
+    context = stream.codec_context
+    return context.name if context is not None else getattr(stream, "name", None)
+
+
+def _can_hold(encoding: Encoding, stream: Any, source_format: str) -> bool:
+    """Whether a container takes a track: tried, with a file in memory that has it alone."""
+    av = import_av()
+    if encoding.container == "mpegts" != source_format and _codec_name(stream) not in _IN_TRANSPORT:
+        return False  # it would take any, as data that nobody can read
+    try:
+        with av.open(io.BytesIO(), "w", format=encoding.container) as trial:
+            _add_copy(trial, stream)
+            trial.start_encoding()
+    except (ValueError, av.FFmpegError):
+        return False
+    return True
+
+
+def _add_copy(output: Any, stream: Any) -> Any:
+    copy = output.add_stream_from_template(stream, opaque=True)
+    copy.disposition = stream.disposition
+    copy.metadata.update(_carried_metadata(stream.metadata))
+    return copy
+
+
+def _carried_metadata(given: dict[str, str]) -> dict[str, str]:
+    kept = {name: value for name, value in given.items() if name.lower() not in _NOT_CARRIED}
+    return {name: value for name, value in kept.items() if not name.startswith("_STATISTICS")}
+
+
+# The file
+
+
+def write_video(
+    source: Path,
+    file: IO[bytes],
+    video: Video,
+    encoding: Encoding,
+    carried: Carried,
+    packets: Iterable[Packet],
+    stamps: np.ndarray,
+) -> None:
+    """Mux encoded pictures with what is carried from `source`.
+
+    `stamps` are the time stamps of all packets in the order of decoding.
+    """
+    av = import_av()
+    options = {"mpegts_m2ts_mode": "1"} if source.suffix.lower() == ".m2ts" and encoding.container == "mpegts" else {}
+    with opened(source) as container:
+        if any(name.startswith("com.") for name in container.metadata) and encoding.container in ("mp4", "mov"):
+            options["movflags"] = "use_metadata_tags"
+        with av.open(file, "w", format=encoding.container, container_options=options) as output:
+            output.flags |= av.container.Flags.bitexact.value  # no random numbers, no versions
+            output.metadata.update(_carried_metadata(container.metadata))
+            pictures, copies = _add_tracks(output, container, video, encoding, carried)
+            for number in carried.covers:
+                _add_cover(output, source, number)
+            if container.chapters():
+                output.set_chapters(container.chapters())
+            output.start_encoding()
+            timed = _timed(packets, stamps, pictures, encoding)
+            others = _copied(container, copies)
+            for _, _, packet in heapq.merge(timed, others, key=lambda entry: entry[:2]):
+                output.mux_one(packet)
+
+
+def _add_tracks(
+    output: Any, container: Any, video: Video, encoding: Encoding, carried: Carried
+) -> tuple[Any, dict[int, Any]]:
+    """The tracks of the result in the order of the source."""
+    copies, pictures = {}, None
+    for stream in container.streams:
+        if stream.index == video.index:
+            pictures = output.add_stream(encoding.codec, rate=encoding.rate)
+            _set_up(pictures.codec_context, encoding)
+            pictures.time_base = encoding.time_base
+            pictures.metadata.update(_carried_metadata(stream.metadata))
+            pictures.disposition = stream.disposition
+        elif stream.index in carried.tracks:
+            copies[stream.index] = _add_copy(output, stream)
+    return pictures, copies
+
+
+def _add_cover(output: Any, source: Path, number: int) -> None:
+    """A cover picture as an attachment, which is what Matroska has for it."""
+    with opened(source) as container:
+        stream = container.streams[number]
+        picture = next((bytes(packet) for packet in container.demux(stream) if packet.size), b"")
+        suffix, kind = {"png": (".png", "image/png")}.get(_codec_name(stream) or "", (".jpg", "image/jpeg"))
+        name = stream.metadata.get("filename", f"cover{suffix}")
+        output.add_attachment(name, stream.metadata.get("mimetype", kind), picture)
+
+
+Entry = tuple[float, int, Any]  # seconds of decoding, track, packet
+
+
+def _timed(packets: Iterable[Packet], stamps: np.ndarray, stream: Any, encoding: Encoding) -> Iterator[Entry]:
+    """Packets with the time of their decoding: the sorted time stamps, earlier by as many as frames are reordered."""
+    av = import_av()
+    order = np.sort(stamps)
+    delay = int(max(np.arange(len(stamps)) - np.searchsorted(order, stamps))) if len(stamps) else 0
+    step = max(1, int(order[1] - order[0])) if len(order) > 1 else 1
+    for number, given in enumerate(packets):
+        packet = av.Packet(given.data)
+        packet.stream, packet.time_base = stream, encoding.time_base
+        packet.pts, packet.duration, packet.is_keyframe = given.pts, given.duration, given.is_key
+        packet.dts = int(order[number - delay]) if number >= delay else int(order[0]) - (delay - number) * step
+        yield float(packet.dts * encoding.time_base), -1, packet
+
+
+def _copied(container: Any, copies: dict[int, Any]) -> Iterator[Entry]:
+    if not copies:
+        return
+    last: dict[int, int] = {}
+    for packet in container.demux(*(container.streams[number] for number in copies)):
+        if packet.dts is None and (packet.pts is None or not packet.size):
+            continue  # what tells decoders that the end is reached
+        number = packet.stream.index
+        packet.dts = packet.pts if packet.dts is None else packet.dts
+        if number in last and packet.dts <= last[number]:
+            packet.dts = last[number] + 1
+            packet.pts = None if packet.pts is None else max(packet.pts, packet.dts)
+        last[number] = packet.dts
+        seconds = float(packet.dts * packet.time_base)
+        packet.stream = copies[number]
+        yield seconds, number, packet
+
+
+def rebased(pts: int, time_base: Fraction, encoding: Encoding) -> int:
+    """A time stamp in units of the encoding's time base."""
+    return pts if time_base == encoding.time_base else round(pts * time_base / encoding.time_base)
