@@ -47,6 +47,7 @@ setup(
         "safetensors",  # weights with a model card inside, which cannot hold code
         "filelock",  # torch brings it, too
         "tqdm",
+        "argcomplete",  # completion in shells
         "setuptools; python_version >= '3.12'",  # brings back distutils, which basicsr imports
     ],
     extras_require={

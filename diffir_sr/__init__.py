@@ -1,22 +1,25 @@
-"""diffir_sr: train, evaluate and use DiffIR with BasicSR. Importing it registers everything it adds to BasicSR."""
+"""diffir_sr: train, evaluate and use DiffIR with BasicSR, whose registries know its names once both are imported."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from diffir_sr import compat as _compat
-
-_compat.apply()  # before the first import of basicsr, which fails without it
-
-from diffir_sr import registration as _registration  # noqa: E402
-from diffir_sr.errors import CheckpointError, DiffIRError, InputError, OptionError  # noqa: E402
-from diffir_sr.plugins import load_plugins  # noqa: E402
-from diffir_sr.version import __version__  # noqa: E402
+from diffir_sr import import_hook as _import_hook
+from diffir_sr.errors import CheckpointError, DiffIRError, InputError, OptionError
+from diffir_sr.version import __version__
 
 if TYPE_CHECKING:
     from diffir_sr.inference.restorer import Restorer, load_restorer, restore
+    from diffir_sr.plugins import load_plugins
 
-_registration.register()
+_import_hook.install()
 
-_RESTORING = ("Restorer", "load_restorer", "restore")
+# Imported when they are asked for: each needs torch or more.
+_HOMES = {
+    "Restorer": "diffir_sr.inference.restorer",
+    "load_restorer": "diffir_sr.inference.restorer",
+    "restore": "diffir_sr.inference.restorer",
+    "load_plugins": "diffir_sr.plugins",
+}
 __all__ = [
     "CheckpointError",
     "DiffIRError",
@@ -31,9 +34,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What restores pictures is imported when it is asked for: trainings do without it."""
-    if name not in _RESTORING:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from diffir_sr.inference import restorer
+    return getattr(importlib.import_module(_HOMES[name]), name)
 
-    return getattr(restorer, name)
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

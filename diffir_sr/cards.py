@@ -92,3 +92,12 @@ def training_card(
         "licence": opt.get("licence") or "not stated",
         "made with": f"diffir_sr {version}, torch {torch.__version__}",
     }
+
+
+def plain(value: Any) -> Any:
+    """Options and cards as YAML and JSON know them: what is neither text nor a number becomes text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(inner) for inner in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

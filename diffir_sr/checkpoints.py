@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,7 +40,7 @@ def read_weights(path: str | Path, *, key: str | None = "params_ema") -> Weights
     `.safetensors` file holds one network and perhaps its model card. Tensors arrive on the CPU; nothing in the file
     is executed. Raises CheckpointError for a missing, damaged or foreign file.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     check_reachable(path)
     if is_safetensors(path):
         tensors, card, ties = read_stored(path)

@@ -1,34 +1,55 @@
-"""The commands: `basicsr train|test` and `diffir ...`; errors of the user's making end as one message, exit code 1."""
+"""The commands `basicsr train|test` and `diffir ...`. A command's module is imported when the command is given."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import importlib
+import io
 import logging
+import os
+import shlex
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from diffir_sr.ablation.commands import add_ablate_parser
-from diffir_sr.doctor.commands import add_doctor_parser
-from diffir_sr.errors import DiffIRError, SaveFailed
-from diffir_sr.evaluation.commands import add_evaluate_parser
-from diffir_sr.inference.commands import add_restore_parser
-from diffir_sr.options import load_options
-from diffir_sr.options.commands import add_options_parser
-from diffir_sr.plugins import load_plugins
-from diffir_sr.prepare.commands import add_prepare_parser
-from diffir_sr.quickstart.commands import add_quickstart_parser
-from diffir_sr.training.loop import Interrupted, train
-from diffir_sr.training.run import RunArguments, forget_log
-from diffir_sr.training.testing import test
 from diffir_sr.version import __version__
-from diffir_sr.weights_commands import add_describe_parser, add_models_parser, add_weights_parser
+
+if TYPE_CHECKING:
+    from diffir_sr.training.run import RunArguments
+
+# Name -> what its line in `diffir --help` says, and the function that adds its parser, as "module:function".
+COMMANDS = {
+    "restore": ("restore pictures, folders and videos", "diffir_sr.inference.commands:add_restore_parser"),
+    "prepare": ("make training and test data", "diffir_sr.prepare.commands:add_prepare_parser"),
+    "options": ("check option files, and learn what they may hold", "diffir_sr.options.commands:add_options_parser"),
+    "models": ("list, show, fetch and verify weights by name", "diffir_sr.weights_commands:add_models_parser"),
+    "weights": ("the older name of 'diffir models fetch'", "diffir_sr.weights_commands:add_weights_parser"),
+    "describe": ("say what a weights file is", "diffir_sr.weights_commands:add_describe_parser"),
+    "quickstart": (
+        "train a small DiffIR on real photographs, from data to pictures",
+        "diffir_sr.quickstart.commands:add_quickstart_parser",
+    ),
+    "doctor": (
+        "find what is wrong with data or with this installation",
+        "diffir_sr.doctor.commands:add_doctor_parser",
+    ),
+    "evaluate": (
+        "measure restored images against their ground truth, as a table of the paper does",
+        "diffir_sr.evaluation.commands:add_evaluate_parser",
+    ),
+    "ablate": ("train variants of a recipe alike and compare them", "diffir_sr.ablation.commands:add_ablate_parser"),
+    "completion": ("print the completion script of a shell", "diffir_sr.cli:add_completion_parser"),
+}
+CRASHED = 70  # the exit code of a fault of this program (EX_SOFTWARE of sysexits.h)
 
 
 def basicsr_main(argv: Sequence[str] | None = None) -> int:
     """`basicsr train|test -opt FILE`, with the arguments of BasicSR's own scripts."""
-    return _run(basicsr_parser(), argv)
+    return _run("basicsr", lambda words: basicsr_parser(), argv)
 
 
 def basicsr_parser() -> argparse.ArgumentParser:
@@ -66,10 +87,16 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _arguments(args: argparse.Namespace) -> RunArguments:
+    from diffir_sr.training.run import RunArguments
+
     return RunArguments(launcher=args.launcher, auto_resume=args.auto_resume, debug=args.debug, root=Path.cwd())
 
 
 def _train(args: argparse.Namespace) -> int:
+    from diffir_sr.options import load_options
+    from diffir_sr.plugins import load_plugins
+    from diffir_sr.training.loop import Interrupted, train
+
     load_plugins()
     try:
         train(load_options(args.opt, is_train=True, overrides=tuple(args.force_yml)), _arguments(args))
@@ -79,52 +106,155 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _test(args: argparse.Namespace) -> int:
+    from diffir_sr.options import load_options
+    from diffir_sr.plugins import load_plugins
+    from diffir_sr.training.testing import test
+
     load_plugins()
     test(load_options(args.opt, is_train=False, overrides=tuple(args.force_yml)), _arguments(args))
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`diffir restore|evaluate|prepare|doctor|options|models|describe|quickstart ...`."""
-    return _run(diffir_parser(), argv)
+    """`diffir restore|models|prepare|options|evaluate|doctor|describe ...`; see COMMANDS."""
+    return _run("diffir", lambda words: diffir_parser(_given_command(words)), argv)
 
 
-def diffir_parser() -> argparse.ArgumentParser:
-    """The arguments of `diffir`."""
-    parser = argparse.ArgumentParser(
-        prog="diffir", description="Restore pictures; data, options and weights for DiffIR."
-    )
+def diffir_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The arguments of `diffir`: of one command, the others by name only, or of all (None)."""
+    parser = _Parser(prog="diffir", description="Restore pictures; data, options and weights for DiffIR.")
     parser.add_argument("--version", action="version", version=f"diffir_sr {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (
-        add_restore_parser,
-        add_prepare_parser,
-        add_options_parser,
-        add_models_parser,
-        add_weights_parser,
-        add_describe_parser,
-        add_quickstart_parser,
-        add_doctor_parser,
-        add_evaluate_parser,
-        add_ablate_parser,
-    ):
-        add(commands)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser)
+    for name, (what, adder) in COMMANDS.items():
+        if command in (None, name):
+            module, _, function = adder.partition(":")
+            getattr(importlib.import_module(module), function)(commands)
+        else:
+            commands.add_parser(name, help=what, add_help=False)
     return parser
 
 
-def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
-    args = parser.parse_args(argv)
+class _Parser(argparse.ArgumentParser):
+    """Answers a misspelt command with the nearest one."""
+
+    def error(self, message: str) -> NoReturn:
+        given = message.partition("invalid choice: '")[2].partition("'")[0]
+        near = difflib.get_close_matches(given, COMMANDS, n=1)
+        if given and near:
+            message = f"no command is called {given!r}; did you mean {near[0]!r}? (all: {', '.join(COMMANDS)})"
+        super().error(message)
+
+
+def _given_command(words: Sequence[str]) -> str:
+    """The first word that is no option; '' where there is none, which then imports no command at all."""
+    return next((word for word in words if not word.startswith("-")), "")
+
+
+def add_completion_parser(commands: Any) -> None:
+    """Add `diffir completion`."""
+    parser = commands.add_parser(
+        "completion",
+        help=COMMANDS["completion"][0],
+        description="Prints the script that completes `diffir` and `basicsr` in a shell. bash and zsh: put "
+        "'eval \"$(diffir completion bash)\"' into ~/.bashrc (zsh: ~/.zshrc); fish: `diffir completion fish > "
+        "~/.config/fish/completions/diffir.fish`.",
+    )
+    parser.add_argument("shell", choices=["bash", "zsh", "fish"])
+    parser.set_defaults(run=_completion)
+
+
+def _completion(args: argparse.Namespace) -> int:
+    from argcomplete.shell_integration import shellcode
+
+    # One script for both where the shell takes that; fish wants a function for each.
+    programs = [["diffir"], ["basicsr"]] if args.shell == "fish" else [["diffir", "basicsr"]]
+    for names in programs:
+        sys.stdout.write(shellcode(names, shell=args.shell) + "\n")
+    return 0
+
+
+def _run(
+    program: str, parser_of: Callable[[Sequence[str]], argparse.ArgumentParser], argv: Sequence[str] | None
+) -> int:
+    """Parse, run, and turn what goes wrong into one message; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show must not end the work
+            stream.reconfigure(errors="backslashreplace")
     try:
+        if "_ARGCOMPLETE" in os.environ:
+            _complete(parser_of)
+        args = parser_of(words).parse_args(words)
+        for name, value in vars(args).items():
+            setattr(args, name, _home_expanded(value))
         return int(args.run(args))
-    except (DiffIRError, SaveFailed) as error:
-        log = logging.getLogger("basicsr")
-        if any(isinstance(handler, logging.FileHandler) for handler in log.handlers):
-            log.error(f"{error}")  # the log file of a run should say why it ended, too
-        else:
-            sys.stderr.write(f"error: {error}\n")
-        return 1
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+        _tell("interrupted", is_error=False)
         return 130
+    except Exception as error:
+        return _failed(error, [program, *words])
     finally:
-        forget_log()
+        if "diffir_sr.compat" in sys.modules:
+            sys.modules["diffir_sr.compat"].forget_log()
+
+
+def _complete(parser_of: Callable[[Sequence[str]], argparse.ArgumentParser]) -> None:
+    """Answer the shell that asks how a line may go on, and end."""
+    import argcomplete
+
+    line = os.environ.get("COMP_LINE", "")[: int(os.environ.get("COMP_POINT") or len(os.environ.get("COMP_LINE", "")))]
+    try:
+        words = shlex.split(line)
+    except ValueError:  # a quote that is still open
+        words = line.split()
+    # While the command itself is being typed, no command's module is needed.
+    typed = words[1:] if line.endswith(" ") else words[1:-1]
+    argcomplete.autocomplete(parser_of(typed))
+
+
+def _home_expanded(value: Any) -> Any:
+    """Paths among parsed arguments with `~` replaced as a shell does it; a user who is not there stays a name."""
+    if isinstance(value, Path):
+        return Path(os.path.expanduser(value))
+    if isinstance(value, list):
+        return [_home_expanded(one) for one in value]
+    return value
+
+
+def _failed(error: Exception, command: Sequence[str]) -> int:
+    from diffir_sr.failures import sentence, write_crash_report
+
+    if isinstance(error, BrokenPipeError):
+        _close_standard_output()
+        return 1
+    told = sentence(error)
+    if told is not None:
+        _tell(told)
+        return 1
+    report = write_crash_report(error, command)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(place.filename).name}, line {place.lineno}"
+    kept = f"It is described in {report}" if report else "No folder takes a report of it"
+    _tell(
+        f"{type(error).__name__} in {where}: {error}\nThis is a fault of diffir_sr or of a plugin, not of your input. "
+        f"{kept}; please send that file to the maintainers of what it names last."
+    )
+    return CRASHED
+
+
+def _tell(message: str, *, is_error: bool = True) -> None:
+    """On standard error, or through the log of a run, whose file should say why it ended, too."""
+    log = logging.getLogger("basicsr")
+    if is_error and any(isinstance(handler, logging.FileHandler) for handler in log.handlers):
+        log.error(message)
+    else:
+        sys.stderr.write(f"error: {message}\n" if is_error else f"{message}\n")
+
+
+def _close_standard_output() -> None:
+    """Nobody reads it any more: send the rest nowhere, or Python fails on it once more when it ends."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+    except (OSError, ValueError):
+        return

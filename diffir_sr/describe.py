@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from diffir_sr.cards import plain
 from diffir_sr.checkpoints import Weights, identity_of
 from diffir_sr.families.base import Identity
 
@@ -15,17 +16,41 @@ def description(weights: Weights, identity: Identity | None = None) -> str:
     `identity` is what the file is, if that is known already: finding out builds networks of other projects.
     """
     identity = identity_of(weights) if identity is None else identity
-    once = [tensor for name, tensor in weights.tensors.items() if not name.startswith("diffusion.")]  # no second copies
-    count = sum(tensor.numel() for tensor in once)
-    size = sum(tensor.numel() * tensor.element_size() for tensor in once)
-    types = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in once}))
+    count, size, types = _size(weights)
     lines = [
         f"{weights.path}: {identity}",
         *(f"  {name}: {value}" for name, value in identity.facts.items()),
-        f"  weights: {_layout(weights)}, {count:,d} numbers ({types}, {size / 2**20:.1f} MiB)",
+        f"  weights: {_layout(weights)}, {count:,d} numbers ({', '.join(types)}, {size / 2**20:.1f} MiB)",
         *(f"  {name}: {value}" for name, value in identity.arguments.items()),
     ]
     return "\n".join([*lines, *_record(weights.card)])
+
+
+def facts(weights: Weights) -> dict[str, Any]:
+    """The same as values for JSON, with the whole model card; raises CheckpointError for one of no known network."""
+    identity = identity_of(weights)
+    count, size, types = _size(weights)
+    return {
+        "file": str(weights.path),
+        "title": str(identity),
+        "arch": identity.arch,
+        "arguments": plain(identity.arguments),
+        "restores": not identity.refuses,
+        "facts": identity.facts,
+        "layout": _layout(weights),
+        "numbers": count,
+        "bytes": size,
+        "dtypes": types,
+        "card": plain(dict(weights.card)),
+    }
+
+
+def _size(weights: Weights) -> tuple[int, int, list[str]]:
+    """Numbers, bytes and types of the tensors, without the diffusion's second copies."""
+    once = [tensor for name, tensor in weights.tensors.items() if not name.startswith("diffusion.")]
+    count = sum(tensor.numel() for tensor in once)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in once)
+    return count, size, sorted({str(tensor.dtype).removeprefix("torch.") for tensor in once})
 
 
 def _layout(weights: Weights) -> str:

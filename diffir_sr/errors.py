@@ -17,5 +17,5 @@ class InputError(DiffIRError, ValueError):
     """Data (an image, a folder, an LMDB, a tensor) is missing or not what is needed."""
 
 
-class SaveFailed(BaseException):
-    """A checkpoint could not be written. Not an Exception: BasicSR catches those and trains on."""
+class SaveFailed(DiffIRError):  # noqa: N818 - the name that a training's log has had
+    """A checkpoint or a record of a run could not be written."""

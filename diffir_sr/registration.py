@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
-from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
-
-from diffir_sr.families import FAMILIES, imported
+from diffir_sr.compat import promise
+from diffir_sr.families import FAMILIES
 from diffir_sr.families.base import Family
 
 # Of no single family. BasicSR has UNetDiscriminatorSN under a suffixed name; published files use the bare one.
@@ -41,15 +37,22 @@ SHARED = Family(
 
 
 def register() -> None:
-    """Add our names to BasicSR's registries; a name that is taken is an error."""
-    for registry, name in _contents():
-        registry.register(imported(name))
+    """Add our names to BasicSR's registries, each imported when it is asked for; a name that is taken is an error."""
+    from basicsr.utils.registry import (
+        ARCH_REGISTRY,
+        DATASET_REGISTRY,
+        LOSS_REGISTRY,
+        METRIC_REGISTRY,
+        MODEL_REGISTRY,
+    )
 
-
-def _contents() -> Iterator[tuple[Any, str]]:
     for family in (SHARED, *FAMILIES):
-        yield from ((ARCH_REGISTRY, name) for name in family.archs)
-        yield from ((DATASET_REGISTRY, name) for name in family.datasets)
-        yield from ((LOSS_REGISTRY, name) for name in family.losses)
-        yield from ((METRIC_REGISTRY, name) for name in family.metrics)
-        yield from ((MODEL_REGISTRY, name) for name in family.models)
+        for registry, names in (
+            (ARCH_REGISTRY, family.archs),
+            (DATASET_REGISTRY, family.datasets),
+            (LOSS_REGISTRY, family.losses),
+            (METRIC_REGISTRY, family.metrics),
+            (MODEL_REGISTRY, family.models),
+        ):
+            for name in names:
+                promise(registry, name)

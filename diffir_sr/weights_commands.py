@@ -1,24 +1,13 @@
-"""`diffir models ...` lists, shows, fetches and verifies weights by name; `diffir describe` says what a file is."""
+"""Parsers of `diffir models`, `diffir weights` and `diffir describe`."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from diffir_sr.checkpoints import identity_of, read_weights
-from diffir_sr.describe import description
-from diffir_sr.errors import CheckpointError, OptionError
-from diffir_sr.families.base import Identity
-from diffir_sr.files.atomic import save_atomically
-from diffir_sr.weights.backbones import features_of
-from diffir_sr.weights.download import sha256_of
-from diffir_sr.weights.registry import TASKS, Entry, entry_of, registry
-from diffir_sr.weights.search import Place, check, find, locate, places
+from diffir_sr.parsing import deferred
 
-_KINDS = {"restorer": "Models that restore pictures", "backbone": "Backbones of losses and metrics", "heads": "Metrics"}
+_ACTIONS = "diffir_sr.weights_actions"
 
 
 def add_models_parser(commands: Any) -> None:
@@ -26,128 +15,17 @@ def add_models_parser(commands: Any) -> None:
     parser = commands.add_parser("models", help="list, show, fetch and verify weights by name")
     actions = parser.add_subparsers(required=True, metavar="list | show | fetch | verify")
     each = (
-        ("list", _list, None, "what is known by name, and whether it is here"),
-        ("show", _show, "one", "everything that is known of one entry, and where it is looked for"),
-        ("fetch", _fetch, "one", "make sure that the file is here: find it, or download it"),
-        ("verify", _verify, "any", "compare the files that are here with their checksums and entries"),
+        ("list", "list_models", None, "what is known by name, and whether it is here"),
+        ("show", "show", "one", "everything that is known of one entry, and where it is looked for"),
+        ("fetch", "fetch", "one", "make sure that the file is here: find it, or download it"),
+        ("verify", "verify", "any", "compare the files that are here with their checksums and entries"),
     )
-    for name, run, names, what in each:
+    for name, function, names, what in each:
         action = actions.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
         if names:
             action.add_argument("name", metavar="NAME", nargs=None if names == "one" else "?")
         action.add_argument("--json", action="store_true", help="for programs, on standard output")
-        action.set_defaults(run=run)
-
-
-def _list(args: argparse.Namespace) -> int:
-    entries = registry().values()
-    if args.json:
-        _write_json([_as_json(entry) for entry in entries])
-        return 0
-    width = max(len(entry.name) for entry in entries)
-    for kind, title in _KINDS.items():
-        sys.stdout.write(f"{title}\n")
-        for entry in entries:
-            if entry.kind == kind:
-                sys.stdout.write(f"  {entry.name:<{width}}  {_state(entry):<14}  {entry.about}\n")
-    return 0
-
-
-def _state(entry: Entry) -> str:
-    if locate(entry) is not None:
-        return "here"
-    if entry.urls:
-        return "to fetch"
-    if entry.packages:
-        return "in a package"
-    return "on a page" if entry.page else "not shipped" if entry.shipped else "nowhere"
-
-
-def _as_json(entry: Entry) -> dict[str, Any]:
-    place = locate(entry)
-    where = {"path": str(place.path.resolve()), "place": place.name} if place else {"path": None, "place": None}
-    return entry.model_dump(mode="json") | {"here": place is not None, **where}
-
-
-def _show(args: argparse.Namespace) -> int:
-    entry = entry_of(args.name)
-    place = locate(entry)
-    weights = read_weights(place.path) if place is not None and entry.kind == "restorer" else None
-    if args.json:
-        _write_json(_as_json(entry) | ({} if weights is None else {"training": weights.card}))
-        return 0
-    task = {"task": f"{entry.task}, {TASKS[entry.task]}", "scale": entry.scale} if entry.task else {}
-    facts = {
-        **task,
-        "file": ", or ".join((entry.file, *entry.also)),
-        "sha256": entry.sha256 or "not known",
-        "size": f"{entry.size:,d} bytes" if entry.size else None,
-        "licence": entry.licence,
-        "addresses": ", ".join(entry.urls),
-        "page": entry.page,
-        "packages": "; ".join(f"{one.package} ({one.install})" for one in entry.packages),
-        "more": entry.card,
-        "listed in": entry.listed_in,
-    }
-    lines = [f"{entry.name}: {entry.about}", *(f"  {name}: {value}" for name, value in facts.items() if value)]
-    lines += ["looked for in", *(f"  {_mark(one, place)} {one.path.absolute()} ({one.name})" for one in places(entry))]
-    if weights is not None:
-        lines += ["", description(weights)]
-    sys.stdout.write("\n".join(lines) + "\n")
-    return 0
-
-
-def _mark(one: Place, found: Place | None) -> str:
-    return "->" if one == found else "  "
-
-
-def _fetch(args: argparse.Namespace) -> int:
-    entry = entry_of(args.name)
-    place = find(entry.name, fetch=True)
-    if args.json:
-        _write_json(_as_json(entry))
-    else:
-        sys.stdout.write(f"{entry.name}: {place.path.absolute()} ({place.name})\n")
-    return 0
-
-
-def _verify(args: argparse.Namespace) -> int:
-    if args.name:
-        find(args.name, fetch=False)
-    entries = [entry_of(args.name)] if args.name else list(registry().values())
-    results = [_verified(entry, place) for entry in entries if (place := locate(entry)) is not None]
-    if args.json:
-        _write_json(results)
-    else:
-        for result in results:
-            sys.stdout.write(f"{result['state']:<7} {result['name']}: {result['path']}: {result['told']}\n")
-    return 1 if any(result["state"] == "wrong" for result in results) else 0
-
-
-def _verified(entry: Entry, place: Place) -> dict[str, str]:
-    found = {"name": entry.name, "path": str(place.path.resolve())}
-    try:
-        check(place, entry)
-        what = f", {_verified_identity(entry, place.path)}" if entry.kind == "restorer" else ""
-    except CheckpointError as error:
-        return {**found, "state": "wrong", "told": str(error)}
-    known = f"sha256 {place.sha256}" if place.sha256 else f"no checksum is known, it is {sha256_of(place.path)}"
-    return {**found, "state": "ok" if place.sha256 else "unknown", "told": f"{known}{what}"}
-
-
-def _verified_identity(entry: Entry, path: Path) -> Identity:
-    """What the network is; raises CheckpointError where it is not for the entry's task and scale."""
-    identity = identity_of(read_weights(path))
-    task = "sr" if entry.task == "realsr" else entry.task
-    for name, expected in (("task", task), ("scale", entry.scale)):
-        found = identity.arguments.get(name, expected)
-        if found != expected:
-            raise CheckpointError(f"{path}: is {identity}, but {entry.name} is for {name} {expected}")
-    return identity
-
-
-def _write_json(content: Any) -> None:
-    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        action.set_defaults(run=deferred(f"{_ACTIONS}:{function}"))
 
 
 def add_weights_parser(commands: Any) -> None:
@@ -155,32 +33,12 @@ def add_weights_parser(commands: Any) -> None:
     parser = commands.add_parser("weights", help="the older name of 'diffir models fetch'")
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the convolutions of a VGG there")
-    parser.set_defaults(run=_older_name, json=False)
-
-
-def _older_name(args: argparse.Namespace) -> int:
-    sys.stderr.write(
-        f"'diffir weights {args.name}' is now 'diffir models fetch {args.name}'; losses and metrics find the file "
-        "where it is\n"
-    )
-    if args.output is None:
-        return _fetch(args)
-    if entry_of(args.name).kind != "backbone":
-        raise OptionError(f"-o: only backbones are converted, {args.name} is none")
-    tensors, _ = features_of(args.name)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    save_atomically(tensors, args.output)
-    sys.stdout.write(f"{args.output}: {sum(name.endswith('.weight') for name in tensors)} convolutions\n")
-    return 0
+    parser.set_defaults(run=deferred(f"{_ACTIONS}:older_name"), json=False)
 
 
 def add_describe_parser(commands: Any) -> None:
     """Add `diffir describe`."""
     parser = commands.add_parser("describe", help="say what a weights file is")
     parser.add_argument("file", type=Path)
-    parser.set_defaults(run=_describe)
-
-
-def _describe(args: argparse.Namespace) -> int:
-    sys.stdout.write(description(read_weights(args.file)) + "\n")
-    return 0
+    parser.add_argument("--json", action="store_true", help="as JSON, with the whole model card")
+    parser.set_defaults(run=deferred(f"{_ACTIONS}:describe"))

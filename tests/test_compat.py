@@ -2,8 +2,8 @@
 
 import logging
 import os
-import sys
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -17,9 +17,12 @@ from diffir_sr.models.vgg_exchange import vgg_features_from
 from diffir_sr.training import states
 
 
-def test_every_repair_states_its_reason():
-    assert len(compat.PATCHES) >= 6
-    assert all(len(patch.reason) > 30 for patch in compat.PATCHES)
+def test_every_patch_states_reason_condition_and_end():
+    assert compat.BEFORE
+    for patch in (*compat.BEFORE, *compat.AFTER):
+        assert len(patch.reason) > 30
+        assert patch.condition
+        assert len(patch.until) > 20
 
 
 def test_the_module_that_basicsr_imports_from_torchvision_is_there():
@@ -87,30 +90,6 @@ def test_a_missing_or_damaged_state_is_named(tmp_path):
     path.write_bytes(b"not a state")
     with pytest.raises(CheckpointError, match=r"9\.state: not a training state that can be resumed \(damaged, or"):
         states.load_resume_state(options(tmp_path, resume_state=str(path)))
-
-
-@pytest.mark.parametrize(
-    ("argv", "environment", "expected"),
-    [
-        (["x", "--local-rank=3"], {}, ["x", "--local_rank=3"]),
-        (["x", "--local-rank", "3"], {}, ["x", "--local_rank", "3"]),
-        (["x", "--local_rank=1"], {"LOCAL_RANK": "2"}, ["x", "--local_rank=1"]),
-        (["x"], {"LOCAL_RANK": "2"}, ["x", "--local_rank=2"]),
-        (["x"], {}, ["x"]),
-    ],
-)
-def test_every_spelling_of_the_local_rank_is_understood(argv, environment, expected):
-    assert compat.normalise_local_rank(argv, environment=environment) == expected
-
-
-def test_basicsr_parses_the_new_spelling(tmp_path, monkeypatch):
-    import basicsr.train
-
-    (tmp_path / "opt.yml").write_text("name: x\nnum_gpu: 0\nmanual_seed: 0\ndatasets: {}\npath: {}\n")
-    monkeypatch.setattr(sys, "argv", ["train.py", "-opt", "opt.yml", "--local-rank=1"])
-    opt, args = basicsr.train.parse_options(str(tmp_path), is_train=True)
-    assert args.local_rank == 1
-    assert opt["name"] == "x"
 
 
 class Saver(BaseModel):
@@ -189,6 +168,40 @@ def test_basicsrs_dataset_names_a_damaged_file(tmp_path):
         dataset[0]
 
 
+def test_a_fault_in_somebodys_transform_is_not_called_a_damaged_image(tmp_path, monkeypatch):
+    from basicsr.data import build_dataset, paired_image_dataset
+
+    for folder in ("lq", "gt"):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "a.png"), np.zeros((8, 8, 3), np.uint8))
+    opt = dict(type="PairedImageDataset", name="x", phase="val", scale=1, io_backend=dict(type="disk"))
+    dataset = build_dataset(opt | dict(dataroot_gt=str(tmp_path / "gt"), dataroot_lq=str(tmp_path / "lq")))
+    monkeypatch.setattr(paired_image_dataset, "img2tensor", lambda *_, **__: None.nothing)
+    with pytest.raises(AttributeError, match="nothing"):
+        dataset[0]
+
+
+def test_lmdbs_of_basicsr_are_read_only(tmp_path):
+    from basicsr.utils.file_client import LmdbBackend
+
+    with pytest.raises(errors.OptionError, match="opened read-only and shared, which excludes .*'readonly': False"):
+        LmdbBackend(str(tmp_path), readonly=False)
+
+
+def test_a_promised_name_is_imported_on_first_use_and_clashes_with_others():
+    registry = Registry("arch")
+    compat.promise(registry, "collections:OrderedDict")
+    compat.promise(registry, "collections:OrderedDict")
+    assert "OrderedDict" in registry
+    assert list(registry.keys()) == ["OrderedDict"]
+    with pytest.raises(compat.NameClashError, match="one of collections, one of other"):
+        compat.promise(registry, "other:OrderedDict")
+    with pytest.raises(compat.NameClashError, match="one of collections, one of builtins"):
+        registry._do_register("OrderedDict", dict)
+    assert registry.get("OrderedDict") is __import__("collections").OrderedDict
+    assert dict(iter(registry)) == {"OrderedDict": __import__("collections").OrderedDict}
+
+
 def test_the_vgg_of_the_perceptual_loss_can_be_exchanged():
     from basicsr.archs import vgg_arch
     from torchvision.models import vgg11
@@ -208,12 +221,3 @@ def test_the_vgg_of_the_perceptual_loss_can_be_exchanged():
     assert asked == ["vgg11"]
     assert (vgg_arch.vgg, vgg_arch.VGG_PRETRAIN_PATH) == before
     assert extractor(torch.rand(1, 3, 8, 8))["conv1_1"].shape == (1, 64, 8, 8)
-
-
-def test_basicsrs_frechet_distance_works_with_the_scipy_that_is_installed():
-    from basicsr.metrics.fid import calculate_fid
-
-    mean, spread = np.zeros(3), np.diag([1.0, 4.0, 9.0])
-    assert calculate_fid(mean, spread, mean + 2, 4 * spread) == pytest.approx(3 * 4 + 14.0)
-    # Singular: the covariances are repaired by an offset, as BasicSR does.
-    assert np.isfinite(calculate_fid(mean, np.zeros((3, 3)), mean, np.diag([1.0, 0.0, 0.0])))

@@ -10,7 +10,7 @@ from pictures import SMALL
 from diffir_sr.archs.diffir_arch import DiffIRS2
 from diffir_sr.diffusion.noise import PictureNoise, picture_noise
 from diffir_sr.errors import InputError, OptionError
-from diffir_sr.inference.free_memory import ran_out_of_memory
+from diffir_sr.failures import out_of_memory
 from diffir_sr.inference.strips import blocks as blocks_module
 from diffir_sr.inference.strips import engine as engine_module
 from diffir_sr.inference.strips.engine import StripEngine
@@ -139,7 +139,7 @@ def test_other_errors_are_not_taken_for_lack_of_memory(monkeypatch):
         RuntimeError("memory format not supported"),
         ValueError("x"),
     ):
-        assert not ran_out_of_memory(error)
+        assert not out_of_memory(error)
 
         def failing(*args, error=error, **kwargs):
             raise error

@@ -10,20 +10,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import yaml
-
-from diffir_sr.ablation.checking import check_runs
-from diffir_sr.ablation.document import check_document, put_into
-from diffir_sr.ablation.plan import AblationFile, Run, plan, read_ablation
-from diffir_sr.ablation.report import Found, write_report
-from diffir_sr.data.records import read_records
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import write_atomically
-from diffir_sr.options import load_options
 from diffir_sr.version import __version__
+
+if TYPE_CHECKING:
+    from diffir_sr.ablation.plan import AblationFile, Run
 
 logger = logging.getLogger("diffir_sr.ablation")
 
@@ -42,6 +36,11 @@ def add_ablate_parser(commands: Any) -> None:
 
 
 def _ablate(args: argparse.Namespace) -> int:
+    from diffir_sr.ablation.checking import check_runs
+    from diffir_sr.ablation.document import check_document, put_into
+    from diffir_sr.ablation.plan import plan, read_ablation
+    from diffir_sr.ablation.report import Found, write_report
+
     ablation = read_ablation(args.file)
     if args.seeds:
         if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
@@ -77,6 +76,10 @@ def _ablate(args: argparse.Namespace) -> int:
 
 def _measured(run: Run, ablation: AblationFile, number: int, runs: list[Run]) -> float:
     """The metric after the last iteration of a run, which is trained now unless it was finished before."""
+    import yaml
+
+    from diffir_sr.options import load_options
+
     file = Path("experiments") / "ablations" / f"{run.name}.yml"
     text = yaml.safe_dump(run.values, sort_keys=False, allow_unicode=True)
     other = file.is_file() and file.read_bytes() != text.encode()
@@ -118,6 +121,8 @@ def _train(run: Run, file: Path) -> None:
 
 def _last(record: Path, metric: str, total: int) -> float | None:
     """The metric's mean over the validation sets after iteration `total`, if there."""
+    from diffir_sr.data.records import read_records
+
     rows = [row for row in read_records(record) if row.get("iter") == total and "dataset" in row]
     values: dict[str, float] = {}
     for row in rows:
@@ -127,6 +132,10 @@ def _last(record: Path, metric: str, total: int) -> float | None:
 
 
 def _setting(ablation: AblationFile, runs: list[Run]) -> str:
+    import torch
+
+    from diffir_sr.options import load_options
+
     steps = {run.stage: load_options(_file(run), check_files=False).values["train"]["total_iter"] for run in runs}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     return (

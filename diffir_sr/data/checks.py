@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def _check_basicsr_pairs(opt: Mapping[str, Any]) -> None:
     check_backend(opt)
     training = opt.get("phase") == "train"
     # From LMDBs, BasicSR's class takes every key as it is.
-    plain = all(is_lmdb(Path(root).expanduser()) for root in roots)
+    plain = all(is_lmdb(Path(os.path.expanduser(root))) for root in roots)
     found = find_pairs(
         *roots,
         scale=int(opt.get("scale", 1)),

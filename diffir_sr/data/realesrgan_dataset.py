@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ class RealESRGANPairedDataset(PairedDataset):
         if not opt.get("meta_info"):
             return super().find_pairs(opt)
         lists = lists_of(opt, "meta_info", 1)
-        pairs = _listed_pairs(Path(str(lists[0])).expanduser())
+        pairs = _listed_pairs(Path(os.path.expanduser(str(lists[0]))))
         lq, gt = (open_source(roots_of(opt, key)[0]) for key in ("dataroot_lq", "dataroot_gt"))
         return [pair_listed(pairs, lq, gt, scale=self.scale, gt_size=self.gt_size, crop_gt=not self.training)]
 

@@ -261,7 +261,7 @@ def open_source(path: str | Path, *, meta_info: str | Path | None = None) -> Sou
     the manifest of a prepared folder or LMDB: which of them is seen from the path and what lies there.
     """
     try:
-        return _opened(Path(path).expanduser(), meta_info)
+        return _opened(Path(os.path.expanduser(path)), meta_info)
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be reached ({error.strerror}); check its permissions") from error
 
@@ -280,7 +280,7 @@ def _opened(path: Path, meta_info: str | Path | None) -> Source:
     source = LmdbSource(path) if is_lmdb(path) else FolderSource(path)
     for meta in (listed, meta_info):
         if meta:
-            meta = Path(meta).expanduser()
+            meta = Path(os.path.expanduser(meta))
             if not meta.is_file():
                 raise InputError(f"no such meta_info file: {meta.absolute()}; leave the option out, it is not needed")
             source.keep_listed(meta)
@@ -313,7 +313,7 @@ def check_backend(opt: Mapping[str, Any]) -> None:
     for root in (root for key in keys for root in roots_of(opt, key)):
         if backend not in ("lmdb", "disk"):
             continue
-        found = "lmdb" if is_lmdb(Path(root).expanduser()) else "disk"
+        found = "lmdb" if is_lmdb(Path(os.path.expanduser(root))) else "disk"
         if backend != found:
             meant = "an LMDB" if found == "lmdb" else "a folder of image files"
             raise InputError(

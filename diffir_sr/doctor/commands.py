@@ -6,17 +6,14 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffir_sr.doctor import environment
-from diffir_sr.doctor.data import examine_data
-from diffir_sr.doctor.environment import facts
-from diffir_sr.doctor.report import as_json, as_table, facts_as_json, facts_as_table
-from diffir_sr.doctor.targets import Target, Targets, targets_of_options
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import write_atomically
-from diffir_sr.plugins import load_plugins
 from diffir_sr.prepare.jobs import default_jobs
+
+if TYPE_CHECKING:
+    from diffir_sr.doctor.targets import Target, Targets
 
 _ROLES = ("lq", "gt", "mask")
 
@@ -62,6 +59,10 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _data(args: argparse.Namespace) -> int:
+    from diffir_sr.doctor.data import examine_data
+    from diffir_sr.doctor.report import as_json, as_table
+    from diffir_sr.plugins import load_plugins
+
     load_plugins()
     found = _targets(args)
     report = examine_data(found.targets, jobs=args.jobs, known=found.findings)
@@ -70,7 +71,10 @@ def _data(args: argparse.Namespace) -> int:
 
 
 def _env(args: argparse.Namespace) -> int:
-    found = facts(args.folder)
+    from diffir_sr.doctor import environment
+    from diffir_sr.doctor.report import facts_as_json, facts_as_table
+
+    found = environment.facts(args.folder)
     _give(args.json, facts_as_json(found), facts_as_table(found))
     return environment.exit_code(found)
 
@@ -83,6 +87,8 @@ def _give(target: str | None, values: dict[str, Any], table: str) -> None:
 
 
 def _targets(args: argparse.Namespace) -> Targets:
+    from diffir_sr.doctor.targets import Target, Targets, targets_of_options
+
     if args.scale is not None and args.scale < 1:
         raise InputError(f"--scale: expected 1 or more, got {args.scale}")
     found = Targets()
@@ -104,7 +110,7 @@ def _targets(args: argparse.Namespace) -> Targets:
 
 
 def _restricted(target: Target, args: argparse.Namespace) -> Target:
-    return Target(
+    return type(target)(
         target.name,
         target.roots,
         target.training,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +60,7 @@ def _listed(target: Target, store: Storage, made: Plan) -> tuple[list[str], bool
     """The names to use, and whether a list restricts them."""
     if not target.meta_info:
         return list(store.images), False
-    path = Path(target.meta_info).expanduser()
+    path = Path(os.path.expanduser(target.meta_info))
     try:
         wanted = [without_suffix(line.name) for line in read_meta(path)]
     except InputError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ class Storage:
 
 def open_storage(root: str, *, dataset: str) -> Storage:
     """List what is at a root; nothing raises, since faults are findings."""
-    path = Path(root).expanduser()
+    path = Path(os.path.expanduser(root))
     storage = Storage(path)
     try:
         images = _of_lmdb(storage, dataset) if path.is_dir() and is_lmdb(path) else _of_folder(path)

@@ -8,12 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from diffir_sr.data.sources import open_source
 from diffir_sr.errors import InputError
-from diffir_sr.evaluation.measure import measure
-from diffir_sr.evaluation.pairing import pair_up
 from diffir_sr.evaluation.presets import IMAGE_METRICS, PRESETS, SET_METRICS, plan
-from diffir_sr.evaluation.report import as_csv, as_json, as_table
 from diffir_sr.files.atomic import partial_name, write_atomically
 
 
@@ -47,6 +43,11 @@ def add_evaluate_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    from diffir_sr.data.sources import open_source
+    from diffir_sr.evaluation.measure import measure
+    from diffir_sr.evaluation.pairing import pair_up
+    from diffir_sr.evaluation.report import as_csv, as_json, as_table
+
     for path in (args.output, args.json):
         if path:
             _check_writable(path)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 from basicsr.metrics import calculate_metric
-from tqdm import tqdm
 
 from diffir_sr.data.images import as_rgb_float
 from diffir_sr.data.mask_options import binary
@@ -18,6 +16,7 @@ from diffir_sr.evaluation.pairing import Sets
 from diffir_sr.evaluation.presets import SET_METRICS, Plan
 from diffir_sr.metrics.fid import Features, Kind, SetDistance, inception_features, vgg16_features
 from diffir_sr.metrics.images import as_unit_tensor
+from diffir_sr.progress import progress_bar
 
 _NIQE_BLOCK = 96
 
@@ -63,7 +62,7 @@ def measure(sets: Sets, plan: Plan, *, masks: Source | None = None, weights: str
     _check_masks(sets, masks)
     distances = _distances(plan, weights)
     rows, cropped = [], 0
-    for pair in tqdm(sets.pairs, unit="image", disable=not sys.stderr.isatty(), leave=False):
+    for pair in progress_bar(sets.pairs, unit="image", leave=False):
         restored, gt = as_stored(sets.restored.read(pair.restored)), as_stored(sets.gt.read(pair.gt))
         whole = gt.shape
         gt = gt[: restored.shape[0], : restored.shape[1]]

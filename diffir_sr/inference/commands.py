@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffir_sr.errors import InputError
-from diffir_sr.inference.files import STREAM, SUFFIX_OF, plan
-from diffir_sr.inference.stream import write_out
+from diffir_sr.files.atomic import write_atomically
 
+if TYPE_CHECKING:
+    from diffir_sr.inference.runner import RunSummary
+
+_FORMATS = ("png", "jpg", "webp", "tiff", "bmp")
 _MOST_GIB = 2**20  # more than any machine has
 
 
@@ -23,7 +30,12 @@ def add_restore_parser(commands: Any) -> None:
     )
     parser.add_argument("inputs", nargs="+", metavar="IN", help="files, folders, quoted globs, or - (standard input)")
     parser.add_argument(
-        "-o", "--output", required=True, metavar="OUT", help="folder, file name, or - (standard output)"
+        "-o",
+        "--output",
+        type=os.path.expanduser,
+        required=True,
+        metavar="OUT",
+        help="folder, file name, or - (standard output)",
     )
     parser.add_argument("-w", "--weights", type=Path, required=True, metavar="FILE", help=".pth or .safetensors")
     parser.add_argument(
@@ -33,21 +45,31 @@ def add_restore_parser(commands: Any) -> None:
         help="mix in the weights of FILE: 0 is --weights alone, 1 is FILE alone (such as a GAN training's)",
     )
     parser.add_argument(
-        "--mask", help="inpainting: what is missing, as file, folder of files, or colour like '#ff00ff'"
+        "--mask",
+        type=os.path.expanduser,
+        help="inpainting: what is missing, as file, folder of files, or colour like '#ff00ff'",
     )
     parser.add_argument("--seed", type=int, default=0, help="with the picture's content it sets the start noise (0)")
     parser.add_argument(
         "--samples", type=int, default=1, metavar="K", help="K start noises: K results, their mean, sensitivity map"
     )
-    parser.add_argument("--format", choices=SUFFIX_OF, help="format of results (default: each keeps its own)")
+    parser.add_argument("--format", choices=_FORMATS, help="format of results (default: each keeps its own)")
     parser.add_argument("--quality", type=int, default=95, help="of JPEG and WebP, 1 to 100 (95)")
     parser.add_argument("--overwrite", action="store_true", help="replace what exists (default: it is kept)")
+    parser.add_argument(
+        "--json",
+        type=os.path.expanduser,
+        metavar="FILE",
+        help="write what became of each input here; - is standard output",
+    )
     _add_machine(parser)
     parser.set_defaults(run=_restore)
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto (CUDA where there is), cpu, cuda, cuda:N")
+    parser.add_argument(
+        "--device", default="auto", help="auto (an accelerator if there is one), cpu, cuda, cuda:N, mps, xpu"
+    )
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument(
         "--tile-mode",
@@ -63,10 +85,14 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 
 def _restore(args: argparse.Namespace) -> int:
     # What follows takes a while to import, and most commands do without it.
+    from diffir_sr.inference.files import STREAM, plan
     from diffir_sr.inference.restorer import load_restorer
     from diffir_sr.inference.runner import RestoreSettings, restore_jobs
+    from diffir_sr.inference.stream import write_out
 
     _check_numbers(args)
+    if args.output == args.json == STREAM:
+        raise InputError("-o - and --json - would both write to standard output; name a file for one of them")
     jobs = plan(args.inputs, args.output, form=args.format)  # what cannot be is known before weights are loaded
     restorer = load_restorer(
         args.weights,
@@ -81,13 +107,30 @@ def _restore(args: argparse.Namespace) -> int:
     )
     wishes = RestoreSettings(form=args.format, mask=args.mask, samples=args.samples, quality=args.quality)
     outcome = restore_jobs(restorer, jobs, Path(args.output), wishes, overwrite=args.overwrite)
+    if args.json:
+        text = _as_json(outcome, args, restorer.settings(samples=args.samples, quality=args.quality), restorer.device)
+        write_out(text) if args.json == STREAM else write_atomically(text.encode(), Path(args.json))
     parts = [f"{outcome.restored} restored"]
     parts += [f"{outcome.kept} kept"] if outcome.kept else []
     parts += [f"{len(outcome.failures)} failed"] if outcome.failures else []
     each = f", {outcome.seconds / outcome.restored:.2f} s each" if outcome.restored else ""
-    say = sys.stderr.write if args.output == STREAM else write_out
+    say = sys.stderr.write if STREAM in (args.output, args.json) else write_out
     say(f"{args.output}: {', '.join(parts)}{each} (seed {args.seed}, {restorer.device})\n")
     return 1 if outcome.failures else 0
+
+
+def _as_json(outcome: RunSummary, args: argparse.Namespace, settings: Mapping[str, object], device: object) -> str:
+    values = {
+        "output": args.output,
+        "device": str(device),
+        "settings": settings,
+        "restored": outcome.restored,
+        "kept": outcome.kept,
+        "failed": len(outcome.failures),
+        "seconds": round(outcome.seconds, 3),
+        "files": [asdict(job) for job in outcome.jobs],
+    }
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
@@ -103,6 +146,6 @@ def _blend(given: list[str] | None) -> tuple[str, float] | None:
     if given is None:
         return None
     try:
-        return str(Path(given[0]).expanduser()), float(given[1])
+        return os.path.expanduser(given[0]), float(given[1])
     except ValueError as error:
         raise InputError(f"--blend: expected a file and a share from 0 to 1, got {' '.join(given)}") from error

@@ -95,7 +95,7 @@ def _stream(inputs: Sequence[str], output: str) -> Job:
 
 def _files(given: str) -> Iterator[tuple[Path, str]]:
     """The files that one argument means, each with its path under the folder that was named."""
-    path = Path(given).expanduser()
+    path = Path(os.path.expanduser(given))
     if path.is_dir():
         names = sorted(_under(path))
         if not names:
@@ -196,7 +196,7 @@ def _numbered(name: str, taken: set[str]) -> str:
 
 def _check_apart(inputs: Sequence[str], output: Path) -> None:
     for given in inputs:
-        folder = Path(given).expanduser()
+        folder = Path(os.path.expanduser(given))
         if folder.is_dir() and folder.resolve() in (output.resolve(), *output.resolve().parents):
             raise InputError(
                 f"-o {output}: is the input folder {folder} or lies in it, and its pictures would be restored again "

@@ -58,13 +58,3 @@ def available(device: torch.device) -> int:
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
     return free_memory()
-
-
-def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory could not be had, and nothing else."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    # torch's CPU allocator has no type of its own for it.
-    return (
-        type(error) is RuntimeError and "DefaultCPUAllocator: " in str(error) and "you tried to allocate" in str(error)
-    )

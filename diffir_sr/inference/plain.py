@@ -16,9 +16,10 @@ from torch.utils._pytree import tree_leaves
 from diffir_sr.archs.geometry import check_image, pad_to_multiple
 from diffir_sr.diffusion.noise import Noise, WindowNoise
 from diffir_sr.errors import InputError, OptionError
+from diffir_sr.failures import out_of_memory
 from diffir_sr.families import fast_engine
 from diffir_sr.families.base import Engine, HasLeastSize, Restores, WalksInSteps
-from diffir_sr.inference.free_memory import available, ran_out_of_memory
+from diffir_sr.inference.free_memory import available
 
 
 def tile_starts(length: int, *, tile: int, overlap: int) -> list[int]:
@@ -153,7 +154,7 @@ class PlainEngine:
                 return whole(stack)
             return in_tiles(whole, stack, tile=self._tile, overlap=self._overlap, scale=self.network.scale)
         except Exception as error:
-            if not ran_out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             height, width = lq.shape[-2:]
             raise InputError(f"out of memory: {height}x{width} pixels; {self._advice()}") from error

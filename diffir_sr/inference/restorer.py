@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from diffir_sr.checkpoints import load_network
 from diffir_sr.data.arrays import to_tensor
 from diffir_sr.describe import description
+from diffir_sr.devices import device_of
 from diffir_sr.diffusion.noise import Noise, PictureNoise
 from diffir_sr.errors import InputError
 from diffir_sr.families.base import Engine
@@ -93,7 +94,7 @@ class Restorer:
         return self.engine.device
 
     def to(self, device: str | torch.device) -> Restorer:
-        """Move the network to a device: auto, cpu, cuda, cuda:N or what else torch reports. Returns itself."""
+        """Move the network to a device: auto, cpu, cuda, cuda:N, mps, xpu. Returns itself."""
         self._how["device"] = device_of(str(device))
         self.engine = engine_for(self.network, **self._how)
         return self
@@ -343,11 +344,11 @@ def load_restorer(
 ) -> Restorer:
     """A restorer with the network of a weights file, whose architecture and arguments are read from the file.
 
-    `blend` (file, share) mixes in the weights of a second file, 0 to 1. `device` is auto (CUDA where there is),
-    cpu, cuda or cuda:N. `tile_mode` exact gives the result of the whole picture; tiles works in tiles of `tile`
-    pixels, `overlap` shared (DiffIR: under the picture's one prior). `memory_limit` (bytes) bounds what the
-    network takes beyond weights and input. `optimized` False runs the network as it is trained, slower and in one
-    piece. Raises CheckpointError for a file that holds no network that restores pictures.
+    `blend` (file, share) mixes in the weights of a second file, 0 to 1. `device` is auto (the accelerator that torch
+    finds, else the CPU), cpu, cuda, cuda:N, mps or xpu. `tile_mode` exact gives the result of the whole picture; tiles
+    works in tiles of `tile` pixels, `overlap` shared (DiffIR: under the picture's one prior). `memory_limit` (bytes)
+    bounds what the network takes beyond weights and input. `optimized` False runs the network as it is trained, slower
+    and in one piece. Raises CheckpointError for a file that holds no network that restores pictures.
     """
     if blend is None:
         loaded = load_network(Path(weights))
@@ -371,8 +372,8 @@ def load_restorer(
 
 def _digests(weights: Path, blend: Any) -> dict[str, object]:
     mixed = None if blend is None else _mixed(blend)
-    other = None if mixed is None else [digest_of_file(mixed[0].expanduser()), mixed[1]]
-    return {"weights": digest_of_file(weights.expanduser()), "blend": other}
+    other = None if mixed is None else [digest_of_file(Path(os.path.expanduser(mixed[0]))), mixed[1]]
+    return {"weights": digest_of_file(Path(os.path.expanduser(weights))), "blend": other}
 
 
 def _digest_of(network: nn.Module) -> str:
@@ -401,21 +402,6 @@ def restore(
 ) -> Any:
     """`image` restored by the network of `weights`; to restore many, keep what `load_restorer` gives."""
     return load_restorer(weights, device=device, dtype=dtype, seed=seed)(image, mask=mask)
-
-
-def device_of(name: str) -> torch.device:
-    """The device of this name; raises InputError where there is none."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device {name!r} is unknown; choose auto, cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"device {name!r} is not supported; choose auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device {name!r}: {torch.cuda.device_count()} CUDA devices found; choose auto or cpu")
-    return device
 
 
 def _dtype_of(dtype: str | torch.dtype) -> torch.dtype:

@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from diffir_sr.data.images import read_file
 from diffir_sr.diffusion.noise import Noise
 from diffir_sr.errors import InputError
+from diffir_sr.failures import out_of_memory, sentence
 from diffir_sr.files.atomic import partial_name
 from diffir_sr.inference.files import SUFFIX_OF, Job
 from diffir_sr.inference.inputs import from_bytes
@@ -26,6 +26,7 @@ from diffir_sr.inference.picture import FORMATS, Picture, encode, format_of, not
 from diffir_sr.inference.restorer import Restorer
 from diffir_sr.inference.stream import write_out
 from diffir_sr.inference.videos.restoring import VideoOutcome, restore_video
+from diffir_sr.progress import progress_bar
 
 _NO_POINT_IN_GOING_ON = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _BAR = "{desc}{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_inv_fmt}]"
@@ -45,6 +46,17 @@ class RestoreSettings:
     quality: int = 95
 
 
+@dataclass(frozen=True)
+class JobResult:
+    """What became of one job: restored, kept (it was there) or failed, with the reason."""
+
+    source: str
+    target: str | None
+    status: str
+    seconds: float
+    message: str | None = None
+
+
 @dataclass
 class RunSummary:
     """What became of the jobs."""
@@ -52,6 +64,7 @@ class RunSummary:
     restored: int = 0
     kept: int = 0
     failures: list[str] = field(default_factory=list)
+    jobs: list[JobResult] = field(default_factory=list)
     seconds: float = 0.0
     stopped: bool = False  # by the progress callback, before all was done
 
@@ -72,15 +85,16 @@ class Runner:
     def run(self, jobs: Sequence[Job]) -> RunSummary:
         """Do all jobs; raises InputError where going on is in vain (no room on the disk)."""
         quiet = len(jobs) < 2 or self._progress is not None
-        with tqdm(total=len(jobs), unit="image", bar_format=_BAR, file=sys.stderr, disable=quiet) as bar:
+        with progress_bar(total=len(jobs), unit="image", bar_format=_BAR, disable=quiet) as bar:
             for done, job in enumerate(jobs, start=1):
                 started = time.perf_counter()
                 report = partial(self._report, done - 1, len(jobs), job.source)
+                before = self.outcome.kept, len(self.outcome.failures)
                 try:
                     self._do(job, report)
                 except (InputError, OSError, MemoryError, RuntimeError) as error:
                     self._fail(job, error)
-                self.outcome.seconds += time.perf_counter() - started
+                self._note(job, before, time.perf_counter() - started)
                 bar.update()
                 if self.outcome.stopped or not self._report(done, len(jobs), job.source):
                     self.outcome.stopped = True
@@ -90,6 +104,19 @@ class Runner:
     def _report(self, done: int, total: int, file: Path | None) -> bool:
         """Tell of the progress; returns whether to go on."""
         return self._progress is None or self._progress(done, total, file) is not False
+
+    def _note(self, job: Job, before: tuple[int, int], seconds: float) -> None:
+        self.outcome.seconds += seconds
+        failed = len(self.outcome.failures) > before[1]
+        self.outcome.jobs.append(
+            JobResult(
+                source=str(job),
+                target=None if job.target is None else str(job.target),
+                status="failed" if failed else "kept" if self.outcome.kept > before[0] else "restored",
+                seconds=round(seconds, 3),
+                message=self.outcome.failures[-1] if failed else None,
+            )
+        )
 
     def _fail(self, job: Job, error: Exception) -> None:
         if isinstance(error, OSError) and error.errno in _NO_POINT_IN_GOING_ON:
@@ -191,7 +218,7 @@ class Runner:
             self.journal.note(target, digest_of_file(made), source=sha, seconds=time.perf_counter() - started)
             made.replace(target)
 
-        with tqdm(unit="frame", desc=target.name, file=sys.stderr, leave=False) as bar:
+        with progress_bar(unit="frame", desc=target.name, leave=False) as bar:
 
             def progress(done: int, total: int) -> bool:
                 bar.initial = bar.initial or done - 1  # what an earlier run did tells nothing of the speed
@@ -269,16 +296,15 @@ def restore_jobs(
 
 
 def describe_failure(error: Exception, job: Job) -> str:
-    """One sentence about what went wrong with a job."""
-    if isinstance(error, InputError):
-        return str(error) if str(job) in str(error) else f"{job}: {error}"
-    if isinstance(error, OSError):
-        return f"{error.filename or job.target}: {error.strerror or error}; check the folder and its permissions"
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate" in text:
-        advice = "try --tile-mode prior with a small --tile, free memory, or cut the picture up"
-        return f"{job}: out of memory ({text[:120]}); {advice}"
-    raise error  # a fault of this program, whose place should be seen
+    """One sentence about what went wrong with a job; raises the error again if it is a fault of this program."""
+    told = sentence(error)
+    if told is None:
+        raise error
+    if out_of_memory(error):
+        return f"{job}: {told}; a picture needs less with --tile-mode tiles and a small --tile"
+    if isinstance(error, OSError) and error.filename is None:
+        return f"{job.target}: {told}"
+    return told if str(job) in told or isinstance(error, OSError) else f"{job}: {told}"
 
 
 def map_name(target: Path) -> Path:

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffir_sr.devices import default_device
 from diffir_sr.errors import CheckpointError, InputError, OptionError
-from diffir_sr.metrics.images import check_tensors, default_device
+from diffir_sr.metrics.images import check_tensors
 from diffir_sr.metrics.perceptual import VGGStages
 from diffir_sr.weights.backbones import features_of
 from diffir_sr.weights.registry import entry_of
@@ -104,7 +105,7 @@ class SetDistance:
             torch.manual_seed(0)
             metric = self._arithmetic(counts, sets[True].shape[1])
             for real, vectors in sets.items():
-                metric.update(vectors.double(), real=real)
+                metric.update(vectors.cpu().double(), real=real)
             found = metric.compute()
         return float(found if self.kind == "frechet" else found[0])
 

@@ -70,7 +70,7 @@ def _of_each(
 
 
 def _as_arrays(images: Tensor) -> np.ndarray:
-    return images.detach().double().mul(255).permute(0, 2, 3, 1).flip(3).cpu().numpy()
+    return images.detach().cpu().double().mul(255).permute(0, 2, 3, 1).flip(3).numpy()
 
 
 def _inner(image: np.ndarray, border: int) -> np.ndarray:

@@ -9,9 +9,10 @@ import numpy as np
 from basicsr.metrics.metric_util import reorder_image
 from torch import Tensor
 
+from diffir_sr.devices import default_device
 from diffir_sr.errors import CheckpointError, InputError
 from diffir_sr.metrics.fidelity import ssim
-from diffir_sr.metrics.images import as_unit_tensor, check_arrays, default_device
+from diffir_sr.metrics.images import as_unit_tensor, check_arrays
 from diffir_sr.metrics.perceptual import Net, dists, lpips, prepare
 
 Order = Literal["HWC", "CHW"]

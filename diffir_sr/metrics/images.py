@@ -52,8 +52,3 @@ def _check_side(side: int, smallest: int, name: str) -> None:
 def as_unit_tensor(image: np.ndarray) -> Tensor:
     """(1, C, H, W) float32 in [0, 1] from an array (H, W, C) of uint8."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].float() / 255
-
-
-def default_device() -> torch.device:
-    """Where networks of metrics run: on the current GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -18,13 +18,13 @@ from basicsr.utils import imwrite, tensor2img
 from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
-from tqdm import tqdm
 
 from diffir_sr.data.sources import image_names
 from diffir_sr.diffusion.noise import PictureNoise
 from diffir_sr.errors import InputError
 from diffir_sr.families.base import Engine
 from diffir_sr.inference.plain import engine_for, restored_under
+from diffir_sr.progress import progress_bar
 
 logger = logging.getLogger("basicsr")
 
@@ -58,7 +58,7 @@ def samples(dataset: Dataset[Any], *, rank: int, world_size: int, progress: bool
     if not count:
         raise InputError("the validation dataset holds no images")
     indices = range(rank, count, world_size)
-    shown = tqdm(indices, unit="image", disable=not progress or rank > 0, leave=False)
+    shown = progress_bar(indices, unit="image", disable=not progress or rank > 0, leave=False)
     for index in shown:
         yield index, default_collate([dataset[index]])
 

@@ -1,5 +1,17 @@
 """Option files: read without running code and checked against everything that will read them."""
 
-from diffir_sr.options.load import LoadedOptions, load_options
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffir_sr.options.load import LoadedOptions, load_options
 
 __all__ = ["LoadedOptions", "load_options"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when asked for: checking needs BasicSR, listing recipes and adding parsers does not."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from diffir_sr.options import load
+
+    return getattr(load, name)

@@ -8,11 +8,6 @@ import sys
 from pathlib import Path
 
 from diffir_sr.errors import OptionError
-from diffir_sr.options.load import load_options
-from diffir_sr.options.recipes import copy_recipes, recipe_names, recipes_folder, summary, write_text
-from diffir_sr.options.reference import json_schema, render_reference
-from diffir_sr.options.source import read_source
-from diffir_sr.plugins import load_plugins
 
 
 def add_options_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -40,12 +35,17 @@ def add_options_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentP
 
 
 def _check(args: argparse.Namespace) -> int:
+    from diffir_sr.plugins import load_plugins
+
     load_plugins()
     passed = [_passes(file, check_files=not args.no_files) for file in args.files]
     return 0 if all(passed) else 1
 
 
 def _passes(file: str, *, check_files: bool) -> bool:
+    from diffir_sr.options.load import load_options
+    from diffir_sr.options.source import read_source
+
     try:
         datasets = read_source(file).values.get("datasets")
         is_train = isinstance(datasets, dict) and "train" in datasets
@@ -60,10 +60,14 @@ def _passes(file: str, *, check_files: bool) -> bool:
 
 
 def _reference(args: argparse.Namespace) -> int:
+    from diffir_sr.options.reference import render_reference
+
     return _give(render_reference(), args.output)
 
 
 def _schema(args: argparse.Namespace) -> int:
+    from diffir_sr.options.reference import json_schema
+
     return _give(json.dumps(json_schema(), indent=2) + "\n", args.output)
 
 
@@ -71,11 +75,15 @@ def _give(text: str, output: Path | None) -> int:
     if output is None:
         sys.stdout.write(text)
     else:
+        from diffir_sr.options.recipes import write_text
+
         write_text(output, text)
     return 0
 
 
 def _list(args: argparse.Namespace) -> int:
+    from diffir_sr.options.recipes import recipe_names, recipes_folder, summary
+
     folder = recipes_folder()
     names = recipe_names(folder)
     width = max(map(len, names))
@@ -85,6 +93,8 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _copy(args: argparse.Namespace) -> int:
+    from diffir_sr.options.recipes import copy_recipes
+
     for path in copy_recipes(args.names, to=args.output):
         _say(f"{path}")
     return 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -16,10 +15,9 @@ from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from diffir_sr.errors import InputError
 from diffir_sr.files.processes import is_running
+from diffir_sr.progress import progress_bar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -46,7 +44,7 @@ def stream(
     if jobs < 1:
         raise InputError(f"--jobs: expected 1 or more, got {jobs}")
     failures: list[str] = []
-    with tqdm(total=len(tasks), desc=label, unit="image", file=sys.stderr) as bar:
+    with progress_bar(total=len(tasks), desc=label, unit="image") as bar:
         for outcome in _outcomes(work, tasks, jobs=jobs):
             try:
                 result = outcome()

@@ -21,6 +21,7 @@ from basicsr.utils.options import dict2str
 from torch.utils.data import DataLoader
 
 from diffir_sr.data.records import append_record, forget_after, unwritable
+from diffir_sr.devices import default_device
 from diffir_sr.errors import InputError
 from diffir_sr.options import LoadedOptions
 from diffir_sr.training.catching_up import is_complete, make_up, unmeasured
@@ -296,7 +297,7 @@ class _Stop:
         """The signal that any rank got, so that all stop after the same iteration; 0 if none."""
         if not opt["dist"]:
             return self.number
-        device = "cuda" if opt["num_gpu"] else "cpu"
+        device = default_device() if opt["num_gpu"] else "cpu"
         noted = torch.tensor(self.number, device=device)
         torch.distributed.all_reduce(noted, op=torch.distributed.ReduceOp.MAX)
         return int(noted.item())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import platform
@@ -20,11 +19,13 @@ import yaml
 from basicsr.data import build_dataloader, build_dataset, worker_init_fn
 from basicsr.utils import get_root_logger, get_time_str, make_exp_dirs, set_random_seed
 from basicsr.utils.dist_util import get_dist_info, init_dist
-from basicsr.utils.logger import initialized_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch.utils.data import DataLoader
 
+from diffir_sr.cards import plain
+from diffir_sr.compat import forget_log
 from diffir_sr.data.checks import check_dataset_options
+from diffir_sr.devices import accelerator_count
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.metrics.image_api import check_metrics
 from diffir_sr.training.sampler import DrawSampler, GrowingBatchSampler
@@ -73,10 +74,10 @@ def complete_options(opt: dict[str, Any], arguments: RunArguments, *, is_train: 
     set_random_seed(opt["manual_seed"] + opt["rank"])
     opt["auto_resume"], opt["is_train"] = arguments.auto_resume, is_train
     if opt.get("num_gpu", "auto") == "auto":
-        opt["num_gpu"] = torch.cuda.device_count()
-    elif opt["num_gpu"] > torch.cuda.device_count():
+        opt["num_gpu"] = accelerator_count()
+    elif opt["num_gpu"] > accelerator_count():
         raise OptionError(
-            f"num_gpu: {opt['num_gpu']} asked for, {torch.cuda.device_count()} CUDA devices found; use auto or 0"
+            f"num_gpu: {opt['num_gpu']} asked for, this machine has {accelerator_count()} accelerators; use auto or 0"
         )
     if arguments.debug and not opt["name"].startswith("debug"):
         opt["name"] = f"debug_{opt['name']}"
@@ -191,30 +192,11 @@ def _say_unwritable(handler: logging.FileHandler, _: logging.LogRecord) -> None:
     handler.is_unwritable = True  # pyright: ignore[reportAttributeAccessIssue] - kept with what it is about
 
 
-def forget_log() -> None:
-    """Close the log of a run: BasicSR opens one per process, and the next run must not write into it."""
-    root = logging.getLogger("basicsr")
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-        with contextlib.suppress(OSError):  # its last lines find no room: what ended the run says so
-            handler.close()
-    initialized_logger.pop("basicsr", None)
-
-
 def _copy_options(opt: dict[str, Any], option_file: Path, folder: Path) -> None:
     """Keep the file as it was written, and beside it what it meant in the end."""
     (folder / option_file.name).write_text(option_file.read_text())
     used = yaml.safe_dump(plain(opt), sort_keys=False, allow_unicode=True)
     (folder / "options_used.yml").write_text(used)
-
-
-def plain(value: Any) -> Any:
-    """Options as YAML and JSON know them: what is neither text nor a number becomes text."""
-    if isinstance(value, dict):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def training_loader(opt: dict[str, Any]) -> tuple[DataLoader[Any], DrawSampler | GrowingBatchSampler]:

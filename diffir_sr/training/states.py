@@ -13,11 +13,11 @@ import torch
 from basicsr.utils import check_resume
 from torch import Tensor
 
+from diffir_sr.cards import plain
 from diffir_sr.checkpoints import read_weights
 from diffir_sr.errors import CheckpointError
 from diffir_sr.files.atomic import save_text
 from diffir_sr.files.processes import is_running
-from diffir_sr.training.run import plain
 from diffir_sr.weights_files import check_reachable, read_pickled, why_unreadable
 
 _NEEDED = {"epoch": int, "iter": int, "optimizers": list, "schedulers": list}
@@ -47,7 +47,7 @@ def find_state(opt: dict[str, Any]) -> Resumption | None:
     path = opt["path"]
     files = _newest_first(Path(path["training_states"])) if opt["auto_resume"] else []
     if not opt["auto_resume"] and path.get("resume_state"):
-        files = [Path(path["resume_state"]).expanduser()]
+        files = [Path(os.path.expanduser(path["resume_state"]))]
     warnings: list[str] = []
     for file in files:
         try:

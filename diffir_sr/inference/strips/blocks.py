@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffir_sr.archs.layers import Block, ChannelAttention, ChannelNorm, GatedFeedForward
+from diffir_sr.devices import widest_float
 from diffir_sr.inference.strips.rows import Neighbours, block_rows, convolve, strips
 
 _LANES = 16  # float32 numbers in a wide register; convolutions of other channel counts take twice as long
@@ -122,8 +123,9 @@ class _Products:
             pixels = block.permute(0, 2, 3, 1).reshape(-1, block.shape[1]).float()
             q, k = (half[:, : self._channels] for half in pixels.chunk(2, dim=1))
             q, k = (one.unflatten(1, (self._heads, -1)) for one in (q, k))
-            products = torch.bmm(q.permute(1, 2, 0), k.permute(1, 0, 2)).double()
-            squares = pixels.square().sum(0).double()
+            wide = widest_float(pixels.device)
+            products = torch.bmm(q.permute(1, 2, 0), k.permute(1, 0, 2)).to(wide)
+            squares = pixels.square().sum(0).to(wide)
             self._products = products if self._products is None else self._products + products
             self._squares = squares if self._squares is None else self._squares + squares
 

@@ -13,7 +13,8 @@ from diffir_sr.archs.diffir_arch import DiffIRS2
 from diffir_sr.archs.geometry import check_image, with_mask
 from diffir_sr.diffusion.noise import Noise
 from diffir_sr.errors import InputError, OptionError
-from diffir_sr.inference.free_memory import available, ran_out_of_memory
+from diffir_sr.failures import out_of_memory
+from diffir_sr.inference.free_memory import available
 from diffir_sr.inference.plain import OVERLAP, TILE, check_memory, check_tiles, in_tiles
 from diffir_sr.inference.strips.body import FoldedBody
 from diffir_sr.inference.strips.folded_prior import condition
@@ -137,7 +138,7 @@ class StripEngine:
             try:
                 return run(image, plan)
             except Exception as error:
-                if not ran_out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 if plan.is_smallest:
                     height, width = lq.shape[-2:]

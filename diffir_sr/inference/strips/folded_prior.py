@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffir_sr.archs.prior import CPEN
+from diffir_sr.devices import widest_float
 from diffir_sr.inference.strips.memory import Plan
 from diffir_sr.inference.strips.rows import Neighbours, Source, block_rows, convolve, strips
 
@@ -48,10 +49,10 @@ def condition(encoder: CPEN, image: Tensor, *, plan: Plan, dtype: torch.dtype) -
     source: Source = folded
     for layer in encoder.E[:-1]:
         source = _after(layer, source, height, dtype)
-    total = torch.zeros((), dtype=torch.float64, device=image.device)
+    total = torch.zeros((), dtype=widest_float(image.device), device=image.device)
     for start, stop in strips(height, plan.dense_rows(width)):
         for block in source(start, stop).split(block_rows(width), dim=2):
-            total = total + block.float().sum(dim=(2, 3)).double()
+            total = total + block.float().sum(dim=(2, 3)).to(total.dtype)
     return encoder.mlp((total / (height * width)).float())
 
 
