@@ -213,7 +213,7 @@ def test_numbers_equal_those_of_validation_to_the_digit():
 def test_a_place_that_cannot_be_written_is_told_before_the_measuring(capsys, monkeypatch, option, path, told):
     store("gt", {"a": PHOTO})
     Path("afile").write_text("")
-    monkeypatch.setattr("diffir_sr.evaluation.commands.measure", None)  # would fail
+    monkeypatch.setattr("diffir_sr.evaluation.measure.measure", None)  # would fail
     assert main(["evaluate", "gt", "gt", "--preset", "sr", option, path]) == 1
     assert told in capsys.readouterr().err
     assert sorted(one.name for one in Path().iterdir()) == ["afile", "gt"]

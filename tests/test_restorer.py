@@ -154,7 +154,7 @@ def test_weights_that_cannot_restore_are_named():
     torch.save({"params": {"conv.weight": torch.zeros(1)}}, "other.pth")
     with pytest.raises(CheckpointError, match="of no network that is known here"):
         load_restorer("other.pth")
-    with pytest.raises(InputError, match="choose auto or cpu|CUDA devices"):
+    with pytest.raises(InputError, match="choose auto, cpu"):
         load_restorer(write_network(), device="cuda:99")
     for wrong in (torch.int8, "int8", 16):
         with pytest.raises(InputError, match="dtype .* is unknown; choose one of float32"):
@@ -317,5 +317,5 @@ def test_a_restorer_moves():
     restorer = load_restorer(write_network(task="deblur"), device="cpu")
     assert restorer.to("cpu") is restorer
     assert restorer.device.type == "cpu"
-    with pytest.raises(InputError, match="CUDA devices found|is unknown|not supported"):
+    with pytest.raises(InputError, match="of its kind|is unknown"):
         restorer.to("cuda:99")
