@@ -152,8 +152,14 @@ def test_weights_that_hold_nan_restore_nothing(capsys):
         (["in/a.png", "-o", "out", "--memory", "inf"], "--memory: expected more than 0 GiB, at most 1048576, got inf"),
         (["in/a.png", "-o", "out", "--memory", "1e300"], "at most 1048576, got 1e+300"),
         (["in/a.png", "-o", "out", "--tile-mode", "prior", "--overlap", "-1"], "overlap: expected 0 pixels or more"),
-        (["in/a.png", "-o", "out", "--device", "meta"], "device 'meta': this machine has 0 of its kind; choose auto, cpu"),
-        (["in/a.png", "-o", "out", "--device", "mps"], "device 'mps': this machine has 0 of its kind; choose auto, cpu"),
+        (
+            ["in/a.png", "-o", "out", "--device", "meta"],
+            "device 'meta': this machine has 0 of its kind; choose auto, cpu",
+        ),
+        (
+            ["in/a.png", "-o", "out", "--device", "mps"],
+            "device 'mps': this machine has 0 of its kind; choose auto, cpu",
+        ),
     ],
 )
 def test_a_command_that_cannot_work_says_why_and_writes_nothing(capsys, words, said):

@@ -99,11 +99,11 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
 
 def user_lists() -> list[Path]:
     """Lists of the user: of DIFFIR_MODELS, else models.yml in their configuration folder, if it is there."""
-    named = [Path(part).expanduser() for part in os.environ.get(LISTS, "").split(os.pathsep) if part]
+    named = [Path(os.path.expanduser(part)) for part in os.environ.get(LISTS, "").split(os.pathsep) if part]
     if named:
         return named
     home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    default = Path(home).expanduser() / "diffir_sr" / "models.yml"
+    default = Path(os.path.expanduser(home)) / "diffir_sr" / "models.yml"
     return [default] if default.is_file() else []
 
 

@@ -36,7 +36,7 @@ class Place:
 
 def cache_folder() -> Path:
     """Where downloads go: diffir_sr/weights under XDG_CACHE_HOME, by default under ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "diffir_sr" / "weights"
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "diffir_sr" / "weights"
 
 
 def places(entry: Entry, *, given: str | os.PathLike[str] | None = None, option: str = "path") -> list[Place]:
@@ -46,8 +46,10 @@ def places(entry: Entry, *, given: str | os.PathLike[str] | None = None, option:
 
 def _places(entry: Entry, given: str | os.PathLike[str] | None, option: str) -> Iterator[Place]:
     if given:
-        yield Place(Path(given).expanduser(), option)
-    folders = [(Path(part).expanduser(), FOLDERS) for part in os.environ.get(FOLDERS, "").split(os.pathsep) if part]
+        yield Place(Path(os.path.expanduser(given)), option)
+    folders = [
+        (Path(os.path.expanduser(part)), FOLDERS) for part in os.environ.get(FOLDERS, "").split(os.pathsep) if part
+    ]
     folders += [(PROJECT_FOLDER, "the project's folder of weights"), (cache_folder(), "the cache of diffir_sr")]
     for folder, name in folders:
         yield Place(folder / entry.file, name, entry.sha256)
@@ -92,7 +94,7 @@ def find(
     """
     entry = entry_of(name)
     if given:
-        path = Path(given).expanduser()
+        path = Path(os.path.expanduser(given))
         if not path.is_file():
             raise CheckpointError(f"{option}: no such file: {path.absolute()}")
         return Place(path, option)
