@@ -18,6 +18,7 @@ NAMES = (
     "experiments/README.md",
     "examples/plugin/README.md",
     "docs/restore.md",
+    "docs/models.md",
     "docs/tasks.md",
     "docs/experiments.md",
 )

@@ -26,7 +26,8 @@ def add_restore_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "restore",
         help="restore pictures, folders and videos",
-        description="Restores pictures and videos; the weights file says which network it holds.",
+        description="Restores pictures and videos with a model of 'diffir models list' (by default the shipped one), "
+        "or with any weights file, which says which network it holds.",
     )
     parser.add_argument("inputs", nargs="+", metavar="IN", help="files, folders, quoted globs, or - (standard input)")
     parser.add_argument(
@@ -37,7 +38,10 @@ def add_restore_parser(commands: Any) -> None:
         metavar="OUT",
         help="folder, file name, or - (standard output)",
     )
-    parser.add_argument("-w", "--weights", type=Path, required=True, metavar="FILE", help=".pth or .safetensors")
+    parser.add_argument(
+        "-m", "--model", metavar="NAME", help="default: realsr_x4 if it is here, else sr_x4; with --mask inpaint"
+    )
+    parser.add_argument("-w", "--weights", type=Path, metavar="FILE", help="in place of --model: .pth or .safetensors")
     parser.add_argument(
         "--blend",
         nargs=2,
@@ -89,13 +93,18 @@ def _restore(args: argparse.Namespace) -> int:
     from diffir_sr.inference.restorer import load_restorer
     from diffir_sr.inference.runner import RestoreSettings, restore_jobs
     from diffir_sr.inference.stream import write_out
+    from diffir_sr.weights.search import choose
 
     _check_numbers(args)
     if args.output == args.json == STREAM:
         raise InputError("-o - and --json - would both write to standard output; name a file for one of them")
     jobs = plan(args.inputs, args.output, form=args.format)  # what cannot be is known before weights are loaded
+    chosen = choose(args.weights, args.model, masked=args.mask is not None, dashes="--")
+    if chosen.entry is not None and chosen.by_default:
+        about = f"{chosen.entry.name} ({chosen.entry.about})"
+        sys.stderr.write(f"restoring with the model {about}; others: diffir models list\n")
     restorer = load_restorer(
-        args.weights,
+        chosen.path,
         blend=_blend(args.blend),
         device=args.device,
         dtype=args.dtype,
@@ -115,7 +124,8 @@ def _restore(args: argparse.Namespace) -> int:
     parts += [f"{len(outcome.failures)} failed"] if outcome.failures else []
     each = f", {outcome.seconds / outcome.restored:.2f} s each" if outcome.restored else ""
     say = sys.stderr.write if STREAM in (args.output, args.json) else write_out
-    say(f"{args.output}: {', '.join(parts)}{each} (seed {args.seed}, {restorer.device})\n")
+    name = f"model {chosen.entry.name}, " if chosen.entry else ""
+    say(f"{args.output}: {', '.join(parts)}{each} ({name}seed {args.seed}, {restorer.device})\n")
     return 1 if outcome.failures else 0
 
 

@@ -31,6 +31,7 @@ from diffir_sr.inference.journal import digest_of_file
 from diffir_sr.inference.masks import Mask, mask_for
 from diffir_sr.inference.picture import Picture
 from diffir_sr.inference.plain import OVERLAP, TILE, TileMode, engine_for, restored_under
+from diffir_sr.weights.search import choose
 
 if TYPE_CHECKING:
     from diffir_sr.inference.runner import Progress, RunSummary
@@ -330,8 +331,9 @@ def _from_float(colours: np.ndarray) -> Tensor:
 
 
 def load_restorer(
-    weights: str | os.PathLike[str],
+    weights: str | os.PathLike[str] | None = None,
     *,
+    model: str | None = None,
     blend: tuple[str | os.PathLike[str], float] | None = None,
     device: str = "auto",
     dtype: str | torch.dtype = "float32",
@@ -344,22 +346,25 @@ def load_restorer(
 ) -> Restorer:
     """A restorer with the network of a weights file, whose architecture and arguments are read from the file.
 
-    `blend` (file, share) mixes in the weights of a second file, 0 to 1. `device` is auto (the accelerator that torch
-    finds, else the CPU), cpu, cuda, cuda:N, mps or xpu. `tile_mode` exact gives the result of the whole picture; tiles
-    works in tiles of `tile` pixels, `overlap` shared (DiffIR: under the picture's one prior). `memory_limit` (bytes)
-    bounds what the network takes beyond weights and input. `optimized` False runs the network as it is trained, slower
-    and in one piece. Raises CheckpointError for a file that holds no network that restores pictures.
+    `model` takes the place of `weights`: a name of `diffir models list`, such as "sr_x4". Without either the shipped
+    default restores (see `weights.search.choose`). `blend` (file, share) mixes in the weights of a second file, 0 to 1.
+    `device` is auto (the accelerator that torch finds, else the CPU), cpu, cuda, cuda:N, mps or xpu. `tile_mode` exact
+    gives the result of the whole picture; tiles works in tiles of `tile` pixels, `overlap` shared (DiffIR: under the
+    picture's one prior). `memory_limit` (bytes) bounds what the network takes beyond weights and input. `optimized`
+    False runs the network as it is trained, slower and in one piece. Raises CheckpointError for a file that holds no
+    network that restores pictures.
     """
+    weights = choose(weights, model).path
     if blend is None:
-        loaded = load_network(Path(weights))
+        loaded = load_network(weights)
         network, about = loaded.network, description(loaded.weights, loaded.identity)
     else:
-        network, about = interpolated(Path(weights), *_mixed(blend))
+        network, about = interpolated(weights, *_mixed(blend))
     return Restorer(
         network,
         seed=seed,
         about=about,
-        sources=partial(_digests, Path(weights), blend),
+        sources=partial(_digests, weights, blend),
         device=device_of(device),
         dtype=_dtype_of(dtype),
         tile_mode=tile_mode,
@@ -393,14 +398,19 @@ def _mixed(blend: object) -> tuple[Path, float]:
 
 def restore(
     image: Any,
-    weights: str | os.PathLike[str],
+    weights: str | os.PathLike[str] | None = None,
     *,
+    model: str | None = None,
     mask: Any = None,
     device: str = "auto",
     dtype: str | torch.dtype = "float32",
     seed: int = 0,
 ) -> Any:
-    """`image` restored by the network of `weights`; to restore many, keep what `load_restorer` gives."""
+    """`image` restored by the network of `weights`, by the model of this name, or by the shipped default.
+
+    With a mask the default is the model that fills holes. To restore many, keep what `load_restorer` gives.
+    """
+    weights = choose(weights, model, masked=mask is not None).path
     return load_restorer(weights, device=device, dtype=dtype, seed=seed)(image, mask=mask)
 
 

@@ -16,12 +16,14 @@ from pathlib import Path
 
 import torch
 
-from diffir_sr.errors import CheckpointError
+from diffir_sr.errors import CheckpointError, InputError
 from diffir_sr.weights.download import HUB, download, hub_cached, sha256_of
-from diffir_sr.weights.registry import FOLDER, Entry, Packaged, entry_of
+from diffir_sr.weights.registry import FOLDER, TASKS, Entry, Packaged, entry_of, registry
 
 FOLDERS = "DIFFIR_WEIGHTS"  # environment variable: folders with weights, separated as in PATH
 PROJECT_FOLDER = Path("experiments/pretrained_models")
+# What restores pictures where nobody says with what: the first that is here.
+_DEFAULTS, _DEFAULT_WITH_MASK = ("realsr_x4", "sr_x4"), "inpaint"
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,62 @@ def find(
         except CheckpointError as error:
             refusals.append(str(error))
     raise CheckpointError(_not_found(entry, refusals, option))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The file of what restores; `entry` is the model that it is, None for a file that was named."""
+
+    path: Path
+    entry: Entry | None = None
+    by_default: bool = False
+
+
+def choose(
+    weights: str | os.PathLike[str] | None = None,
+    model: str | None = None,
+    *,
+    masked: bool | None = None,
+    dashes: str = "",
+) -> Chosen:
+    """What restores: a file, the model of a name, or the default one.
+
+    The default is realsr_x4 if it is here, else sr_x4; for pictures with a mask inpaint.
+    `masked` says whether pictures come with a mask; None: that is not known yet. `dashes` stand before the names of the
+    two in messages. Raises InputError where both are given or the model is for other pictures, OptionError for an
+    unknown name, CheckpointError where the model's file cannot be had.
+    """
+    if weights is None:
+        return _choose_model(model, masked=masked)
+    path = Path(weights)
+    if model is not None:
+        both = f"{dashes}weights {path} and {dashes}model {model}"
+        raise InputError(f"{both}: both say what restores; leave one out")
+    if str(path) in registry() and not path.expanduser().exists():
+        raise InputError(f"{dashes}weights {path}: no such file, but the name of a model: give it as {dashes}model")
+    return Chosen(path)
+
+
+def _choose_model(name: str | None, *, masked: bool | None) -> Chosen:
+    entry = entry_of(name or _default_model(masked=bool(masked)), kind="restorer")
+    said = f"model {entry.name} is for {TASKS[entry.task]}" if entry.task else f"model {entry.name}"
+    if masked and entry.task and not entry.takes_mask:
+        raise InputError(f"{said} and takes no mask; leave the mask out, or choose one that does: {_such(masks=True)}")
+    if masked is False and entry.takes_mask:
+        raise InputError(f"{said}; say what is missing with a mask, or choose another: {_such(masks=False)}")
+    return Chosen(find(entry.name).path, entry, by_default=name is None)
+
+
+def _default_model(*, masked: bool) -> str:
+    if masked:
+        return _DEFAULT_WITH_MASK
+    return next((name for name in _DEFAULTS if locate(entry_of(name)) is not None), _DEFAULTS[-1])
+
+
+def _such(*, masks: bool) -> str:
+    found = [entry for entry in registry().values() if entry.kind == "restorer" and entry.takes_mask == masks]
+    here = [entry for entry in found if locate(entry) is not None]
+    return ", ".join(entry.name for entry in here or found)
 
 
 def check(place: Place, entry: Entry) -> None:
