@@ -40,6 +40,9 @@ setup(
         "numpy",
         "pillow",
         "opencv-python",
+        "imagecodecs",  # PNG, WebP, AVIF, and what is inside TIFF files: every value, every error
+        "simplejpeg",  # JPEG with the warnings of libjpeg, which other decoders hide
+        "tifffile",
         "scipy",  # kernels and .mat files of data preparation
         "pyyaml",
         "lmdb",
@@ -53,6 +56,7 @@ setup(
     extras_require={
         "quickstart": ["scikit-image", "matplotlib"],  # its photographs; the pictures of the report
         "video": ["av>=17"],  # PyAV; its wheels bring ffmpeg's libraries
+        "heif": ["pillow-heif"],  # reads HEIC
         "peers": ["spandrel"],  # recognises and builds the networks of other projects
         "hub": ["huggingface_hub>=0.30"],  # weights from the Hub, by hf:// addresses
         # LPIPS and its heads; DISTS' weights, FID and KID. ImageNet backbones: see CONTRIBUTING.md.

@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from diffir_sr.cli import main as diffir
-from diffir_sr.data.images import encode_png
+from diffir_sr.files.picture import encode_png
 from diffir_sr.prepare.downscale import smaller
 
 # isort: split

@@ -9,7 +9,7 @@ import skimage.data
 import yaml
 
 from diffir_sr.cli import main
-from diffir_sr.data.images import encode_png
+from diffir_sr.files.picture import encode_png
 from diffir_sr.prepare.downscale import smaller
 
 SCALE = 4

@@ -9,8 +9,9 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from diffir_sr.data.images import decode, encode_png, header
 from diffir_sr.errors import InputError
+from diffir_sr.files.images import decode, header
+from diffir_sr.files.picture import encode_png
 
 PHOTO = np.ascontiguousarray(skimage.data.chelsea()[:48, :64])
 
@@ -77,7 +78,7 @@ def test_a_photo_cut_after_its_preview_is_cut_short():
     whole = photo[:2] + segment + photo[2:]
     assert decode(whole, where="x").shape == PHOTO.shape
     for left in (len(segment) + 2, len(segment) + 700, len(whole) - 2):
-        with pytest.raises(InputError, match=r"x: damaged or cut short.*the end of the image is missing"):
+        with pytest.raises(InputError, match=r"x: damaged or cut short.*(header is missing|Premature end)"):
             decode(whole[:left], where="x")
 
 
@@ -95,5 +96,5 @@ def test_a_file_that_is_gone_is_named(tmp_path):
 
 def test_numbers_that_are_no_pixels_say_what_they_are():
     data = cv2.imencode(".tif", PHOTO.astype(np.float32))[1].tobytes()
-    with pytest.raises(InputError, match="x: holds float32 values, expected 8 or 16 bits"):
+    with pytest.raises(InputError, match="x: holds float32 values from 23 to 192, expected them in"):
         decode(data, where="x")

@@ -16,13 +16,13 @@ from diffir_sr.data.checks import check_dataset_options
 from diffir_sr.data.curriculum import curriculum_from_options
 from diffir_sr.data.distortions import Distortions
 from diffir_sr.data.draws import Draw, Mixture
-from diffir_sr.data.images import encode_png
 from diffir_sr.data.inpaint_dataset import InpaintDataset
 from diffir_sr.data.manifest import Entry, Manifest, write_manifest
 from diffir_sr.data.paired_dataset import DeblurPairedDataset, PairedDataset
 from diffir_sr.data.realesrgan_dataset import RealESRGANDataset, RealESRGANPairedDataset
 from diffir_sr.data.sources import open_source
 from diffir_sr.errors import InputError
+from diffir_sr.files.picture import encode_png
 from diffir_sr.training.sampler import DrawSampler, GrowingBatchSampler
 
 PHOTO = skimage.data.astronaut()

@@ -14,8 +14,9 @@ from doctor_cases import SCALE, change_lmdb, clean_world, part, put, truncate
 from PIL import Image
 
 from diffir_sr.cli import main
-from diffir_sr.data.images import decode
 from diffir_sr.doctor.findings import KINDS, Severity
+from diffir_sr.files.images import decode
+from diffir_sr.files.metadata import with_png_chunks
 from diffir_sr.prepare.downscale import smaller
 
 MASKED = ("--gt", "inpaint/gt", "--mask", "inpaint/mask")
@@ -141,6 +142,23 @@ def turned():
     return "turned", "jpeg/gt/table.jpg"
 
 
+def made_for_print():
+    photo = Image.open("jpeg/gt/gland.jpg")
+    photo.convert("CMYK").save("jpeg/gt/gland.jpg", quality=95)
+    return "converted", "jpeg/gt/gland.jpg"
+
+
+def not_read():
+    Path("train/gt/cat.jxl").write_bytes(b"x")
+    return "left out", "train/gt/cat.jxl"
+
+
+def with_odd_exif():
+    data = Path("train/gt/tissue.png").read_bytes()
+    Path("train/gt/tissue.png").write_bytes(with_png_chunks(data, [(b"eXIf", b"nothing")]))
+    return "metadata", "train/gt/tissue.png"
+
+
 def listed_in_vain():
     with Path("some.txt").open("a") as file:
         file.write("ghost.png (144,144,3)\n")
@@ -183,6 +201,9 @@ FAULTS = (
     with_alpha,
     one_colour,
     was_jpeg,
+    made_for_print,
+    not_read,
+    with_odd_exif,
     turned,
     listed_in_vain,
     lmdb_without_a_value,

@@ -12,10 +12,11 @@ from test_metrics_perceptual import needs_weights
 from toy import run_training, train_options, write_options, write_pairs
 
 from diffir_sr.cli import basicsr_main, main
-from diffir_sr.data.images import decode, encode_png
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.evaluation.pairing import pair_up
 from diffir_sr.evaluation.presets import PRESETS, plan
+from diffir_sr.files.images import decode
+from diffir_sr.files.picture import encode_png
 from diffir_sr.metrics.fidelity import psnr, ssim
 
 PHOTO = skimage.data.coffee()[100:164, 100:180]

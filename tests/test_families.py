@@ -18,10 +18,10 @@ from diffir_sr.archs.diffir_arch import DiffIRS2
 from diffir_sr.archs.layers import Block
 from diffir_sr.cards import write_card_file
 from diffir_sr.cli import basicsr_main, main
-from diffir_sr.data.images import encode_png
 from diffir_sr.diffusion.noise import START, GivenNoise, IterationNoise, PictureNoise, picture_noise
 from diffir_sr.errors import CheckpointError, InputError, OptionError
 from diffir_sr.families.base import Family, Restores
+from diffir_sr.files.picture import encode_png
 from diffir_sr.inference import plain
 from diffir_sr.inference.plain import CalledNetwork, LivingBytes, PlainEngine, engine_for, size_rule
 from diffir_sr.inference.strips.engine import StripEngine

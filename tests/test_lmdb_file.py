@@ -13,10 +13,10 @@ import lmdb
 import numpy as np
 import pytest
 
-from diffir_sr.data.images import encode_png
 from diffir_sr.data.sources import LmdbSource, open_source
 from diffir_sr.errors import InputError
 from diffir_sr.files.lmdb_file import LmdbFile
+from diffir_sr.files.picture import encode_png
 
 DAMAGES = """
 import json, random, struct, sys

@@ -14,8 +14,9 @@ from test_metrics_perceptual import needs_weights
 from toy import NETWORK, write_pairs
 
 from diffir_sr.cli import basicsr_main, main
-from diffir_sr.data.images import decode, encode_png
 from diffir_sr.evaluation.presets import plan
+from diffir_sr.files.images import decode
+from diffir_sr.files.picture import encode_png
 from diffir_sr.options import load_options
 from diffir_sr.options.recipes import recipes_folder
 

@@ -11,8 +11,8 @@ from test_options_tasks import check_size
 from toy import NETWORK, write_pairs
 
 from diffir_sr.cli import basicsr_main
-from diffir_sr.data.images import decode
 from diffir_sr.errors import OptionError
+from diffir_sr.files.images import decode
 from diffir_sr.options import load_options
 from diffir_sr.options.recipes import recipes_folder
 from diffir_sr.options.source import read_source

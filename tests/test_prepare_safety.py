@@ -16,9 +16,10 @@ import skimage.data
 from PIL import Image
 
 from diffir_sr.cli import main
-from diffir_sr.data.images import decode, encode_png
 from diffir_sr.data.pairs import find_pairs
 from diffir_sr.data.sources import open_source
+from diffir_sr.files.images import decode
+from diffir_sr.files.picture import encode_png
 from diffir_sr.prepare import lmdb_build
 
 REPO = Path(__file__).resolve().parents[1]

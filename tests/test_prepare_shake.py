@@ -6,7 +6,8 @@ import skimage.data
 from scipy import ndimage
 
 from diffir_sr.cli import main
-from diffir_sr.data.images import decode, encode_png
+from diffir_sr.files.images import decode
+from diffir_sr.files.picture import encode_png
 from diffir_sr.prepare.shake import camera_path, exposure
 
 

@@ -18,10 +18,10 @@ from pictures import photo, write_network
 from PIL import Image
 
 from diffir_sr.cli import main
-from diffir_sr.data.images import encode_png
 from diffir_sr.files import atomic
+from diffir_sr.files.images import read_picture
+from diffir_sr.files.picture import encode_png
 from diffir_sr.inference.files import plan
-from diffir_sr.inference.images import read_picture
 
 
 def put(*names, size=(12, 10)):
@@ -114,11 +114,15 @@ def test_a_bad_picture_is_told_and_the_rest_goes_on(capsys):
     whole = encode_png(photo(40, 40))
     Path("in/cut.png").write_bytes(whole[: len(whole) // 2])
     Path("in/empty.jpg").write_bytes(b"")
-    Image.fromarray(photo()).convert("CMYK").save("in/print.jpg")
+    Image.fromarray(photo()).convert("LAB").save("in/print.tif")
     assert restore("in", "-o", "out") == 1
     said = capsys.readouterr()
     assert "2 restored, 3 failed" in said.out
-    for part in ("in/cut.png: damaged or cut short", "in/empty.jpg: the file is empty", "in/print.jpg: CMYK"):
+    for part in (
+        "in/cut.png: damaged or cut short",
+        "in/empty.jpg: the file is empty",
+        "in/print.tif: holds CIELAB colours",
+    ):
         assert part in said.err
     assert "Traceback" not in said.err
     assert files("out") == ["a.png", "z.png"]

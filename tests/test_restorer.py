@@ -15,9 +15,8 @@ from diffir_sr import load_restorer, restore
 from diffir_sr.archs.diffir_arch import DiffIRS1, DiffIRS2
 from diffir_sr.cards import write_card_file
 from diffir_sr.cli import basicsr_main, main
-from diffir_sr.data.images import encode_png
 from diffir_sr.errors import CheckpointError, InputError
-from diffir_sr.inference.picture import Picture
+from diffir_sr.files.picture import Picture, encode_png
 
 
 @pytest.fixture
@@ -136,7 +135,7 @@ def test_alpha_is_carried_and_grey_is_the_mean_of_the_colours(restorer):
         (np.full((4, 4, 3), 255.0), r"\[0, 1\], found 255 to 255; divide"),
         (np.full((4, 4, 3), np.nan), "found nan"),
         (torch.zeros(3, 4, 4), "got Tensor; a torch tensor goes as"),
-        (Image.new("CMYK", (4, 4)), "mode CMYK"),
+        (Image.new("LAB", (4, 4)), "mode LAB"),
         ("absent.png", "absent.png: cannot be read"),
     ],
 )

@@ -21,9 +21,9 @@ from spandrel.architectures.SwinIR import SwinIR  # noqa: E402
 from diffir_sr import load_restorer  # noqa: E402
 from diffir_sr.checkpoints import load_network  # noqa: E402
 from diffir_sr.cli import main  # noqa: E402
-from diffir_sr.data.images import encode_png  # noqa: E402
 from diffir_sr.errors import CheckpointError, InputError, OptionError  # noqa: E402
 from diffir_sr.families.spandrel import SpandrelNetwork  # noqa: E402
+from diffir_sr.files.picture import encode_png  # noqa: E402
 
 SWIN = dict(depths=[2, 2], num_heads=[2, 2], embed_dim=12, window_size=8, img_size=16, mlp_ratio=2.0)
 NETWORKS = {

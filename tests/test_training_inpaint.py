@@ -14,8 +14,9 @@ from options_cases import changed
 from toy import ADAM, S1, S2, run_training, train_options, trained, write_options, write_pairs
 
 from diffir_sr.cli import basicsr_main, main
-from diffir_sr.data.images import decode, encode_png
 from diffir_sr.errors import OptionError
+from diffir_sr.files.images import decode
+from diffir_sr.files.picture import encode_png
 from diffir_sr.losses.ade20k_loss import DilatedResNet50
 from diffir_sr.options import load_options
 from diffir_sr.options.recipes import recipes_folder

@@ -11,8 +11,8 @@ import torch
 from basicsr.utils.img_process_util import USMSharp
 from toy import run_training, train_options, trained, warm_up_law, write_pairs
 
-from diffir_sr.data.images import encode_png
 from diffir_sr.data.realesrgan_dataset import RealESRGANDataset
+from diffir_sr.files.picture import encode_png
 from diffir_sr.models.batches import BatchPreparation
 from diffir_sr.training.sampler import DrawSampler
 

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from diffir_sr.cli import basicsr_main, main
-from diffir_sr.data.images import encode_png
+from diffir_sr.files.picture import encode_png
 from diffir_sr.prepare.downscale import smaller
 
 NETWORK = dict(dim=8, num_blocks=[1, 1, 1, 1], num_refinement_blocks=1, heads=[1, 2, 4, 8], n_encoder_res=1)

@@ -6,8 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffir_sr.data.images import as_rgb_float
 from diffir_sr.data.sources import Picture
+
+
+def as_rgb_float(image: np.ndarray) -> np.ndarray:
+    """float32 RGB (H, W, 3) in [0, 1] of an array as read; grey becomes three equal channels, alpha is dropped."""
+    colours = np.repeat(image[..., :1], 3, axis=2) if image.shape[2] < 3 else image[..., :3]
+    scale = np.float32(1 / {"uint8": 255, "uint16": 65535}.get(image.dtype.name, 1))
+    return colours.astype(np.float32) * scale
 
 
 def random_corner(rng: np.random.Generator, image: Picture, size: int) -> tuple[int, int]:

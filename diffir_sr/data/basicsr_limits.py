@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffir_sr.data.images import is_image_name
 from diffir_sr.data.sources import FolderSource, LmdbSource, Source, some
 from diffir_sr.errors import InputError
+from diffir_sr.files.images import is_image_name
 
 
 def check_basicsr_reads(

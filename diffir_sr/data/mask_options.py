@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from diffir_sr.data.masks import EVALUATION, Boxes, MaskMix, Strokes
+from diffir_sr.data.masks import EVALUATION, Boxes, MaskMix, Strokes, mask_values
 from diffir_sr.errors import InputError
 
 # Published names of the generator's arguments, and ours.
@@ -55,5 +55,5 @@ def binary(mask: np.ndarray, *, dilate: int = 0) -> np.ndarray:
 
     `dilate` grows holes by so many pixels, which takes away the soft rim of what is to be removed.
     """
-    hole = (mask[..., :3].max(axis=2) > 0).astype(np.uint8)
+    hole = (mask_values(mask)[0].max(axis=2) > 0).astype(np.uint8)
     return hole if dilate == 0 else cv2.dilate(hole, np.ones((2 * dilate + 1, 2 * dilate + 1), np.uint8))

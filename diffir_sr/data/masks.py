@@ -46,6 +46,19 @@ class MaskMix:
     box_prob: float = 0.5
 
 
+def mask_values(image: np.ndarray) -> tuple[np.ndarray, bool]:
+    """What of a mask image (H, W, C) is the mask, (H, W, 1 or 3), and whether that is its alpha.
+
+    Alpha says nothing beside colours that vary; where they are uniform, it is what was drawn.
+    """
+    if image.shape[2] not in (2, 4):
+        return image, False
+    colours, alpha = image[..., :-1], image[..., -1:]
+    if (colours == colours[:1, :1]).all() and (alpha != alpha[0, 0]).any():
+        return alpha, True
+    return colours, False
+
+
 def stroke_mask(rng: np.random.Generator, strokes: Strokes, *, height: int, width: int) -> np.ndarray:
     """Polylines of one to five segments; every second segment turns by 2 pi minus its angle."""
     mask = np.zeros((height, width), np.uint8)

@@ -13,12 +13,12 @@ import torch
 
 from diffir_sr.data.arrays import random_corner, to_bytes, to_tensor, turned
 from diffir_sr.data.draws import Draw, DrawnDataset, Mixture
-from diffir_sr.data.images import without_suffix
 from diffir_sr.data.kernels import KernelRanges, blur_kernel, final_kernel
 from diffir_sr.data.paired_dataset import PairedDataset
 from diffir_sr.data.pairs import Pair, PairedSources, lists_of, pair_listed
 from diffir_sr.data.sources import LmdbSource, Picture, Source, check_backend, open_source, roots_of
 from diffir_sr.errors import InputError
+from diffir_sr.files.images import without_suffix
 
 CROP_SIZE = 400  # of the published code: larger than a patch, so that borders of the degradation are cut off
 

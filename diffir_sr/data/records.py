@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffir_sr.data.images import read_file
 from diffir_sr.errors import SaveFailed
 from diffir_sr.files.atomic import write_atomically
+from diffir_sr.files.images import read_file
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -13,10 +13,18 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
-from diffir_sr.data.images import SUFFIXES, decode, header, is_image_name, read_file, without_suffix
 from diffir_sr.data.manifest import read_manifest
 from diffir_sr.data.meta_info import read_meta
 from diffir_sr.errors import InputError
+from diffir_sr.files.images import (
+    SUFFIXES,
+    decode,
+    header,
+    is_image_name,
+    is_picture_not_read,
+    read_file,
+    without_suffix,
+)
 from diffir_sr.files.lmdb_file import LmdbFile, Value
 
 _SAFE = "/-_~+=@:!"  # besides letters and digits; '.', '%', ',', brackets and blanks would break BasicSR's parser
@@ -122,8 +130,12 @@ class FolderSource(Source):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._files: dict[str, Path] = {}
+        self.left_out: list[str] = []  # pictures of kinds that are not read
         twins = []
         for relative in sorted(_image_files(path)):
+            if not is_image_name(relative):
+                self.left_out.append(relative)
+                continue
             name = without_suffix(relative)
             if name in self._files:
                 twins.append(f"{self._files[name].relative_to(path).as_posix()} and {relative}")
@@ -151,11 +163,12 @@ class FolderSource(Source):
         return str(self._files[name])
 
     def describe(self) -> str:
-        return f"folder {self.path.resolve()}, {len(self.names)} images"
+        left_out = f" (left out, not read: {some(self.left_out, shown=3)})" if self.left_out else ""
+        return f"folder {self.path.resolve()}, {len(self.names)} images{left_out}"
 
 
 def _image_files(folder: Path) -> Iterator[str]:
-    """Relative posix paths of all image files; linked folders are followed, each real folder once."""
+    """Relative posix paths of image files, also of kinds that are not read; each real folder once, linked or not."""
 
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); check its permissions")
@@ -165,7 +178,8 @@ def _image_files(folder: Path) -> Iterator[str]:
         real = os.path.realpath(here)
         folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
         if real not in seen:
-            yield from (Path(here, name).relative_to(folder).as_posix() for name in files if is_image_name(name))
+            wanted = (name for name in files if is_image_name(name) or is_picture_not_read(name))
+            yield from (Path(here, name).relative_to(folder).as_posix() for name in wanted)
         seen.add(real)
 
 

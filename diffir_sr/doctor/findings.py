@@ -54,11 +54,16 @@ KINDS: dict[str, Kind] = {
     "bit depth": Kind(W, "8 and 16 bits mixed in one set", "convert with --to-8bit of 'diffir prepare'"),
     "grey": Kind(W, "grey pictures among colour ones", "fine if meant; else remove them or take the colour originals"),
     "alpha": Kind(W, "transparency, which is dropped on reading", "remove the alpha channel, or check what it hides"),
+    "converted": Kind(
+        W, "values that reading converts, such as CMYK or floats", "store what is meant: 8 or 16 bits, grey or sRGB"
+    ),
     "constant": Kind(W, "one colour all over: nothing to learn from", "remove it and its partner"),
     "mask levels": Kind(W, "a mask of more than two levels", "store masks as PNG of 0 and 255, never as JPEG"),
     "mask share": Kind(W, "a mask that covers nothing or everything", "remove it, or make masks again"),
     "near duplicate": Kind(N, "almost the same picture twice in one set", "keep one, unless both are meant"),
     "jpeg traces": Kind(N, "steps every 8 pixels: was a JPEG", "look for an original that was never compressed"),
+    "left out": Kind(N, "pictures of kinds that are not read", "convert them to PNG, or move them away"),
+    "metadata": Kind(N, "odd EXIF, chunks or pages, which are left out", "none for training; see what wrote it"),
     "turned": Kind(N, "turned by EXIF when read", "store it upright, since other programs ignore EXIF"),
 }
 EXIT_CODES = {Severity.ERROR: 1, Severity.WARNING: 3, Severity.NOTE: 0}

@@ -9,13 +9,15 @@ from itertools import pairwise
 
 import numpy as np
 
-from diffir_sr.data.encoded import orientation
+from diffir_sr.data.masks import mask_values
 from diffir_sr.doctor.findings import Finding
 from diffir_sr.doctor.fingerprints import landmarks, luma, perceptual_hash, similarity, thumbnail
 from diffir_sr.doctor.jpeg_traces import has_jpeg_grid
 from diffir_sr.doctor.shift import find_shift
 from diffir_sr.doctor.storage import Stored
 from diffir_sr.errors import InputError
+from diffir_sr.files.images import inspect
+from diffir_sr.files.picture import as_bits
 
 _FLAT = 2  # grey levels between the darkest and the brightest place of a picture that is one colour
 _SHIFT_PX = 0.3  # of the degraded image
@@ -79,10 +81,15 @@ def examine(unit: Unit) -> Examined:
         try:
             data = stored.read()
             done.stored_bytes += len(data)
-            pictures[role] = image = stored.pixels(data)
+            image, notes = stored.pixels(data)
         except (InputError, OSError) as error:
             tell("unreadable", stored, str(error).removeprefix(f"{stored.where}: "))
             continue
+        if image.dtype.kind == "f":
+            image = as_bits(image, np.uint16)
+        pictures[role] = image
+        for note in notes:
+            tell("converted", stored, note)
         for check, found in _faults_of_bytes(stored, data, image):
             tell(check, stored, found)
         grey = luma(image)
@@ -97,8 +104,11 @@ def examine(unit: Unit) -> Examined:
 
 
 def _faults_of_bytes(stored: Stored, data: bytes, image: np.ndarray) -> Iterator[tuple[str, str]]:
-    if stored.raw is None and orientation(data) != 1:
-        yield "turned", f"EXIF orientation {orientation(data)}"
+    metadata = None if stored.raw is not None else inspect(data, where=stored.where).metadata
+    if metadata is not None and metadata.turn != 1:
+        yield "turned", f"EXIF orientation {metadata.turn}"
+    for note in metadata.notes if metadata is not None else ():
+        yield "metadata", note
     if stored.listed is not None and stored.listed != image.shape[:2]:
         high, wide = stored.listed
         yield "lmdb", f"meta_info.txt says {high}x{wide}, the image is {_size(image)}"
@@ -107,19 +117,20 @@ def _faults_of_bytes(stored: Stored, data: bytes, image: np.ndarray) -> Iterator
 
 
 def _faults_of_mask(image: np.ndarray) -> Iterator[tuple[str, str]]:
-    levels = np.unique(image[..., : 1 if image.shape[2] < 3 else 3])
+    values, is_alpha = mask_values(image)
+    levels = np.unique(values)
     if len(levels) > 2:
         shown = ", ".join(map(str, levels[:6].tolist())) + (", ..." if len(levels) > 6 else "")
         yield "mask levels", f"{len(levels)} levels: {shown}; expected 2"
     elif len(levels) == 1:
         yield "mask share", f"{levels[0]} all over, which is {'full' if levels[0] else 'empty'}"
-    if image.shape[2] == 4:
-        yield "alpha", "a mask with an alpha channel"
+    if image.shape[2] in (2, 4):
+        yield "alpha", "a mask whose alpha is read, its colours being uniform" if is_alpha else "a mask with alpha"
 
 
 def _faults_of_picture(unit: Unit, role: str, image: np.ndarray, grey: np.ndarray) -> Iterator[tuple[str, str]]:
-    if image.shape[2] == 4:
-        clear = float((image[..., 3] != np.iinfo(image.dtype).max).mean())
+    if image.shape[2] in (2, 4):
+        clear = float((image[..., -1] != np.iinfo(image.dtype).max).mean())
         yield "alpha", f"alpha channel, {100 * clear:.0f} % of it not opaque"
     if role == "gt" and unit.gt_size and min(image.shape[:2]) < unit.gt_size:
         yield "small", f"{_size(image)}, gt_size is {unit.gt_size}"

@@ -7,7 +7,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from diffir_sr.data.images import without_suffix
 from diffir_sr.data.meta_info import read_meta
 from diffir_sr.data.pairs import degraded_name
 from diffir_sr.doctor.findings import Finding
@@ -15,6 +14,7 @@ from diffir_sr.doctor.images import Unit
 from diffir_sr.doctor.storage import Storage, Stored, open_storage
 from diffir_sr.doctor.targets import Target
 from diffir_sr.errors import InputError
+from diffir_sr.files.images import without_suffix
 
 
 @dataclass

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from diffir_sr.data.images import decode, read_file, without_suffix
 from diffir_sr.data.meta_info import read_meta
 from diffir_sr.data.sources import FolderSource, is_lmdb, name_of, open_source
 from diffir_sr.doctor.findings import Finding
 from diffir_sr.errors import InputError
+from diffir_sr.files.images import decode_with_notes, read_file, without_suffix
 from diffir_sr.files.lmdb_file import LmdbFile
 
 
@@ -44,13 +44,13 @@ class Stored:
             raise InputError(f"{self.where}: the data does not hold this key; build the LMDB again")
         return data
 
-    def pixels(self, data: bytes) -> np.ndarray:
-        """(H, W, C) from the stored bytes; raises InputError where they are no image."""
+    def pixels(self, data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
+        """(H, W, C) from the stored bytes, and how they were understood; raises InputError where they are no image."""
         if self.raw is None:
-            return decode(data, where=self.where)
+            return decode_with_notes(data, where=self.where)
         if len(data) != math.prod(self.raw):
             raise InputError(f"{self.where}: {len(data)} bytes, expected {math.prod(self.raw)} for {self.raw}")
-        return np.frombuffer(data, np.uint8).reshape(self.raw)
+        return np.frombuffer(data, np.uint8).reshape(self.raw), ()
 
 
 @dataclass
@@ -67,7 +67,7 @@ def open_storage(root: str, *, dataset: str) -> Storage:
     path = Path(os.path.expanduser(root))
     storage = Storage(path)
     try:
-        images = _of_lmdb(storage, dataset) if path.is_dir() and is_lmdb(path) else _of_folder(path)
+        images = _of_lmdb(storage, dataset) if path.is_dir() and is_lmdb(path) else _of_folder(storage, dataset)
     except InputError as error:
         storage.findings.append(Finding("source", root, str(error), dataset))
         return storage
@@ -76,10 +76,13 @@ def open_storage(root: str, *, dataset: str) -> Storage:
     return storage
 
 
-def _of_folder(path: Path) -> dict[str, Stored]:
+def _of_folder(storage: Storage, dataset: str) -> dict[str, Stored]:
+    path = storage.root
     source = open_source(path)
     if not isinstance(source, FolderSource):
         raise InputError(f"{path}: expected a folder of images")
+    for relative in source.left_out:
+        storage.findings.append(Finding("left out", str(path / relative), "of a kind that is not read", dataset))
     return {name: Stored(name, source.file(name)) for name in source.names}
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from diffir_sr.data.images import is_image_name
 from diffir_sr.errors import InputError
-from diffir_sr.inference.picture import FORMATS
+from diffir_sr.files.images import is_image_name
+from diffir_sr.files.picture import FORMATS
 
 # Videos: the first are written, too; those of the others become .mkv.
 _WRITTEN = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".ts", ".mts", ".m2ts", ".flv", ".3gp")

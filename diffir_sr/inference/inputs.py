@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from diffir_sr.data.images import read_file
 from diffir_sr.errors import InputError
-from diffir_sr.inference.images import Facts, facts, plain_exif, read_picture
-from diffir_sr.inference.picture import Picture, as_bits
+from diffir_sr.files.decoders import UnsupportedError, pillow_channels
+from diffir_sr.files.images import inspect, read_file, read_picture, upright
+from diffir_sr.files.metadata import pillow_metadata, to_srgb
+from diffir_sr.files.picture import Picture, as_bits
 
 ConvertBack = Callable[[Picture], Any]
 
@@ -44,7 +46,7 @@ def load_input(image: Any, *, check: Callable[[int, int, str], None]) -> tuple[P
 
 def from_bytes(data: bytes, *, where: str, check: Callable[[int, int, str], None]) -> Picture:
     """The picture of an encoded file, refused by `check` before it is decoded."""
-    known: Facts = facts(data, where=where)
+    known = inspect(data, where=where)
     check(known.height, known.width, where)
     return read_picture(data, where=where, known=known)
 
@@ -90,24 +92,23 @@ def _to_array(given: np.ndarray) -> ConvertBack:
 def _from_pil(image: Image.Image, where: str) -> Picture:
     if getattr(image, "n_frames", 1) > 1 and getattr(image, "is_animated", True) and image.format != "MPO":
         raise InputError(f"{where}: {image.n_frames} pictures in one, expected one; give the frame you mean")  # type: ignore[attr-defined]
-    icc, exif = image.info.get("icc_profile"), plain_exif(image)
-    upright = ImageOps.exif_transpose(image)
-    pixels = np.asarray(_plain_mode(upright, where))
-    if pixels.dtype == np.int32:
-        pixels = np.clip(pixels, 0, 65535).astype(np.uint16)
-    found = _from_array(pixels)
-    return Picture(found.colours, found.alpha, icc, exif)
-
-
-def _plain_mode(image: Image.Image, where: str) -> Image.Image:
-    """The image in a mode that arrays can follow; palettes become colours, bits grey."""
-    if image.mode == "P":
-        return image.convert("RGBA" if "transparency" in image.info else "RGB")
-    if image.mode == "1":
-        return image.convert("L")
-    if image.mode in ("L", "LA", "RGB", "RGBA", "I", "F") or image.mode.startswith("I;16"):
-        return image
-    raise InputError(f"{where}: mode {image.mode} is not restored; convert it to RGB, as in image.convert('RGB')")
+    image.load()  # what stands behind the pixels counts, too
+    try:
+        exif = image.getexif()
+    except Exception:  # Pillow's parser raises anything at all; no fault of EXIF may cost a picture
+        exif = None
+    metadata = pillow_metadata(image.info, exif).plain()
+    notes, icc = metadata.notes, metadata.icc
+    if image.mode == "CMYK":
+        image, note = to_srgb(image, icc)
+        notes, icc = (*notes, note), None
+    try:
+        found = _from_array(upright(pillow_channels(image), metadata.turn or 1))
+    except UnsupportedError as error:
+        raise InputError(f"{where}: {error}") from error
+    return replace(
+        found, icc=icc, exif=metadata.exif, metadata=replace(metadata, icc=None, exif=None, notes=()), notes=notes
+    )
 
 
 def _to_pil(result: Picture) -> Image.Image:
@@ -115,5 +116,6 @@ def _to_pil(result: Picture) -> Image.Image:
     if channels.ndim == 3 and channels.dtype != np.uint8:  # Pillow has no such modes
         channels = as_bits(channels, np.uint8)
     image = Image.fromarray(channels.astype(np.float32) if channels.dtype.kind == "f" else channels)
-    image.info |= {name: value for name, value in (("icc_profile", result.icc), ("exif", result.exif)) if value}
+    carried = {"icc_profile": result.icc, "exif": result.exif, "xmp": result.metadata.xmp, "dpi": result.metadata.dpi}
+    image.info |= {name: value for name, value in carried.items() if value}
     return image

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageColor
 
-from diffir_sr.data.images import SUFFIXES, decode, read_file, without_suffix
+from diffir_sr.data.masks import mask_values
 from diffir_sr.errors import InputError
-from diffir_sr.inference.picture import Picture
+from diffir_sr.files.decoders import pillow_channels
+from diffir_sr.files.images import decode, is_image_name, read_file, without_suffix
+from diffir_sr.files.picture import Picture
+
+_NEARLY_ALL = 0.95  # of a picture, from which on a mask is more likely a mistake
+_MASK_MODES = ("1", "L", "LA", "RGB", "RGBA", "I", "F", "I;16", "P")
+_OF_LAMA = re.compile(r"_mask\d*$")  # image1.png has the masks image1_mask.png, image1_mask000.png, ...
 
 
 @dataclass(frozen=True)
@@ -29,10 +38,10 @@ def mask_for(picture: Picture, given: Any, *, where: str) -> Mask:
     Values of half or more of the full range are missing; the range of a float mask is [0, 1], and that of an integer
     mask whose values are 0 and 1 alone is 1. Raises InputError for a mask of another size, or with no such values.
     """
-    if isinstance(given, str) and not Path(given).exists():
+    if isinstance(given, str) and not Path(given).expanduser().exists():
         return _by_colour(picture, given, where)
     if isinstance(given, str | os.PathLike):
-        values, name = decode(read_file(Path(given)), where=os.fspath(given)), os.fspath(given)
+        values, name = decode(read_file(Path(given).expanduser()), where=os.fspath(given)), os.fspath(given)
     else:
         values, name = _values(given), "mask"
     return _checked(values, picture, name, where)
@@ -40,7 +49,7 @@ def mask_for(picture: Picture, given: Any, *, where: str) -> Mask:
 
 def _values(given: Any) -> np.ndarray:
     if isinstance(given, Image.Image):
-        return np.asarray(given.convert("L"))
+        return pillow_channels(given if given.mode in _MASK_MODES else given.convert("RGB"))
     if not isinstance(given, np.ndarray) or given.dtype.kind not in "bfu" or given.ndim not in (2, 3):
         kind = f"{given.dtype} {given.shape}" if isinstance(given, np.ndarray) else type(given).__name__
         raise InputError(f"a mask is a path, a PIL image or an array (H, W) of bool, uint8 or float, got {kind}")
@@ -57,8 +66,7 @@ def _checked(values: np.ndarray, picture: Picture, name: str, where: str) -> Mas
     channels = values.reshape(height, width, -1)
     if not 1 <= channels.shape[2] <= 4:
         raise InputError(f"{where}: its mask {name} has the shape {values.shape}; give it as (H, W)")
-    # Alpha of a mask says nothing: a mask is black and white.
-    colours = channels[..., :-1] if channels.shape[2] in (2, 4) else channels
+    colours, is_alpha = mask_values(channels)
     low, high = float(colours.min()), float(colours.max())
     if values.dtype.kind == "f" and not (low >= -1e-3 and high <= 1 + 1e-3):  # so that NaN is refused, too
         raise InputError(
@@ -67,11 +75,14 @@ def _checked(values: np.ndarray, picture: Picture, name: str, where: str) -> Mas
         )
     top = np.iinfo(values.dtype).max if values.dtype.kind == "u" and high > 1 else 1
     share = colours.mean(axis=2) / top
-    notes = ()
+    notes = (f"{name}: its colours are uniform, so its alpha is the mask",) if is_alpha else ()
     between = float(((share > 0) & (share < 1)).mean())
     if between:
-        notes = (f"{name}: {between:.1%} of the mask is grey; from half white on, a pixel counts as missing",)
-    return _told(share >= 0.5, notes, f"{name}: the mask is black: no pixel is missing")
+        notes = (
+            *notes,
+            f"{name}: {between:.1%} of the mask is grey; from half white on, a pixel counts as missing",
+        )
+    return _told(share >= 0.5, notes, name, f"{name}: the mask is black: no pixel is missing")
 
 
 def _by_colour(picture: Picture, colour: str, where: str) -> Mask:
@@ -85,25 +96,51 @@ def _by_colour(picture: Picture, colour: str, where: str) -> Mask:
         same = np.rint(picture.colours * 255) == wanted
     else:
         same = picture.colours == np.array(wanted) * (np.iinfo(picture.colours.dtype).max // 255)
-    return _told(same.all(axis=2), (), f"{where}: no pixel has exactly the colour {colour}: none is missing")
+    return _told(same.all(axis=2), (), where, f"{where}: no pixel has exactly the colour {colour}: none is missing")
 
 
-def _told(missing: np.ndarray, notes: tuple[str, ...], when_none: str) -> Mask:
+def _told(missing: np.ndarray, notes: tuple[str, ...], name: str, when_none: str) -> Mask:
+    if missing.mean() >= _NEARLY_ALL:
+        covers = "everything" if missing.all() else f"{missing.mean():.1%} of the picture"
+        notes = (*notes, f"{name}: the mask covers {covers}, so little is left to go by; white is what is missing")
     return Mask(missing, notes if missing.any() else (*notes, when_none))
 
 
-def find_mask(given: str, relative: str) -> str:
+def find_mask(given: str, relative: str, source: Path | None = None) -> str:
     """What `--mask` means for one picture: the file or colour itself, or of a folder the file of the same name.
 
-    `relative` is the picture's path under its input folder. Its mask may have another image suffix, or `_mask`
-    after its name. Raises InputError where the folder has none.
+    `relative` is the picture's path under its input folder, `source` the picture's own, which is never its mask. A
+    mask may have another image suffix, in upper or lower case, or `_mask`, `_mask000`, ... after its name: the first
+    of these is taken. Raises InputError where the folder has none.
     """
-    folder = Path(given)
+    folder = Path(given).expanduser()
     if not folder.is_dir():
         return given
     stem = without_suffix(relative)
-    names = [relative, *(f"{stem}{extra}{suffix}" for extra in ("", "_mask") for suffix in SUFFIXES)]
-    for name in names:
-        if (folder / name).is_file():
-            return str(folder / name)
+    parent = (folder / stem).parent
+    beside = _images_by_stem(parent, parent.stat().st_mtime_ns if parent.is_dir() else 0)
+    own = None if source is None else source.resolve()
+    name = Path(stem).name
+    numbered = sorted(other for other in beside if other.startswith(name) and _OF_LAMA.fullmatch(other[len(name) :]))
+    for candidate in dict.fromkeys((f"{name}_mask", *numbered, name)):
+        for file in beside.get(candidate, ()):
+            if file.resolve() != own:
+                return str(file)
     raise InputError(f"{relative}: no mask of this name in {folder.resolve()}; looked for {stem}.png, {stem}_mask.png")
+
+
+@lru_cache(maxsize=4)
+def _images_by_stem(folder: Path, changed: int) -> dict[str, list[Path]]:
+    """The images of a folder by name without suffix; `changed` is when it was, so that no listing is kept too long."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if is_image_name(file.name):
+            found.setdefault(without_suffix(file.name), []).append(file)
+    return found
+
+
+def is_mask_of_another(relative: str, stems: Collection[str]) -> bool:
+    """Whether a picture is by its name the mask of another one, of `stems` (relative paths without suffix)."""
+    stem = without_suffix(relative)
+    found = _OF_LAMA.search(stem)
+    return found is not None and stem[: found.start()] in stems

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +24,12 @@ from diffir_sr.devices import device_of
 from diffir_sr.diffusion.noise import Noise, PictureNoise
 from diffir_sr.errors import InputError
 from diffir_sr.families.base import Engine
+from diffir_sr.files.picture import Picture
 from diffir_sr.inference.free_memory import check_fits_in_memory
 from diffir_sr.inference.inputs import is_batch, load_input
 from diffir_sr.inference.interpolation import interpolated
 from diffir_sr.inference.journal import digest_of_file
 from diffir_sr.inference.masks import Mask, mask_for
-from diffir_sr.inference.picture import Picture
 from diffir_sr.inference.plain import OVERLAP, TILE, TileMode, engine_for, restored_under
 from diffir_sr.weights.search import choose
 
@@ -139,7 +139,7 @@ class Restorer:
         for image, mask in zip(images, masks, strict=True):
             picture, back, where = load_input(image, check=self.check_fits_in_memory)
             lq, found = self.prepared(picture, mask, where=where)
-            _tell(found, unless=mask)
+            _tell(picture, found, where, unless=mask)
             together = (
                 waiting
                 and waiting[0][2].shape == lq.shape
@@ -162,7 +162,7 @@ class Restorer:
             raise InputError(f"samples: expected 2 or more, got {count}")
         picture, back, where = load_input(image, check=self.check_fits_in_memory)
         lq, found = self.prepared(picture, mask, where=where)
-        _tell(found, unless=mask)
+        _tell(picture, found, where, unless=mask)
         results, mean, squares = [], torch.zeros(()), torch.zeros(())
         for sample in range(count):
             made = self.run(lq, self.start(lq, seed=seed, sample=sample)).clamp(0, 1)
@@ -307,7 +307,7 @@ class Restorer:
         colours = np.ascontiguousarray(values.astype(kind))
         if lq.shape[1] == 4:
             colours = np.where(lq[0, 3].numpy()[..., None] > 0.5, colours, picture.colours)
-        return Picture(colours, self._enlarged(picture.alpha), picture.icc, picture.exif, picture.format)
+        return replace(picture, colours=colours, alpha=self._enlarged(picture.alpha), notes=())
 
     def _enlarged(self, alpha: np.ndarray | None) -> np.ndarray | None:
         if alpha is None or self.scale == 1:
@@ -319,7 +319,9 @@ class Restorer:
         return np.clip(larger, 0, 1).astype(alpha.dtype)
 
 
-def _tell(found: Mask | None, *, unless: Any) -> None:
+def _tell(picture: Picture, found: Mask | None, where: str, *, unless: Any) -> None:
+    for note in picture.notes:
+        logger.warning("%s: %s.", where, note)
     if found and found is not unless:  # whoever gives a Mask has read its notes
         for note in found.notes:
             logger.warning("%s.", note)

@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from diffir_sr.data.images import read_file
 from diffir_sr.diffusion.noise import Noise
 from diffir_sr.errors import InputError
 from diffir_sr.failures import out_of_memory, sentence
 from diffir_sr.files.atomic import partial_name
+from diffir_sr.files.images import read_file
+from diffir_sr.files.picture import FORMATS, Picture, encode, format_of, not_held
 from diffir_sr.inference.files import SUFFIX_OF, Job
 from diffir_sr.inference.inputs import from_bytes
 from diffir_sr.inference.journal import Journal, digest, digest_of_file
 from diffir_sr.inference.masks import find_mask
-from diffir_sr.inference.picture import FORMATS, Picture, encode, format_of, not_held
 from diffir_sr.inference.restorer import Restorer
 from diffir_sr.inference.stream import write_out
 from diffir_sr.inference.videos.restoring import VideoOutcome, restore_video
@@ -136,7 +136,7 @@ class Runner:
             self._video(job, report)
             return
         data = sys.stdin.buffer.read() if job.source is None else read_file(job.source)
-        mask = None if self.wishes.mask is None else find_mask(self.wishes.mask, job.relative)
+        mask = None if self.wishes.mask is None else find_mask(self.wishes.mask, job.relative, job.source)
         source = digest(data) + _mask_digest(mask)
         if job.target is not None:
             _check_writable(job.target)
@@ -163,8 +163,10 @@ class Runner:
     def _restored(self, job: Job, data: bytes, mask: str | None) -> list[tuple[Path | None, bytes]]:
         picture = from_bytes(data, where=str(job), check=self.restorer.check_fits_in_memory)
         form = format_of(job.target) if job.target else self._stream_format(picture)
-        for lost in not_held(picture, form):
-            self.say(f"{job}: {form} does not hold {lost}")
+        for note in picture.notes:
+            self.say(f"{job}: {note}")
+        if lost := not_held(picture, form):
+            self.say(f"{job}: {form} does not hold {', '.join(lost)}")
         if picture.alpha is not None:
             self.say(f"{job}: its transparency is carried, {_how_carried(self.restorer.scale)}, not restored")
         lq, found = self.restorer.prepared(picture, mask, where=str(job))

@@ -14,10 +14,10 @@ import torch
 
 from diffir_sr.data.arrays import to_tensor
 from diffir_sr.data.degradation import Degradation, StepRanges, ranges_from_options
-from diffir_sr.data.images import decode, read_file
 from diffir_sr.data.kernels import KernelRanges, blur_kernel, final_kernel
 from diffir_sr.data.sources import FolderSource
 from diffir_sr.errors import InputError
+from diffir_sr.files.images import decode, read_file
 from diffir_sr.prepare.jobs import check_apart, run_all
 from diffir_sr.prepare.stored import Stored, Target, relative
 

@@ -9,13 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
-from diffir_sr.data.images import decode, encode_png, read_file
 from diffir_sr.data.sources import FolderSource, open_source
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import write_atomically
+from diffir_sr.files.images import decode, read_file
+from diffir_sr.files.picture import as_bits, encode_png
 from diffir_sr.options import load_options
 from diffir_sr.prepare import degrade
 from diffir_sr.prepare.contact_sheet import centre, contact_sheet, enlarged
@@ -92,7 +92,7 @@ def _write_sheet(tasks: Sequence[degrade.Task], output: Path, scale: int) -> Pat
 
 
 def _colours(image: np.ndarray) -> np.ndarray:
-    image = (image / 257).round().astype(np.uint8) if image.dtype == np.uint16 else image
-    if image.shape[2] == 1:
-        image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+    image = as_bits(image, np.uint8)
+    if image.shape[2] < 3:
+        image = np.repeat(image[..., :1], 3, axis=2)
     return np.ascontiguousarray(image[..., :3])

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from diffir_sr.data.images import encode_png
 from diffir_sr.data.sources import FolderSource, some
 from diffir_sr.errors import InputError
+from diffir_sr.files.picture import encode_png
 from diffir_sr.prepare.jobs import check_apart, run_all
 from diffir_sr.prepare.matlab_resize import bicubic_resize
 from diffir_sr.prepare.storable import read_storable

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from diffir_sr.data.images import header
 from diffir_sr.data.sources import some
 from diffir_sr.errors import InputError
+from diffir_sr.files.images import header
 from diffir_sr.prepare.jobs import run_all
 from diffir_sr.prepare.parsing import folder
 from diffir_sr.prepare.storable import read_storable

@@ -14,11 +14,11 @@ from typing import Any
 
 import lmdb
 
-from diffir_sr.data.images import encode_png
 from diffir_sr.data.manifest import Entry, Manifest, write_manifest
 from diffir_sr.data.pairs import find_pairs
 from diffir_sr.data.sources import FolderSource, key_of, some
 from diffir_sr.errors import InputError
+from diffir_sr.files.picture import encode_png
 from diffir_sr.prepare.jobs import is_running, stream
 from diffir_sr.prepare.storable import read_storable
 from diffir_sr.version import __version__

@@ -10,11 +10,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from diffir_sr.data.images import decode, read_file
 from diffir_sr.data.masks import evaluation_mask
 from diffir_sr.data.sources import FolderSource
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import write_atomically
+from diffir_sr.files.images import decode, read_file
 from diffir_sr.prepare.jobs import check_apart, run_all
 from diffir_sr.prepare.storable import read_storable
 from diffir_sr.prepare.stored import Stored, Target, relative

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from diffir_sr.data.images import decode, encode_png, read_file
 from diffir_sr.data.sources import FolderSource, open_source
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import write_atomically
+from diffir_sr.files.images import decode, read_file
+from diffir_sr.files.picture import as_bits, encode_png
 from diffir_sr.prepare import masks
 from diffir_sr.prepare.contact_sheet import contact_sheet
 from diffir_sr.prepare.jobs import default_jobs
@@ -102,7 +103,7 @@ def write_sheet(pictures: Sequence[tuple[str, Path]], output: Path) -> Path:
     tiles = []
     for name, file in pictures[:_SHOWN]:
         image = decode(read_file(file), where=str(file))
-        tiles.append((name, np.repeat(image[::2, ::2, :1], 3, axis=2)))
+        tiles.append((name, np.repeat(as_bits(image[::2, ::2, :1], np.uint8), 3, axis=2)))
     path = output.with_name(f"{output.name}.sheet.png")
     write_atomically(encode_png(contact_sheet(tiles, columns=8)), path)
     return path

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffir_sr.data.images import header, without_suffix
 from diffir_sr.data.meta_info import read_meta
 from diffir_sr.data.sources import FolderSource, Source, name_of
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import write_atomically
+from diffir_sr.files.images import header, without_suffix
 from diffir_sr.prepare.jobs import run_all
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from diffir_sr.data.images import header
 from diffir_sr.data.sources import FolderSource, some
 from diffir_sr.errors import InputError
+from diffir_sr.files.images import header
 from diffir_sr.prepare.jobs import check_apart, run_all
 from diffir_sr.prepare.storable import read_storable
 from diffir_sr.prepare.stored import Stored, Target, relative

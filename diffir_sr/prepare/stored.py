@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from diffir_sr.data.encoded import read_header
-from diffir_sr.data.images import decode, encode_png, read_file
 from diffir_sr.data.manifest import Entry, Manifest, manifest_path, read_manifest, write_manifest
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import write_atomically
+from diffir_sr.files.images import header, read_file
+from diffir_sr.files.picture import encode_png
 from diffir_sr.prepare.jobs import remove_leftovers
 from diffir_sr.version import __version__
 
@@ -56,13 +56,8 @@ class Target:
 
     def keep(self) -> Stored:
         """The file as it is there; raises InputError where it is no image."""
-        data = read_file(self.path)
-        header = read_header(self.path)
-        if header is None:
-            height, width, channels = decode(data, where=str(self.path)).shape
-        else:
-            height, width, channels = header.height, header.width, header.channels
-        return Stored(self._entry(data, (height, width, channels)), written=False)
+        data, found = read_file(self.path), header(self.path)
+        return Stored(self._entry(data, (found.height, found.width, found.channels)), written=False)
 
     def _entry(self, data: bytes, size: tuple[int, int, int]) -> Entry:
         return Entry(self.name, self.origin, size, len(data), hashlib.sha256(data).hexdigest())

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from diffir_sr.data.images import encode_png
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import write_atomically
+from diffir_sr.files.picture import encode_png
 
 
 @dataclass(frozen=True)

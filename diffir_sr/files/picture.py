@@ -1,0 +1,206 @@
+"""A picture in memory, and its bytes as PNG, JPEG, WebP, TIFF or BMP with what its file said beside the pixels."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+from PIL import Image
+
+from diffir_sr.errors import InputError
+from diffir_sr.files.atomic import write_atomically
+from diffir_sr.files.metadata import Metadata, png_chunks_of, text_names, with_png_chunks
+
+# What is written, by suffix.
+FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".jpe": "jpeg", ".jfif": "jpeg", ".webp": "webp"}
+FORMATS |= {".tif": "tiff", ".tiff": "tiff", ".bmp": "bmp", ".dib": "bmp"}
+_LARGEST = {"jpeg": 65535, "webp": 16383}  # pixels per side that a format can hold
+_HOLDS_EXIF = _HOLDS_XMP = ("png", "jpeg", "webp")
+_HOLDS_DPI = ("png", "jpeg", "tiff", "bmp")
+_HOLDS_ALPHA = ("png", "webp", "tiff")  # readers take the fourth channel of a BMP for nothing
+_LARGEST_JPEG_EXIF = 65533 - 6  # a segment's length counts itself; "Exif" and two zeros come before
+_LARGEST_JPEG_XMP = 65533 - 29
+_XMP_TAG = 700  # of TIFF
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """Colours (H, W, 1 grey or 3 RGB) as uint8, uint16 or float in [0, 1], perhaps alpha (H, W) of the same type.
+
+    It is upright; `icc`, `exif` and `metadata` (which holds neither of the two) are carried from and to files, without
+    orientation. `notes` are sentences about how it was read.
+    """
+
+    colours: np.ndarray
+    alpha: np.ndarray | None = None
+    icc: bytes | None = None
+    exif: bytes | None = None
+    format: str = "png"
+    metadata: Metadata = Metadata()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.colours.shape[0], self.colours.shape[1]
+
+    @property
+    def channels(self) -> np.ndarray:
+        """(H, W, 1 to 4): colours and, where there is one, alpha."""
+        return self.colours if self.alpha is None else np.dstack([self.colours, self.alpha])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        found = self.channels
+        return found if dtype is None else found.astype(dtype)
+
+    def save(self, path: str | Path, *, quality: int = 95, overwrite: bool = False) -> None:
+        """Write a file, whole or not at all; its suffix says the format. What exists stays unless `overwrite`."""
+        path = Path(path).expanduser()
+        if path.exists() and not overwrite:
+            raise InputError(f"{path} exists and stays as it is; choose another name or overwrite=True")
+        write_atomically(encode(self, format_of(path), quality=quality), path)
+
+
+def format_of(path: Path) -> str:
+    """The format that a file name asks for; raises InputError for an unknown suffix."""
+    found = FORMATS.get(path.suffix.lower())
+    if found is None:
+        raise InputError(f"{path}: no known image format; end the name with one of {' '.join(FORMATS)}")
+    return found
+
+
+def not_held(picture: Picture, form: str) -> list[str]:
+    """What of a picture its file in a format will lack, in words."""
+    lost, metadata = [], picture.metadata
+    if picture.colours.dtype == np.uint16 and form not in ("png", "tiff"):
+        lost.append("the second 8 of its 16 bits")
+    if picture.colours.dtype.kind == "f" and form != "tiff":
+        lost.append(f"more than {16 if form == 'png' else 8} bits of its floats")
+    if picture.icc and not _holds_profile(picture, form):
+        lost.append("the colour profile")
+    if picture.exif and not _holds_exif(picture.exif, form):
+        lost.append("so much EXIF" if form in _HOLDS_EXIF else "EXIF")
+    if metadata.colour_chunks and form != "png":
+        lost.append(f"how its colours are meant ({', '.join(name.decode() for name, _ in metadata.colour_chunks)})")
+    if metadata.xmp and not _holds_xmp(metadata.xmp, form):
+        lost.append("so much XMP" if form == "jpeg" else "XMP")
+    if metadata.dpi and form not in _HOLDS_DPI:
+        lost.append("dpi")
+    if metadata.text and form != "png":
+        lost.append(f"its text ({', '.join(text_names(metadata))})")
+    if metadata.comment and form != "jpeg":
+        lost.append("its comment")
+    return [*lost, *metadata.left_out]
+
+
+def _holds_profile(picture: Picture, form: str) -> bool:
+    """Whether a file will be of the kind that the picture's profile is for."""
+    if form == "bmp" or not picture.icc:
+        return False
+    is_grey = picture.colours.shape[2] == 1 and form != "webp"
+    kind = picture.icc[16:20]
+    return (kind != b"GRAY" or is_grey) and not (kind == b"RGB " and is_grey and form == "png")
+
+
+def _holds_exif(exif: bytes, form: str) -> bool:
+    return form in _HOLDS_EXIF and not (form == "jpeg" and len(exif.removeprefix(b"Exif\0\0")) > _LARGEST_JPEG_EXIF)
+
+
+def _holds_xmp(xmp: bytes, form: str) -> bool:
+    return form in (*_HOLDS_XMP, "tiff") and not (form == "jpeg" and len(xmp) > _LARGEST_JPEG_XMP)
+
+
+def encode(picture: Picture, form: str, *, quality: int = 95) -> bytes:
+    """The file's bytes; `quality` 1 to 100 is for JPEG and WebP (100: without loss). Raises InputError where
+    the format cannot hold the picture.
+    """
+    height, width = picture.size
+    if max(height, width) > _LARGEST.get(form, 2**31):
+        raise InputError(f"{form} holds at most {_LARGEST[form]} pixels per side, not {height}x{width}; choose png")
+    if picture.alpha is not None and form not in _HOLDS_ALPHA:
+        raise InputError(f"{form} cannot hold the transparency of this picture; choose png, webp or tiff")
+    if form == "png":
+        icc = picture.icc if _holds_profile(picture, form) else None
+        metadata = replace(picture.metadata, exif=picture.exif)
+        return with_png_chunks(encode_png(_integers(picture.channels)), png_chunks_of(metadata, icc=icc))
+    if form == "tiff":
+        return _tiff(picture)
+    return _by_pillow(picture, form, quality)
+
+
+def encode_png(image: np.ndarray, *, compress_level: int = 1) -> bytes:
+    """PNG bytes of an array (H, W, C), uint8 or uint16: grey, grey with alpha, RGB or RGBA."""
+    if image.ndim != 3 or not 1 <= image.shape[2] <= 4 or image.dtype not in (np.uint8, np.uint16) or not image.size:
+        raise InputError(f"an array of shape {image.shape}, {image.dtype} cannot be stored as PNG")
+    plain = image[..., 0] if image.shape[2] == 1 else image
+    return bytes(imagecodecs.png_encode(np.ascontiguousarray(plain), level=compress_level))
+
+
+def as_bits(values: np.ndarray, kind: Any) -> np.ndarray:
+    """Values of any supported type as uint8 or uint16 (or unchanged), rounded."""
+    if values.dtype == kind:
+        return values
+    largest = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
+    share = values / largest[values.dtype] if values.dtype in largest else values
+    return np.rint(np.clip(share, 0, 1) * largest[np.dtype(kind)]).astype(kind)
+
+
+def _integers(values: np.ndarray) -> np.ndarray:
+    return values if values.dtype in (np.uint8, np.uint16) else as_bits(values, np.uint16)
+
+
+def _by_pillow(picture: Picture, form: str, quality: int) -> bytes:
+    channels = as_bits(picture.channels, np.uint8)
+    image = Image.fromarray(channels[..., 0] if channels.shape[2] == 1 else channels)
+    if form == "webp" and image.mode in ("L", "LA"):
+        image = image.convert("RGBA" if image.mode == "LA" else "RGB")
+    how: dict[str, Any] = {"bmp": {}, "jpeg": {"quality": quality, "subsampling": 0}}.get(form) or {}
+    if form == "webp":
+        how = {"lossless": True, "exact": True} if quality == 100 else {"quality": quality}
+    metadata = picture.metadata
+    if _holds_profile(picture, form):
+        how["icc_profile"] = picture.icc
+    if picture.exif and _holds_exif(picture.exif, form):
+        how["exif"] = picture.exif
+    if metadata.xmp and _holds_xmp(metadata.xmp, form):
+        how["xmp"] = metadata.xmp
+    if metadata.dpi and form in _HOLDS_DPI:
+        how["dpi"] = metadata.dpi
+    if metadata.comment and form == "jpeg":
+        how["comment"] = metadata.comment
+    file = io.BytesIO()
+    image.save(file, form.upper(), **how)
+    return file.getvalue()
+
+
+def _tiff(picture: Picture) -> bytes:
+    import tifffile
+
+    channels = picture.channels
+    if channels.dtype.kind == "f":
+        channels = channels.astype(np.float32)
+    metadata, how = picture.metadata, {}
+    if picture.icc and _holds_profile(picture, "tiff"):
+        how["iccprofile"] = picture.icc
+    if metadata.dpi:
+        how |= dict(resolution=metadata.dpi, resolutionunit="INCH")
+    if metadata.xmp:
+        how["extratags"] = [(_XMP_TAG, 1, len(metadata.xmp), metadata.xmp, True)]
+    file = io.BytesIO()
+    tifffile.imwrite(
+        file,
+        channels[..., 0] if channels.shape[2] == 1 else channels,
+        photometric="rgb" if picture.colours.shape[2] == 3 else "minisblack",
+        planarconfig="contig" if channels.shape[2] > 1 else None,
+        extrasamples=["unassalpha"] if picture.alpha is not None else None,
+        compression="zlib",
+        predictor=channels.dtype.kind == "u",
+        metadata=None,
+        software=False,
+        **how,
+    )
+    return file.getvalue()
