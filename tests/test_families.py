@@ -289,7 +289,26 @@ def test_memory_of_a_plain_network_is_planned():
         tight(lq, noise=PictureNoise(lq))
     parts = PlainEngine(network, memory_limit=planned // 2, tiles=True, tile=48, overlap=8)
     whole = engine(lq, noise=PictureNoise(lq))
-    assert (parts(lq, noise=PictureNoise(lq)) - whole).abs().mean() < 0.05
+    with LivingBytes() as living:
+        tiled = parts(lq, noise=PictureNoise(lq))
+    assert (tiled - whole).abs().mean() < 0.05
+    assert living.peak < planned // 2 + whole.numel() * 4 * 3  # beside the network: result, weights and a copy of one
+
+
+@pytest.mark.parametrize("kind", ["MSRResNet", "RRDBNet", "SwinIR"])
+def test_the_plan_of_memory_holds_for_other_networks(kind):
+    more = {
+        "MSRResNet": dict(num_feat=16, num_block=2, upscale=2),
+        "RRDBNet": dict(scale=2, num_feat=16, num_block=1, num_grow_ch=8),
+        "SwinIR": dict(upscale=2, img_size=24, window_size=8, depths=[2], embed_dim=16, num_heads=[2])
+        | dict(upsampler="pixelshuffledirect", in_chans=3),
+    }[kind]
+    channels = {} if kind == "SwinIR" else dict(num_in_ch=3, num_out_ch=3)
+    network = build_network(dict(type=kind, **channels, **more)).eval()
+    planned = PlainEngine(network).plan(96, 160).bytes
+    with LivingBytes() as living, torch.inference_mode():
+        network(torch.rand(1, 3, 96, 160))
+    assert living.peak / 2 < planned < living.peak * 2
 
 
 def test_what_a_network_needs_beside_the_picture_is_checked():
@@ -329,6 +348,19 @@ def test_noise_of_an_iteration_is_a_function_of_iteration_rank_and_name():
     assert not torch.equal(one.normal((2, 4), "level"), one.normal((2, 4)))
     with pytest.raises(ValueError, match="is not the given"):
         GivenNoise(torch.zeros(1, 4)).normal((1, 5))
+
+
+def test_noise_keeps_the_values_that_published_results_were_made_with():
+    """Fixed numbers: another value would change every restored picture and every resumed training."""
+    lq = torch.arange(3 * 8 * 8, dtype=torch.float32).reshape(1, 3, 8, 8) / 191
+    noise = PictureNoise(lq, seed=7)
+    torch.testing.assert_close(noise.normal((1, 4)), torch.tensor([[-1.3485111, -0.3775639, 0.4824213, 0.2220353]]))
+    second = PictureNoise(lq, seed=7, sample=1).normal((1, 2))
+    torch.testing.assert_close(second, torch.tensor([[-0.3876055, -1.5971757]]))
+    image = noise.normal((1, 1, 2, 2), "step 1").flatten()
+    torch.testing.assert_close(image, torch.tensor([1.3503506, -0.8731370, -0.2430767, 0.7823724]))
+    training = IterationNoise(seed=3, iteration=11).normal((2, 2))
+    torch.testing.assert_close(training, torch.tensor([[-0.1718145, -0.1809073], [0.0412442, -0.7163756]]))
 
 
 # Cards

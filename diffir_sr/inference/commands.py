@@ -96,6 +96,8 @@ def _restore(args: argparse.Namespace) -> int:
     from diffir_sr.weights.search import choose
 
     _check_numbers(args)
+    if args.tile_mode == "prior":
+        sys.stderr.write("warning: --tile-mode prior is now called --tile-mode tiles\n")
     if args.output == args.json == STREAM:
         raise InputError("-o - and --json - would both write to standard output; name a file for one of them")
     jobs = plan(args.inputs, args.output, form=args.format)  # what cannot be is known before weights are loaded

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from diffir_sr.data.records import append_record, forget_after, unwritable
 from diffir_sr.devices import default_device
 from diffir_sr.errors import InputError
+from diffir_sr.models.saving import CardFiles
 from diffir_sr.options import LoadedOptions
 from diffir_sr.training.catching_up import is_complete, make_up, unmeasured
 from diffir_sr.training.run import (
@@ -103,12 +104,22 @@ def _train(opt: dict[str, Any], loaded: LoadedOptions) -> None:
         make_up(model, opt, evaluations, writer, done=done)
     last = _iterate_watched(model, opt, loader, sampler, evaluations, writer, done=done)
     logger.info("Saving the final networks as 'latest'")
-    model.save(epoch=-1, current_iter=-1)
+    _save(model, opt, epoch=-1, iteration=-1, done=last)
     if opt.get("val") and last % opt["val"]["val_freq"]:
         for evaluation in unmeasured(opt, evaluations, last):
             model.validation(evaluation, last, writer, opt["val"].get("save_img", False))
     if writer:
         writer.close()
+
+
+def _save(model: Any, opt: dict[str, Any], *, epoch: int, iteration: int, done: int) -> None:
+    """Save as the model does; models of BasicSR get a file with a model card, too, as ours write it themselves."""
+    model.save(epoch, iteration)
+    network = getattr(model, "net_g_ema", None) or getattr(model, "net_g", None)
+    if getattr(model, "card_files", None) is None and isinstance(network, torch.nn.Module):
+        cards = CardFiles(opt)
+        cards.iteration = done
+        cards.save(model.get_bare_model(network), iteration, averaged=hasattr(model, "net_g_ema"))
 
 
 def _iterate_watched(model: Any, opt: dict[str, Any], *parts: Any, done: int) -> int:
@@ -198,7 +209,7 @@ def _iterate(
             if iteration % save_every == 0 or stopping:
                 logger.info("Saving networks and training state")
                 save_options(opt, iteration)  # first: a state never lies there without them
-                model.save(epoch, iteration)
+                _save(model, opt, epoch=epoch, iteration=iteration, done=iteration)
             if stopping:
                 logger.warning(f"Stopped after iteration {iteration:,d}; go on with --auto_resume")
                 raise Interrupted(stopping)
