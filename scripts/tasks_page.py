@@ -41,7 +41,10 @@ def main() -> int:
         if not report.is_file():
             sys.stderr.write(f"no {report}; run: diffir quickstart --task {task.name}\n")
             return 1
-        parts.append(report.read_text().replace(f"]({task.name}.jpg)", f"](tasks/{task.name}.jpg)"))
+        text = report.read_text()
+        parts.append(
+            text[text.index(f"## {task.title}\n") :].replace(f"]({task.name}.jpg)", f"](tasks/{task.name}.jpg)")
+        )
         copy_picture(task.results / f"{task.name}.jpg", docs / "tasks" / f"{task.name}.jpg")
     (docs / "tasks.md").write_text("\n".join(parts))
     return 0

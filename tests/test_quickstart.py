@@ -16,7 +16,8 @@ from diffir_sr.options.recipes import recipes_folder
 from diffir_sr.options.source import read_source
 from diffir_sr.quickstart.cases import cases, filled
 from diffir_sr.quickstart.commands import data_commands, stage_commands
-from diffir_sr.quickstart.report import write_report
+from diffir_sr.quickstart.photographs import HELD_OUT, write_photographs
+from diffir_sr.quickstart.report import show_shipped_model, write_report
 from diffir_sr.quickstart.tasks import HELD_OUT_DATA, TASKS, TRAIN_DATA
 
 REPO = Path(__file__).resolve().parents[1]
@@ -127,6 +128,16 @@ def test_a_task_runs_from_photographs_to_its_report(task):
         known = case.simple["zeros"].any(axis=2)
         assert np.array_equal(case.of_stage("S2")[known], case.gt[known])
         assert not np.array_equal(case.of_stage("S2"), case.gt)
+
+
+def test_it_begins_with_a_photograph_restored_by_the_shipped_model():
+    task = TASKS["sr"]
+    write_photographs(HELD_OUT, folder=HELD_OUT_DATA / "photos")
+    text = show_shipped_model(task)
+    bicubic, ours = (float(re.search(rf"{name} ([\d.]+) dB", text)[1]) for name in ("bicubic", "sr_x4"))
+    assert ours > bicubic + 0.5
+    assert (task.results / "shipped.jpg").is_file()
+    assert text in (task.results / "shipped.md").read_text()
 
 
 def test_the_seed_reaches_every_training():

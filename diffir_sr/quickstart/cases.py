@@ -79,19 +79,14 @@ def _named(folder: Path) -> Iterator[tuple[str, Path]]:
     return ((path.stem, path) for path in sorted(folder.glob("*.png")))
 
 
+def enlarged_case(name: str, truth: np.ndarray, small: np.ndarray, *, restored: str = "") -> Case:
+    """The case of a picture that was made smaller; bicubic enlargement is what there is to beat."""
+    return Case(name, {"bicubic": _bicubic(small)}, truth, restored, _edges(truth), shown=small)
+
+
 def _enlarged(task: Task, *, name: str, gt: Path, lq: Path, dataset: str) -> Case:
-    truth, small = read(gt), read(lq)
     restored = f"results/{task.prefix}_{{stage}}/visualization/{dataset}/{gt.stem}_{{stage}}.png"
-    return Case(
-        name,
-        {
-            "bicubic": _bicubic(small),
-        },
-        truth,
-        restored,
-        _edges(truth),
-        shown=small,
-    )
+    return enlarged_case(name, read(gt), read(lq), restored=restored)
 
 
 def _sr(task: Task) -> Iterator[Case]:

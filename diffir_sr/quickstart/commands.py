@@ -20,9 +20,9 @@ def add_quickstart_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "quickstart",
         help="train a small DiffIR on real photographs, from data to pictures",
-        description="Prepares photographs, trains the stages of one task (and, for sr, a GAN phase), tests, and writes "
-        "pictures and a table to results/quickstart/ (other tasks: results/quickstart_TASK/). Some minutes on two CPU "
-        "cores.",
+        description="Restores a photograph with a shipped model, then prepares photographs, trains the stages of one "
+        "task (and, for sr, a GAN phase), tests, and writes pictures and a table to results/quickstart/ (other tasks: "
+        "results/quickstart_TASK/). Some minutes on two CPU cores.",
     )
     parser.add_argument("--task", choices=list(TASKS), default="sr", help="what to restore (default sr)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, patches and noise (default 0)")
@@ -30,13 +30,16 @@ def add_quickstart_parser(commands: Any) -> None:
 
 
 def _quickstart(args: argparse.Namespace) -> int:
-    from diffir_sr.quickstart.report import check_metrics, write_report
+    from diffir_sr.quickstart.report import check_metrics, show_shipped_model, write_report
 
     started = time.perf_counter()
     task = TASKS[args.task]
     check_metrics(task)
     write_photographs(TRAINING, folder=TRAIN_DATA / "photos")
     write_photographs(HELD_OUT, folder=HELD_OUT_DATA / "photos")
+    sys.stdout.write(
+        f"\n{show_shipped_model(task)}\nPicture: {task.results}/shipped.jpg. Now training one from nothing.\n"
+    )
     for command in (*data_commands(task.name), *stage_commands(args.seed, task.name)):
         if _already_there(command):
             continue

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import torch
 from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim
 
+from diffir_sr.inference.restorer import load_restorer
 from diffir_sr.metrics.image_api import calculate_lpips
 from diffir_sr.metrics.perceptual import prepare
-from diffir_sr.quickstart.cases import PROTOCOLS, Case, cases
+from diffir_sr.prepare.matlab_resize import bicubic_resize
+from diffir_sr.quickstart.cases import PROTOCOLS, SCALE, Case, cases, enlarged_case, read
 from diffir_sr.quickstart.photographs import HELD_OUT
 from diffir_sr.quickstart.pictures import LABELS, Versions, curves, sheet, strip
-from diffir_sr.quickstart.tasks import Task
+from diffir_sr.quickstart.tasks import HELD_OUT_DATA, TASKS, Task
 from diffir_sr.version import __version__
+from diffir_sr.weights.search import choose
 
 _STRIP_DETAIL = {"inpaint": 256}  # pixels of each picture in the strip; elsewhere:
 _DETAIL = 96
+_SHIPPED = "sr_x4"
+_PIECE = (slice(0, 256), slice(128, 384))  # of the first held-out photograph
 
 Scores = dict[str, tuple[float, ...]]  # PSNR, SSIM and, where the task has it, LPIPS
 
@@ -24,6 +31,35 @@ def check_metrics(task: Task) -> None:
     """Raise CheckpointError where the weights of a metric of the report are missing: better now than after training."""
     if task.lpips:
         prepare("lpips", net="alex")
+
+
+def show_shipped_model(task: Task) -> str:
+    """Restore a piece of a held-out photograph with a shipped model, and write picture and text beside the report.
+
+    Takes seconds. Gives the text.
+    """
+    started = time.perf_counter()
+    photograph = HELD_OUT[0]
+    whole = read(HELD_OUT_DATA / "photos" / f"{photograph.name}.png")
+    truth = np.ascontiguousarray(whole[_PIECE])
+    small = bicubic_resize(truth, scale=1 / SCALE)
+    chosen = choose(model=_SHIPPED)
+    restored = np.ascontiguousarray(load_restorer(chosen.path)(np.ascontiguousarray(small[..., ::-1]))[..., ::-1])
+    seconds = time.perf_counter() - started
+    case = enlarged_case(photograph.name, truth, small)
+    versions = {**case.simple, _SHIPPED: restored}
+    scores = {label: _measure(image, truth, TASKS["sr"]) for label, image in versions.items()}
+    task.results.mkdir(parents=True, exist_ok=True)
+    strip([(case, versions)], detail=_DETAIL).save(task.results / "shipped.jpg", quality=90)
+    measured = ", ".join(f"{label} {psnr:.2f} dB" for label, (psnr, *_) in scores.items())
+    text = (
+        f"The shipped model {_SHIPPED} has enlarged {small.shape[1]}x{small.shape[0]} pixels of the photograph "
+        f"{photograph.name} to {truth.shape[1]}x{truth.shape[0]} in {seconds:.1f} s: {measured} (PSNR on Y). "
+        f"Yours: `diffir restore photo.jpg -o restored --model {_SHIPPED}`."
+    )
+    page = f"## Before any training: a shipped model\n\n{text}\n\n![Before any training](shipped.jpg)\n"
+    (task.results / "shipped.md").write_text(page)
+    return text
 
 
 def write_report(task: Task, *, how: str) -> str:
@@ -44,7 +80,8 @@ def write_report(task: Task, *, how: str) -> str:
     curves(folder / "losses.png", task)
     table = _table(task, rows, against=list(shown[0][0].simple))
     (folder / "summary.md").write_text(table + "\n")
-    (folder / "report.md").write_text(_page(task, table, how))
+    before = folder / "shipped.md"
+    (folder / "report.md").write_text((before.read_text() + "\n" if before.is_file() else "") + _page(task, table, how))
     return table
 
 
