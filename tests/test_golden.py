@@ -64,12 +64,18 @@ def test_training_walks_through_the_published_priors(case):
     assert worst(image, golden["train_out"]) < IMAGE
 
 
-def test_three_adam_steps_have_the_published_losses_and_gradients(case):
+@pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
+def test_three_adam_steps_have_the_published_losses_and_gradients(case, fast):
     facts, golden, _, s2, _ = case
+    fill(s2, "s2.")
     s2.train()
+    s2.G.fast_training = fast
     optimizer = torch.optim.Adam(s2.parameters(), lr=2e-4, betas=(0.9, 0.99))
     distance = KDLoss()
-    for step, expected in enumerate(facts["train_losses"]):
+    steps = facts["train_losses"]
+    if fast and s2.G.patch_embed.proj.out_channels >= 48:  # of the large networks the first says enough
+        steps = steps[:1]
+    for step, expected in enumerate(steps):
         image, trajectory = s2(golden["lq"], golden["s1_ipr"], noise=golden["noise"])
         pixel = F.l1_loss(image, golden["gt"])
         kl, l1 = distance(golden["s1_ipr"], trajectory[-1])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diffir_sr.archs.geometry import TaskGeometry
 from diffir_sr.archs.layers import PRIOR_WIDTH, Block, Down, Level, Up
+from diffir_sr.archs.training_form import level_in_training, tail_in_training
 
 
 class _PatchEmbed(nn.Module):
@@ -53,6 +54,7 @@ class DIRformer(nn.Module):
     ) -> None:
         super().__init__()
         self.geometry = geometry
+        self.fast_training = False  # train in the form of `training_form.py`: the same numbers to rounding
 
         def level(width: int, depth: int, head_count: int) -> Level:
             def block() -> Block:
@@ -95,18 +97,27 @@ class DIRformer(nn.Module):
 
     def forward(self, image: Tensor, prior: Tensor) -> Tensor:
         fold = self.geometry.body_unshuffle
+        fast = self.fast_training and self.training
+        level = level_in_training if fast else Level.forward
+        if fast:
+            image = image.contiguous(memory_format=torch.channels_last)
         x = self.patch_embed(F.pixel_unshuffle(image, fold) if fold > 1 else image)
-        level1 = self.encoder_level1(x, prior)
-        level2 = self.encoder_level2(self.down1_2(level1), prior)
-        level3 = self.encoder_level3(self.down2_3(level2), prior)
-        x = self.latent(self.down3_4(level3), prior)
+        level1 = level(self.encoder_level1, x, prior)
+        level2 = level(self.encoder_level2, self.down1_2(level1), prior)
+        level3 = level(self.encoder_level3, self.down2_3(level2), prior)
+        x = level(self.latent, self.down3_4(level3), prior)
         x = self.reduce_chan_level3(torch.cat([self.up4_3(x), level3], 1))
-        x = self.reduce_chan_level2(torch.cat([self.up3_2(self.decoder_level3(x, prior)), level2], 1))
-        x = torch.cat([self.up2_1(self.decoder_level2(x, prior)), level1], 1)
-        x = self.decoder_level1(x, prior)
+        x = self.reduce_chan_level2(torch.cat([self.up3_2(level(self.decoder_level3, x, prior)), level2], 1))
+        x = torch.cat([self.up2_1(level(self.decoder_level2, x, prior)), level1], 1)
+        x = level(self.decoder_level1, x, prior)
         if self.refinement is not None:
-            x = self.refinement(x, prior)
-        x = self.tail(x) if self.geometry.upsample > 1 else self.output(x)
+            x = level(self.refinement, x, prior)
+        if self.geometry.upsample == 1:
+            x = self.output(x)
+        elif fast:
+            x = tail_in_training(self.tail, x)
+        else:
+            x = self.tail(x)
         return x + self._enlarged(image) if self.geometry.residual else x
 
     def _enlarged(self, image: Tensor) -> Tensor:

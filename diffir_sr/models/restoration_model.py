@@ -24,6 +24,7 @@ from diffir_sr.errors import InputError, OptionError
 from diffir_sr.families.base import Restores
 from diffir_sr.metrics.protocols import protocol
 from diffir_sr.models import validation as measuring
+from diffir_sr.models.acceleration import choose_form
 from diffir_sr.models.batches import BatchPreparation, Role
 from diffir_sr.models.finite import refuse_broken_values, refuse_broken_weights
 from diffir_sr.models.frozen import Frozen
@@ -97,6 +98,7 @@ class RestorationModel(SRModel, ABC):
     def init_training_settings(self) -> None:
         train = self.opt["train"]
         self.net_g.train()
+        choose_form(self.get_bare_model(self.net_g), train.get("form", "auto"), self.device)
         self.ema_decay = train.get("ema_decay", 0)
         if self.ema_decay > 0:
             self.net_g_ema = self._start_average()

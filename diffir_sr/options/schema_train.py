@@ -30,6 +30,11 @@ class TrainLoop(Section):
     perceptual_opt: Built | None = Field(
         None, description="Loss between VGG features of the two; vgg_path names the file with VGG's weights."
     )
+    form: Literal["auto", "plain", "fast"] = Field(
+        "auto",
+        description="How DiffIR's body is computed in training: plain, as it is defined; fast, in fewer passes over "
+        "memory, with the same numbers to rounding; auto is fast on CPUs and plain elsewhere.",
+    )
 
 
 class MixingAugs(Section):

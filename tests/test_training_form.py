@@ -1,0 +1,129 @@
+"""The training form of the networks computes what the plain form does: outputs, losses and every gradient."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from diffir_sr.archs.diffir_arch import DiffIRS1, DiffIRS2
+from diffir_sr.archs.dirformer import _tail
+from diffir_sr.archs.layers import Block, ChannelNorm, Level
+from diffir_sr.archs.training_form import (
+    _Attention,
+    _Gate,
+    _joined,
+    level_in_training,
+    modulated_norm,
+    tail_in_training,
+)
+
+
+def drawn(*shape):
+    return torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+
+def scattered(module):
+    """The module in float64 with weights that are all different, none of them a neutral start."""
+    module.double()
+    for weight in module.parameters():
+        weight.data.add_(0.2 * torch.randn_like(weight))
+    return module
+
+
+def same(plain, fast, inputs, tolerance=1e-9):
+    """Whether two results of `inputs` are equal and pass on equal gradients, relative to the largest value."""
+    pairs = [(plain, fast)]
+    back = torch.randn_like(plain)
+    gradients = [torch.autograd.grad(made, inputs, back) for made in (plain, fast)]
+    pairs += zip(*gradients, strict=True)
+    return all((one - other).abs().max() <= tolerance * one.abs().max() for one, other in pairs)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_gradients_of_the_norm_are_its_derivatives(with_bias):
+    norm = scattered(ChannelNorm(5, with_bias=with_bias))
+    inputs = (drawn(2, 3, 5), drawn(2, 10), *norm.parameters())
+    assert gradcheck(lambda x, modulation, *_: modulated_norm(x, norm, modulation), inputs)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("surplus", [0, 3])
+def test_gradients_of_attention_are_its_derivatives(heads, surplus):
+    inputs = drawn(2, 6, 4), drawn(2, 6, 12 + surplus), drawn(heads, 1, 1), drawn(4, 4)
+    assert gradcheck(_Attention.apply, inputs)
+
+
+def test_gradients_of_the_gate_are_its_derivatives():
+    assert gradcheck(_Gate.apply, (drawn(2, 3, 8),))
+
+
+def test_channels_that_are_zero_everywhere_have_finite_gradients():
+    qkv = torch.randn(1, 6, 12)
+    qkv[..., 1] = 0
+    qkv.requires_grad_()
+    _Attention.apply(torch.zeros(1, 6, 4), qkv, torch.ones(1, 1, 1), torch.eye(4)).square().sum().backward()
+    assert qkv.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("norm_bias", [False, True])
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 8, 8), (3, 2, 5)])
+def test_a_level_is_that_of_the_plain_form(bias, norm_bias, batch, height, width):
+    options = dict(heads=3, expansion=2.2, bias=bias, norm_bias=norm_bias, prior_width=16)
+    level = scattered(Level([Block(12, **options) for _ in range(2)]))
+    x, prior = drawn(batch, 12, height, width), drawn(batch, 16)
+    fast = level_in_training(level, x, prior)
+    assert same(level(x, prior), fast, [x, prior, *level.parameters()])
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (2, 2), (3, 7)])
+def test_the_tail_as_one_convolution_is_exact_up_to_the_edge(height, width):
+    tail = scattered(_tail(6))
+    x = drawn(2, 6, height, width)
+    assert same(tail(x), tail_in_training(tail, x), [x, *tail.parameters()])
+
+
+def test_two_convolutions_joined_are_wrong_at_the_edge_alone():
+    # Without the correction of the edge the test above would have to fail.
+    tail = scattered(_tail(6))
+    second, third = tail[0][2], tail[1]
+    weight, bias = _joined((second.weight, second.bias), (third.weight, third.bias))
+    x = drawn(1, 6, 6, 6)
+    joined = torch.pixel_shuffle(torch.conv2d(x, weight, bias, padding=2), 2)
+    wrong = ((joined - third(torch.pixel_shuffle(second(x), 2))).abs() > 1e-9).any(dim=1)[0]
+    assert wrong.sum() == 4 * 12 - 4
+    assert not wrong[1:-1, 1:-1].any()
+
+
+SMALL = dict(dim=8, num_blocks=[1, 1, 1, 1], num_refinement_blocks=1, n_encoder_res=1, heads=[1, 2, 4, 8])
+TASKS = [("sr", 4, "BiasFree"), ("sr", 2, "WithBias"), ("deblur", None, "WithBias"), ("inpaint", None, "WithBias")]
+
+
+@pytest.mark.parametrize(("task", "scale", "norm"), TASKS)
+def test_whole_networks_have_the_plain_outputs_and_gradients(task, scale, norm):
+    s1, s2 = (
+        scattered(kind(task=task, scale=scale, LayerNorm_type=norm, **SMALL)).train() for kind in (DiffIRS1, DiffIRS2)
+    )
+    side, channels = s2.multiple_of, s2.geometry.channels
+    lq, gt = drawn(2, channels, side, side), drawn(2, 3, side * s2.scale, side * s2.scale)
+    for net, arguments in ((s1, (lq, gt)), (s2, (lq, drawn(2, 256)))):
+        noise = {"noise": drawn(2, 256)} if net is s2 else {}
+        made = []
+        for fast in (False, True):
+            net.G.fast_training = fast
+            made.append(net(*arguments, **noise)[0])
+        assert not torch.equal(*made)  # two forms, not one
+        assert same(*made, [*net.parameters()])
+
+
+def test_only_training_takes_the_fast_form():
+    net = DiffIRS2(**SMALL).eval()
+    lq, noise = torch.rand(1, 3, 8, 8), torch.randn(1, 256)
+    with torch.no_grad():
+        plain = net(lq, noise=noise)
+        net.G.fast_training = True
+        assert torch.equal(net(lq, noise=noise), plain)
