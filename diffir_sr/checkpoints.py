@@ -209,11 +209,13 @@ def fitting(
     place = f"{where}: {weights.path.resolve()}"
     if wanted is not None and found is None:
         names = ", ".join(list(weights.tensors)[:3])
-        raise CheckpointError(f"{place} is not a DiffIR checkpoint (its tensors: {names}, ...); expected {wanted}")
+        family = str(wanted).split()[0]
+        raise CheckpointError(f"{place} is not a {family} checkpoint (its tensors: {names}, ...); expected {wanted}")
     refusal = None if wanted is None else wanted.refusal(found, starting=from_stage_1)
     if refusal is not None:
         raise CheckpointError(f"{place} {refusal}")
-    tensors = dict(weights.tensors)
+    computed = getattr(net, "computed_tensors", frozenset())  # what the network finds out by itself
+    tensors = {name: tensor for name, tensor in weights.tensors.items() if name not in computed}
     starting = wanted is not None and wanted.takes_core_of(found)
     if wanted is not None and starting:
         tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(wanted.core)}

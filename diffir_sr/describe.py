@@ -7,6 +7,7 @@ from typing import Any
 
 from diffir_sr.cards import plain
 from diffir_sr.checkpoints import Weights, identity_of
+from diffir_sr.diffusion.schedule import STORED_CONSTANTS
 from diffir_sr.families.base import Identity
 
 
@@ -46,11 +47,16 @@ def facts(weights: Weights) -> dict[str, Any]:
 
 
 def _size(weights: Weights) -> tuple[int, int, list[str]]:
-    """Numbers, bytes and types of the tensors, without the diffusion's second copies."""
-    once = [tensor for name, tensor in weights.tensors.items() if not name.startswith("diffusion.")]
+    """Numbers, bytes and types of what a training found."""
+    once = [tensor for name, tensor in weights.tensors.items() if not _repeats(name)]
     count = sum(tensor.numel() for tensor in once)
     size = sum(tensor.numel() * tensor.element_size() for tensor in once)
     return count, size, sorted({str(tensor.dtype).removeprefix("torch.") for tensor in once})
+
+
+def _repeats(name: str) -> bool:
+    """Whether a tensor is the diffusion's second copy, or a constant of the schedule, which no training found."""
+    return name.startswith("diffusion.") or name in STORED_CONSTANTS
 
 
 def _layout(weights: Weights) -> str:

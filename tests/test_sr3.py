@@ -8,13 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from diffir_sr import load_restorer
 from diffir_sr.archs.noise_level_unet_arch import LevelEmbedding, NoiseLevelUNet
 from diffir_sr.archs.sr3_arch import SR3, SR3Regression
+from diffir_sr.cards import write_card_file
+from diffir_sr.checkpoints import Weights, fit, load_network, read_weights
+from diffir_sr.cli import main
+from diffir_sr.describe import description
 from diffir_sr.diffusion.noise import START, PictureNoise
 from diffir_sr.diffusion.sampling import Sampling, levels_between, noised_to, walk
-from diffir_sr.diffusion.schedule import schedule_of
-from diffir_sr.errors import InputError, OptionError
+from diffir_sr.diffusion.schedule import named_betas, schedule_constants, schedule_of
+from diffir_sr.errors import CheckpointError, InputError, OptionError
+from diffir_sr.families import identify
+from diffir_sr.files.picture import encode_png
+from diffir_sr.inference.plain import LivingBytes, engine_for
+from diffir_sr.inference.restorer import Restorer
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(path.stem for path in GOLDEN.glob("sr3_*.npz") if not path.stem.startswith("sr3_schedules"))
@@ -259,8 +269,6 @@ def test_blocks_of_the_paper_start_as_the_identity_and_orthogonal_starts_keep_th
 
 
 def test_the_degraded_picture_is_enlarged_as_pillow_does_it():
-    from PIL import Image
-
     picture = np.random.default_rng(0).integers(0, 256, (11, 14, 3), dtype=np.uint8)
     lq = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
     theirs = np.asarray(Image.fromarray(picture).resize((56, 44), Image.Resampling.BICUBIC)).astype(int)
@@ -300,3 +308,246 @@ def test_inputs_that_cannot_be_are_refused():
         net.denoise_fn(torch.zeros(1, 6, 8, 8))
     with pytest.raises(InputError, match="level: expected no noise level"):
         SR3Regression(**TINY).regress_fn(torch.zeros(1, 3, 8, 8), torch.ones(1))
+
+
+# Files
+
+
+def published_file(folder, *, wrapper="", betas=None, **unet):
+    """A file as the public code writes it, of a small network, and that network."""
+    net = tiny(scale=8, preset="janspiry", **unet)
+    betas = named_betas("linear", 200, start=1e-6, end=0.1) if betas is None else betas
+    constants = {name: values.float() for name, values in schedule_constants(betas).items()}
+    tensors = {f"{wrapper}{name}": value for name, value in (constants | net.state_dict()).items()}
+    path = folder / "I1_E1_gen.pth"
+    torch.save(tensors, path)
+    return path, net
+
+
+@pytest.mark.parametrize("wrapper", ["", "module."])
+def test_a_published_file_loads_and_restores_as_its_network(tmp_path, wrapper):
+    path, net = published_file(tmp_path, wrapper=wrapper, inner_channel=32, norm_groups=32)
+    loaded = load_network(path)
+    assert loaded.identity.title == "SR3 x8 janspiry, base 32, multipliers 1,2"
+    assert loaded.identity.arguments["beta_schedule"] == dict(
+        schedule="linear", n_timestep=200, linear_start=1e-6, linear_end=0.1
+    )
+    lq = torch.rand(1, 3, 3, 5)
+    same = SR3(**loaded.identity.arguments).eval()
+    same.load_state_dict(net.state_dict())
+    same.sampling = loaded.network.sampling = Sampling(steps=4)
+    noise = PictureNoise(lq)
+    assert torch.equal(engine_for(loaded.network)(lq, noise=noise), engine_for(same)(lq, noise=noise))
+    told = description(read_weights(path))
+    assert f"{sum(weight.numel() for weight in net.parameters()):,d} numbers" in told
+    assert "not in the weights: scale 8 and 32 groups, as in the public configurations" in told
+
+
+def test_published_configurations_are_named_and_rebuilt_from_their_weights():
+    for about in json.loads((GOLDEN / "sr3_published_keys.json").read_text()).values():
+        with torch.device("meta"):
+            tensors = {key: torch.empty(shape) for key, shape in about["state_dict"].items()}
+        tensors["betas"] = named_betas("linear", 2000, start=1e-6, end=0.01).float()
+        identity = identify(tensors)
+        if not about["diffusion"]["conditional"]:
+            assert "makes pictures of nothing" in identity.refuses
+            continue
+        assert identity.facts["configuration"].startswith("sr_sr3_")
+        assert identity.arguments["norm_groups"] == about["norm_groups"]
+        assert identity.arguments["image_size"] == about["diffusion"]["image_size"]
+        assert identity.arguments["beta_schedule"] == about["beta_schedule"]["train"]
+        with torch.device("meta"):
+            shapes = {key: list(value.shape) for key, value in SR3(**identity.arguments).state_dict().items()}
+        assert shapes == {key: shape for key, shape in about["state_dict"].items() if key.startswith("denoise_fn.")}
+
+
+def test_a_stored_schedule_that_is_not_linear_is_taken_as_it_is(tmp_path):
+    betas = named_betas("warmup50", 20, start=1e-3, end=0.4)
+    path, _ = published_file(tmp_path, betas=betas, inner_channel=32, norm_groups=32)
+    kept = load_network(path).network.trained_schedule.kept
+    assert torch.allclose(kept, schedule_of(dict(betas=betas.tolist())).kept, rtol=1e-5)
+
+
+def test_files_that_cannot_be_restored_with_are_refused_in_a_sentence(tmp_path):
+    path, net = published_file(tmp_path)
+    with pytest.raises(CheckpointError, match="whose number of groups is unknown: 32 do not divide 8 channels"):
+        load_network(path)
+    torch.save(dict(params=net.state_dict()), path)
+    with pytest.raises(CheckpointError, match="whose scale, groups and schedule its tensors do not show"):
+        load_network(path)
+    weights = read_weights(path)
+    with pytest.raises(CheckpointError, match="preset: janspiry in the file, sr3_paper in the options"):
+        fit(tiny(preset="sr3_paper"), weights, where="path.pretrain_network_g", strict=True)
+    with pytest.raises(CheckpointError, match=r"channel_mults: \[1, 2\] in the file, \[1, 2, 2\] in the options"):
+        fit(tiny(channel_mults=[1, 2, 2]), weights, where="x", strict=True)
+    del weights.tensors["denoise_fn.mid.0.attn.qkv.weight"]
+    with pytest.raises(CheckpointError, match="1 missing in the file, such as denoise_fn.mid.0.attn.qkv.weight"):
+        fit(tiny(), weights, where="x", strict=True)
+    with pytest.raises(CheckpointError, match="is not a SR3 checkpoint"):
+        fit(tiny(), Weights(path, None, dict(x=torch.zeros(1))), where="x", strict=True)
+
+
+# Restoring
+
+
+def carded(folder, name="sr3", **changes):
+    """A file with a model card, as a training writes it, of a small network."""
+    net = tiny(**changes)
+    about = dict(type="SR3", scale=4, beta_schedule=SCHEDULE, sampling=dict(steps=3)) | TINY | changes
+    path = folder / f"{name}.safetensors"
+    write_card_file(net.state_dict(), dict(network=about, scale=about["scale"]), path)
+    return path, net
+
+
+def test_any_size_restores_and_padding_does_not_move_the_noise(tmp_path):
+    path, net = carded(tmp_path, channel_mults=[1, 2, 2], scale=1)
+    restorer = load_restorer(path, device="cpu")
+    assert restorer.network.multiple_of == 4
+    picture = np.random.default_rng(0).integers(0, 256, (21, 19, 3), dtype=np.uint8)
+    assert restorer(picture).shape == (21, 19, 3)
+    with pytest.raises(InputError, match="3x19 pixels are less than one pixel of the deepest level .* at least 4x4"):
+        restorer(picture[:3])
+
+
+def test_tiles_share_the_noise_of_the_picture(tmp_path):
+    """With a network that passes noise on unseen, tiles differ from the whole by what networks see at edges alone."""
+    net = tiny(preset="dvsr", channel_mults=[1], sampling=dict(steps=2))
+    lq = torch.rand(1, 3, 40, 56)
+    noise = PictureNoise(lq)
+    whole = engine_for(net)(lq, noise=noise)
+    tiled = engine_for(net, tile_mode="tiles", tile=24, overlap=8)(lq, noise=noise)
+    apart = engine_for(net, tile_mode="tiles", tile=24, overlap=8)(lq, noise=NotTied(noise))
+    # Rows and columns whose tiles see all that the whole sees: two calls look 2 * 9 pixels of the result far.
+    assert (tiled - whole)[..., :40, :40].abs().max() < 1e-5
+    assert (tiled - whole).abs().mean() < 0.2 * (apart - whole).abs().mean()
+
+
+class NotTied:
+    """Noise that every tile draws for itself."""
+
+    def __init__(self, noise):
+        self.noise = noise
+
+    def normal(self, shape, name=START):
+        return self.noise.normal(shape, name)
+
+
+def test_samples_one_by_one_and_together_are_the_same(tmp_path, monkeypatch):
+    path, _ = carded(tmp_path)
+    restorer = load_restorer(path, device="cpu")
+    picture = np.random.default_rng(1).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    alone = restorer.samples(picture, 3)
+    average = restorer.average(picture, 3)
+    monkeypatch.setattr(Restorer, "_pixels_at_once", 10**6)
+    together = restorer.samples(picture, 3)
+    for one, other in zip(alone.restored, together.restored, strict=True):
+        assert np.abs(one.astype(int) - other).max() <= 1
+    assert not np.array_equal(alone.restored[0], alone.restored[1])
+    assert np.array_equal(alone.restored[0], restorer(picture))
+    assert np.abs(average.astype(int) - restorer.average(picture, 3)).max() <= 1
+    assert alone.spread.max() > 0
+    mean = np.mean([one.astype(float) for one in alone.restored], axis=0)
+    inside = np.all([(one > 0) & (one < 255) for one in alone.restored], axis=0)
+    assert np.abs(average - mean)[inside].max() <= 1
+
+
+def test_a_batch_returns_every_picture_as_it_is_alone(tmp_path):
+    net = carded(tmp_path)[1]
+    lq = torch.rand(3, 3, 6, 6)
+    made = engine_for(net)(lq, noise=PictureNoise(lq))
+    assert made.shape == (3, 3, 24, 24)
+    for one, alone in zip(lq.split(1), made.split(1), strict=True):
+        assert (engine_for(net)(one, noise=PictureNoise(one)) - alone).abs().max() < 1e-5
+
+
+def test_the_command_takes_steps_sampler_samples_and_cascades(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    first, _ = carded(tmp_path, "a", scale=2)
+    second, _ = carded(tmp_path, "b", scale=4, preset="sr3_paper")
+    picture = np.random.default_rng(2).integers(0, 256, (8, 10, 3), dtype=np.uint8)
+    Path("in.png").write_bytes(encode_png(picture))
+
+    def made(*more, weights=(first,), out="out"):
+        named = [part for one in weights for part in ("-w", str(one))]
+        assert main(["restore", "in.png", "-o", out, "--device", "cpu", "--overwrite", *named, *more]) == 0
+        return np.asarray(Image.open(f"{out}/in.png")).astype(int)
+
+    plain = made()
+    assert plain.shape == (16, 20, 3)
+    assert np.array_equal(plain, made("--steps", "3"))
+    others = [made("--steps", "5"), made("--sampler", "ddim"), made("--sampler", "ddim", "--eta", "0.5")]
+    for index, other in enumerate(others):
+        assert all(not np.array_equal(other, one) for one in [plain, *others[:index]])
+    one = load_restorer(first, device="cpu", sampling=dict(sampler="ddim", eta=1.0))(picture)
+    assert np.abs(one.astype(int) - plain).max() <= 1
+
+    cascade = made(weights=(first, second))
+    assert cascade.shape == (64, 80, 3)
+    assert np.array_equal(cascade, made(weights=(first, second)))
+    said = capsys.readouterr().err
+    assert ", then " in said
+
+    mean = made("--samples", "4", "--average")
+    assert not np.array_equal(mean, plain)
+    assert sorted(path.name for path in Path("out").glob("*.png")) == ["in.png"]
+    assert main(["restore", "in.png", "-o", "many", "-w", str(first), "--samples", "2", "--device", "cpu"]) == 0
+    assert len(list(Path("many").glob("*.png"))) == 4
+    assert "sensitivity to the noise" in capsys.readouterr().err
+
+
+def test_results_of_other_samplers_are_not_taken_for_done(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path, _ = carded(tmp_path)
+    Path("in").mkdir()
+    for name in "ab":
+        Path(f"in/{name}.png").write_bytes(encode_png(np.full((4, 4, 3), ord(name), dtype=np.uint8)))
+    command = ["restore", "in", "-o", "out", "-w", str(path), "--device", "cpu"]
+    assert main(command) == 0
+    assert main(command) == 0
+    assert "2 kept" in capsys.readouterr().out
+    assert main([*command, "--steps", "2", "--overwrite"]) == 0
+    assert "2 restored" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--steps", "101"], "steps: expected 1 to 100, which the schedule has, found 101"),
+        (["--steps", "0"], "steps: expected 1 to 100"),
+        (["--eta", "0.5"], "eta: belongs to sampler ddim, found sampler ddpm"),
+        (["--sampler", "ddim", "--eta", "2"], "eta: expected 0"),
+        (["--average"], "--average: needs --samples 2 or more"),
+    ],
+)
+def test_sampling_that_cannot_be_is_refused_by_the_command(tmp_path, monkeypatch, capsys, more, said):
+    monkeypatch.chdir(tmp_path)
+    path, _ = carded(tmp_path)
+    Path("in.png").write_bytes(encode_png(np.zeros((4, 4, 3), dtype=np.uint8)))
+    assert main(["restore", "in.png", "-o", "out", "-w", str(path), "--device", "cpu", *more]) == 1
+    assert said in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_networks_without_a_sampler_say_so(tmp_path):
+    about = dict(type="SR3Regression", scale=4) | TINY
+    path = tmp_path / "regression.safetensors"
+    write_card_file(SR3Regression(scale=4, **TINY).state_dict(), dict(network=about, scale=4), path)
+    picture = np.zeros((4, 6, 3), dtype=np.uint8)
+    assert load_restorer(path, device="cpu")(picture).shape == (16, 24, 3)
+    with pytest.raises(OptionError, match="steps, eta: SR3Regression has no sampler that could be chosen"):
+        load_restorer(path, sampling=dict(steps=3, eta=0.0))
+    with pytest.raises(InputError, match="weights: expected one file to blend with, got 2"):
+        load_restorer([path, path], blend=(path, 0.5))
+
+
+def test_memory_is_measured_with_one_step(tmp_path):
+    net = tiny(sampling=dict(steps=50))
+    calls = []
+    net.denoise_fn.register_forward_hook(lambda *_: calls.append(1))
+    engine = engine_for(net)
+    planned = engine.plan(12, 16).bytes
+    assert len(calls) == 1
+    lq = torch.rand(1, 3, 12, 16)
+    with LivingBytes() as living, torch.inference_mode():
+        net.restore(lq, noise=PictureNoise(lq))
+    assert living.peak / 2 < planned < living.peak * 2

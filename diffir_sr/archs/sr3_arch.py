@@ -14,13 +14,12 @@ from diffir_sr.archs.geometry import check_image
 from diffir_sr.archs.noise_level_unet_arch import PRESETS, NoiseLevelUNet
 from diffir_sr.diffusion.noise import Noise
 from diffir_sr.diffusion.sampling import LevelSpace, Sampling, level_of, sampled, sampling_of, walk
-from diffir_sr.diffusion.schedule import Schedule, named_betas, schedule_constants, schedule_of
+from diffir_sr.diffusion.schedule import STORED_CONSTANTS, Schedule, schedule_of
 from diffir_sr.errors import InputError, OptionError
 
 CondResize = Literal["bicubic", "pil"]
-# The schedule of the public trainings, and the names under which their files also store its constants.
+# The schedule of the public trainings.
 PUBLISHED_SCHEDULE = {"schedule": "linear", "n_timestep": 2000, "linear_start": 1e-6, "linear_end": 0.01}
-STORED_CONSTANTS = frozenset(schedule_constants(named_betas("linear", 1, start=0.5, end=0.5)))
 
 
 class Upscaling(nn.Module):

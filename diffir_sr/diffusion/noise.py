@@ -78,6 +78,36 @@ class WindowNoise:
         return self._noise.window(shape, name, top=top, left=left)
 
 
+class NamedNoise:
+    """The part of a noise that belongs to `owner`, such as one of several networks that are run one after the other."""
+
+    def __init__(self, noise: Noise, owner: str) -> None:
+        self._noise, self._owner = noise, owner
+
+    def normal(self, shape: Sequence[int], name: str = START) -> Tensor:
+        return self._noise.normal(shape, f"{self._owner} {name}")
+
+    def window(self, shape: Sequence[int], name: str, *, top: int, left: int) -> Tensor:
+        """See `PixelNoise`."""
+        if not isinstance(self._noise, PixelNoise):
+            return self.normal(shape, name)
+        return self._noise.window(shape, f"{self._owner} {name}", top=top, left=left)
+
+
+class StackedNoise:
+    """Noise of a batch whose rows have a noise each, such as several samples of one picture."""
+
+    def __init__(self, rows: Sequence[PixelNoise]) -> None:
+        self._rows = rows
+
+    def normal(self, shape: Sequence[int], name: str = START) -> Tensor:
+        return torch.cat([row.normal((1, *shape[1:]), name) for row in self._rows])
+
+    def window(self, shape: Sequence[int], name: str, *, top: int, left: int) -> Tensor:
+        """See `PixelNoise`."""
+        return torch.cat([row.window((1, *shape[1:]), name, top=top, left=left) for row in self._rows])
+
+
 class IterationNoise:
     """Noise of a training iteration: a function of seed, iteration, rank and name, so that resuming changes nothing."""
 

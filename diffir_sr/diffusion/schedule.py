@@ -85,6 +85,9 @@ def _shifted(kept: Tensor) -> Tensor:
     return torch.cat([kept.new_ones(1), kept[:-1]])
 
 
+STORED_CONSTANTS = frozenset(schedule_constants(torch.full((1,), 0.5, dtype=torch.float64)))
+
+
 # Schedules by name
 
 
@@ -141,7 +144,8 @@ def named_betas(name: str, steps: int, *, start: float = 0.0, end: float = 0.0) 
     """
     if name not in _BETAS:
         raise OptionError(f"schedule: expected one of {', '.join(_BETAS)}, found {name!r}")
-    return _BETAS[name](steps, start, end)
+    with torch.device("cpu"):  # numbers, also where networks are built without any
+        return _BETAS[name](steps, start, end)
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +216,8 @@ def schedule_of(about: Mapping[str, Any] | Sequence[float], *, where: str = "bet
 def _listed(values: Any, where: str) -> Schedule:
     if not isinstance(values, Sequence) or isinstance(values, str) or not values:
         raise OptionError(f"{where}.betas: expected a list of numbers above 0 and up to 1, found {values!r}")
-    return Schedule(torch.tensor([_beta(value, f"{where}.betas") for value in values], dtype=torch.float64))
+    betas = [_beta(value, f"{where}.betas") for value in values]
+    return Schedule(torch.tensor(betas, dtype=torch.float64, device="cpu"))
 
 
 def _beta(value: Any, where: str) -> float:

@@ -41,7 +41,14 @@ def add_restore_parser(commands: Any) -> None:
     parser.add_argument(
         "-m", "--model", metavar="NAME", help="default: realsr_x4 if it is here, else sr_x4; with --mask inpaint"
     )
-    parser.add_argument("-w", "--weights", type=Path, metavar="FILE", help="in place of --model: .pth or .safetensors")
+    parser.add_argument(
+        "-w",
+        "--weights",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="in place of --model: .pth or .safetensors; given again, that network restores what the first made",
+    )
     parser.add_argument(
         "--blend",
         nargs=2,
@@ -57,6 +64,10 @@ def add_restore_parser(commands: Any) -> None:
     parser.add_argument(
         "--samples", type=int, default=1, metavar="K", help="K start noises: K results, their mean, sensitivity map"
     )
+    parser.add_argument(
+        "--average", action="store_true", help="write the mean of --samples alone, under the plain name"
+    )
+    _add_sampling(parser)
     parser.add_argument("--format", choices=_FORMATS, help="format of results (default: each keeps its own)")
     parser.add_argument("--quality", type=int, default=95, help="of JPEG and WebP, 1 to 100 (95)")
     parser.add_argument("--overwrite", action="store_true", help="replace what exists (default: it is kept)")
@@ -68,6 +79,13 @@ def add_restore_parser(commands: Any) -> None:
     )
     _add_machine(parser)
     parser.set_defaults(run=_restore)
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    """What networks that walk from noise to a picture can be asked for (SR3, DvSR)."""
+    parser.add_argument("--steps", type=int, metavar="N", help="diffusion: steps from noise to the picture")
+    parser.add_argument("--sampler", choices=["ddpm", "ddim"], help="diffusion: kind of the steps")
+    parser.add_argument("--eta", type=float, help="--sampler ddim: share of ddpm's noise that steps add, 0 to 1 (0)")
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
@@ -101,12 +119,14 @@ def _restore(args: argparse.Namespace) -> int:
     if args.output == args.json == STREAM:
         raise InputError("-o - and --json - would both write to standard output; name a file for one of them")
     jobs = plan(args.inputs, args.output, form=args.format)  # what cannot be is known before weights are loaded
-    chosen = choose(args.weights, args.model, masked=args.mask is not None, dashes="--")
+    named: list[Path] = args.weights or []
+    chosen = choose(named[0] if named else None, args.model, masked=args.mask is not None, dashes="--")
     if chosen.entry is not None and chosen.by_default:
         about = f"{chosen.entry.name} ({chosen.entry.about})"
         sys.stderr.write(f"restoring with the model {about}; others: diffir models list\n")
     restorer = load_restorer(
-        chosen.path,
+        chosen.path if len(named) < 2 else named,
+        sampling={name: getattr(args, name) for name in ("steps", "sampler", "eta")},
         blend=_blend(args.blend),
         device=args.device,
         dtype=args.dtype,
@@ -116,10 +136,17 @@ def _restore(args: argparse.Namespace) -> int:
         overlap=args.overlap,
         memory_limit=None if args.memory is None else int(args.memory * 2**30),
     )
-    wishes = RestoreSettings(form=args.format, mask=args.mask, samples=args.samples, quality=args.quality)
+    wishes = RestoreSettings(
+        form=args.format, mask=args.mask, samples=args.samples, average=args.average, quality=args.quality
+    )
     outcome = restore_jobs(restorer, jobs, Path(args.output), wishes, overwrite=args.overwrite)
     if args.json:
-        text = _as_json(outcome, args, restorer.settings(samples=args.samples, quality=args.quality), restorer.device)
+        text = _as_json(
+            outcome,
+            args,
+            restorer.settings(samples=args.samples, average=args.average, quality=args.quality),
+            restorer.device,
+        )
         write_out(text) if args.json == STREAM else write_atomically(text.encode(), Path(args.json))
     parts = [f"{outcome.restored} restored"]
     parts += [f"{outcome.kept} kept"] if outcome.kept else []
@@ -148,6 +175,8 @@ def _as_json(outcome: RunSummary, args: argparse.Namespace, settings: Mapping[st
 def _check_numbers(args: argparse.Namespace) -> None:
     if args.samples < 1:
         raise InputError(f"--samples: expected 1 or more, got {args.samples}")
+    if args.average and args.samples < 2:
+        raise InputError("--average: needs --samples 2 or more to average over")
     if not 1 <= args.quality <= 100:
         raise InputError(f"--quality: expected 1 to 100, got {args.quality}")
     if args.memory is not None and not 0 < args.memory <= _MOST_GIB:  # so that NaN is refused, too

@@ -6,8 +6,8 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,16 +21,17 @@ from diffir_sr.checkpoints import load_network
 from diffir_sr.data.arrays import to_tensor
 from diffir_sr.describe import description
 from diffir_sr.devices import device_of
-from diffir_sr.diffusion.noise import Noise, PictureNoise
-from diffir_sr.errors import InputError
-from diffir_sr.families.base import Engine
+from diffir_sr.diffusion.noise import Noise, PictureNoise, StackedNoise
+from diffir_sr.errors import InputError, OptionError
+from diffir_sr.families.base import Engine, WalksInSteps
 from diffir_sr.files.picture import Picture
+from diffir_sr.inference.cascade import Cascade, engine_of
 from diffir_sr.inference.free_memory import check_fits_in_memory
 from diffir_sr.inference.inputs import is_batch, load_input
 from diffir_sr.inference.interpolation import interpolated
 from diffir_sr.inference.journal import digest_of_file
 from diffir_sr.inference.masks import Mask, mask_for
-from diffir_sr.inference.plain import OVERLAP, TILE, TileMode, engine_for, restored_under
+from diffir_sr.inference.plain import OVERLAP, TILE, TileMode, restored_under
 from diffir_sr.weights.search import choose
 
 if TYPE_CHECKING:
@@ -71,8 +72,8 @@ class Restorer:
         sources: Callable[[], Mapping[str, object]] | None = None,
         **how: Any,
     ) -> None:
-        """`how` is what `inference.plain.engine_for` takes, `sources` gives the digests of the
-        weights files when a folder's record needs them.
+        """`how` is what `inference.plain.engine_for` takes (for each network of a cascade), `sources` gives the
+        digests of the weights files when a folder's record needs them.
 
         Raises InputError for a network that needs the ground truth.
         """
@@ -81,7 +82,7 @@ class Restorer:
         self._about = about
         self._how = how
         self._sources = sources
-        self.engine: Engine = engine_for(network, **how)
+        self.engine: Engine = engine_of(network, **how)
         restoring = self.engine.network
         if "gt" in restoring.conditions:
             raise InputError(f"{type(network).__name__} restores with the ground truth, which a photograph has not")
@@ -89,6 +90,8 @@ class Restorer:
         self.takes_mask = "mask" in restoring.conditions
         # What the network is for, such as "sr" or "deblur"; None where it does not say so.
         self.task: str | None = getattr(network, "task", None)
+        # What samples differ by: all of the result, or the prior of a network that adds no other noise.
+        self.starts_at = "noise" if _walking(network) else "prior"
 
     @property
     def device(self) -> torch.device:
@@ -97,7 +100,7 @@ class Restorer:
     def to(self, device: str | torch.device) -> Restorer:
         """Move the network to a device: auto, cpu, cuda, cuda:N, mps, xpu. Returns itself."""
         self._how["device"] = device_of(str(device))
-        self.engine = engine_for(self.network, **self._how)
+        self.engine = engine_of(self.network, **self._how)
         return self
 
     def describe(self) -> str:
@@ -164,14 +167,38 @@ class Restorer:
         lq, found = self.prepared(picture, mask, where=where)
         _tell(picture, found, where, unless=mask)
         results, mean, squares = [], torch.zeros(()), torch.zeros(())
-        for sample in range(count):
-            made = self.run(lq, self.start(lq, seed=seed, sample=sample)).clamp(0, 1)
+        for sample, drawn in enumerate(self._drawn(lq, count, seed=seed)):
+            made = drawn.clamp(0, 1)
             results.append(back(self.finished(picture, made, lq)))
             step = made - mean  # Welford 1962: no large sums that cancel
             mean = mean + step / (sample + 1)
             squares = squares + step * (made - mean)
         spread = (squares / count).mean(dim=1)[0].sqrt().numpy()
         return Samples(results, back(self.finished(picture, mean, lq)), spread)
+
+    def average(self, image: Any, count: int, *, mask: Any = None, seed: int | None = None) -> Any:
+        """The mean of `count` restorations of one picture, taken before values are clipped, as the same kind.
+
+        Of samples of a posterior it comes near to the posterior's mean: closer to the truth than one sample, and
+        less sharp.
+        """
+        if count < 2:
+            raise InputError(f"samples: expected 2 or more, got {count}")
+        picture, back, where = load_input(image, check=self.check_fits_in_memory)
+        lq, found = self.prepared(picture, mask, where=where)
+        _tell(picture, found, where, unless=mask)
+        mean = torch.zeros(())
+        for sample, made in enumerate(self._drawn(lq, count, seed=seed)):
+            mean = mean + (made - mean) / (sample + 1)
+        return back(self.finished(picture, mean, lq))
+
+    def _drawn(self, lq: Tensor, count: int, *, seed: int | None) -> Iterator[Tensor]:
+        """`count` restorations of one prepared picture (1, C, H, W), together where the device gains by it."""
+        together = max(1, self._pixels_at_once // (lq[0, 0].numel() * self.scale**2))
+        for first in range(0, count, together):
+            noises = [self.start(lq, seed=seed, sample=at) for at in range(first, min(count, first + together))]
+            batch = lq.expand(len(noises), -1, -1, -1)
+            yield from self.run(batch, noises[0] if len(noises) == 1 else StackedNoise(noises)).split(1)
 
     def files(
         self,
@@ -180,6 +207,7 @@ class Restorer:
         *,
         mask: str | None = None,
         samples: int = 1,
+        average: bool = False,
         form: str | None = None,
         quality: int = 95,
         overwrite: bool = False,
@@ -196,7 +224,7 @@ class Restorer:
 
         given = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
         jobs = plan([os.fspath(one) for one in given], os.fspath(output), form=form)
-        wishes = RestoreSettings(form=form, mask=mask, samples=samples, quality=quality)
+        wishes = RestoreSettings(form=form, mask=mask, samples=samples, average=average, quality=quality)
         return restore_jobs(self, jobs, Path(output), wishes, overwrite=overwrite, progress=progress)
 
     def video(
@@ -234,7 +262,7 @@ class Restorer:
             finish=lambda made: os.replace(made, target),
         )
 
-    def settings(self, *, samples: int, quality: int) -> dict[str, object]:
+    def settings(self, *, samples: int, quality: int, average: bool = False) -> dict[str, object]:
         """What decides the bytes of result files: results made with others are not taken for done."""
         tiled = self._how.get("tile_mode", "exact") != "exact"
         return {
@@ -244,6 +272,8 @@ class Restorer:
             "quality": quality,
             "dtype": str(self.engine.dtype).removeprefix("torch."),
             "tiles": [self._how["tile"], self._how["overlap"]] if tiled else None,
+            **({"average": True} if average else {}),
+            **({"sampling": [asdict(one.sampling) for one in walking]} if (walking := _walking(self.network)) else {}),
         }
 
     # Its steps, for callers that hold pictures already
@@ -252,7 +282,7 @@ class Restorer:
         """Raise InputError for a picture whose result would not fit into memory."""
         check_fits_in_memory(height, width, scale=self.scale, where=where)
 
-    def start(self, lq: Tensor, *, seed: int | None = None, sample: int = 0) -> Noise:
+    def start(self, lq: Tensor, *, seed: int | None = None, sample: int = 0) -> PictureNoise:
         """The noise of prepared pictures (B, C, H, W)."""
         return PictureNoise(lq, seed=self.seed if seed is None else seed, sample=sample)
 
@@ -333,9 +363,10 @@ def _from_float(colours: np.ndarray) -> Tensor:
 
 
 def load_restorer(
-    weights: str | os.PathLike[str] | None = None,
+    weights: PathLike | Sequence[PathLike] | None = None,
     *,
     model: str | None = None,
+    sampling: Mapping[str, Any] | None = None,
     blend: tuple[str | os.PathLike[str], float] | None = None,
     device: str = "auto",
     dtype: str | torch.dtype = "float32",
@@ -349,24 +380,33 @@ def load_restorer(
     """A restorer with the network of a weights file, whose architecture and arguments are read from the file.
 
     `model` takes the place of `weights`: a name of `diffir models list`, such as "sr_x4". Without either the shipped
-    default restores (see `weights.search.choose`). `blend` (file, share) mixes in the weights of a second file, 0 to 1.
-    `device` is auto (the accelerator that torch finds, else the CPU), cpu, cuda, cuda:N, mps or xpu. `tile_mode` exact
-    gives the result of the whole picture; tiles works in tiles of `tile` pixels, `overlap` shared (DiffIR: under the
-    picture's one prior). `memory_limit` (bytes) bounds what the network takes beyond weights and input. `optimized`
-    False runs the network as it is trained, slower and in one piece. Raises CheckpointError for a file that holds no
-    network that restores pictures.
+    default restores (see `weights.search.choose`). Several `weights` make a cascade: each network restores what the one
+    before made. `sampling` changes how networks that walk from noise to a picture do it: steps, sampler (ddpm, ddim),
+    eta, variance, beta_schedule (`diffusion.sampling.Sampling`). `blend` (file, share) mixes in the weights of a second
+    file, 0 to 1. `device` is auto (the accelerator that torch finds, else the CPU), cpu, cuda, cuda:N, mps or xpu.
+    `tile_mode` exact gives the result of the whole picture; tiles works in tiles of `tile` pixels, `overlap` shared
+    (DiffIR: under the picture's one prior). `memory_limit` (bytes) bounds what the network takes beyond weights and
+    input. `optimized` False runs the network as it is trained, slower and in one piece. Raises CheckpointError for a
+    file that holds no network that restores pictures, OptionError for sampling that a network does not have.
     """
-    weights = choose(weights, model).path
-    if blend is None:
-        loaded = load_network(weights)
-        network, about = loaded.network, description(loaded.weights, loaded.identity)
+    if weights is None or isinstance(weights, str | os.PathLike):
+        files = [choose(weights, model).path]
     else:
-        network, about = interpolated(weights, *_mixed(blend))
+        files = [choose(file, model).path for file in weights]
+    if not files or (blend is not None and len(files) > 1):
+        raise InputError(f"weights: expected one file{' to blend with' if files else ' or more'}, got {len(files)}")
+    if blend is None:
+        loaded = [load_network(file) for file in files]
+        network = loaded[0].network if len(loaded) == 1 else Cascade([file.network for file in loaded])
+        about = "\n".join(description(file.weights, file.identity) for file in loaded)
+    else:
+        network, about = interpolated(files[0], *_mixed(blend))
+    _sample_as(network, sampling or {})
     return Restorer(
         network,
         seed=seed,
         about=about,
-        sources=partial(_digests, weights, blend),
+        sources=partial(_digests, files, blend),
         device=device_of(device),
         dtype=_dtype_of(dtype),
         tile_mode=tile_mode,
@@ -377,10 +417,28 @@ def load_restorer(
     )
 
 
-def _digests(weights: Path, blend: Any) -> dict[str, object]:
+def _walking(network: nn.Module) -> list[WalksInSteps]:
+    """The networks that walk from noise to a picture: this one, or those in a cascade."""
+    networks = list(network) if isinstance(network, Cascade) else [network]
+    return [one for one in networks if isinstance(one, WalksInSteps)]
+
+
+def _sample_as(network: nn.Module, sampling: Mapping[str, Any]) -> None:
+    changes = {name: value for name, value in sampling.items() if value is not None}
+    walking = _walking(network)
+    if changes and not walking:
+        raise OptionError(
+            f"{', '.join(changes)}: {type(network).__name__} has no sampler that could be chosen; leave it out"
+        )
+    for one in walking:
+        one.sampling = one.sampling.changed(**changes)
+
+
+def _digests(weights: Sequence[Path], blend: Any) -> dict[str, object]:
     mixed = None if blend is None else _mixed(blend)
     other = None if mixed is None else [digest_of_file(Path(os.path.expanduser(mixed[0]))), mixed[1]]
-    return {"weights": digest_of_file(Path(os.path.expanduser(weights))), "blend": other}
+    digests = [digest_of_file(Path(os.path.expanduser(one))) for one in weights]
+    return {"weights": digests[0] if len(digests) == 1 else digests, "blend": other}
 
 
 def _digest_of(network: nn.Module) -> str:
@@ -400,7 +458,7 @@ def _mixed(blend: object) -> tuple[Path, float]:
 
 def restore(
     image: Any,
-    weights: str | os.PathLike[str] | None = None,
+    weights: PathLike | Sequence[PathLike] | None = None,
     *,
     model: str | None = None,
     mask: Any = None,

@@ -43,6 +43,7 @@ class RestoreSettings:
     form: str | None = None
     mask: str | None = None
     samples: int = 1
+    average: bool = False  # the mean of the samples alone
     quality: int = 95
 
 
@@ -155,7 +156,7 @@ class Runner:
 
     def _targets(self, target: Path) -> list[Path]:
         count = self.wishes.samples
-        if count == 1:
+        if count == 1 or self.wishes.average:
             return [target]
         names = [*(f"sample{number}" for number in range(1, count + 1)), "mean"]
         return [*(target.with_name(f"{target.stem}.{name}{target.suffix}") for name in names), map_name(target)]
@@ -173,6 +174,9 @@ class Runner:
         for note in found.notes if found else ():
             self.say(note)
         self._tell_plan(job, *lq.shape[-2:])
+        if self.wishes.average:
+            mean = self.restorer.average(picture, self.wishes.samples, mask=found)
+            return [(job.target, encode(mean, form, quality=self.wishes.quality))]
         if self.wishes.samples > 1:
             return self._sampled(job, picture, form, found)
         made = self.restorer.finished(picture, self.restorer.run(lq, self.restorer.start(lq)), lq)
@@ -199,8 +203,9 @@ class Runner:
         pictures = [encode(one, form, quality=self.wishes.quality) for one in (*drawn.restored, drawn.mean)]
         shown, largest = sensitivity_map(drawn.spread)
         self.say(
-            f"{job}: sensitivity to the prior (standard deviation over {self.wishes.samples} start noises): mean "
-            f"{drawn.spread.mean():.2g}, largest {largest:.2g} of 1, which is white in {map_name(job.target).name}; it "
+            f"{job}: sensitivity to the {self.restorer.starts_at} (standard deviation over {self.wishes.samples} start "
+            f"noises): mean {drawn.spread.mean():.2g}, largest {largest:.2g} of 1, which is white in "
+            f"{map_name(job.target).name}; it "
             "says how far the start noise moves the result, not how far the result is from the truth"
         )
         return list(zip(self._targets(job.target), [*pictures, encode(shown, "png")], strict=True))
@@ -292,7 +297,7 @@ def restore_jobs(
 ) -> RunSummary:
     """Do jobs that were planned for `output`; a folder keeps the record of what was made in it."""
     is_folder = all(job.target is not None and job.target != output for job in jobs)
-    settings = restorer.settings(samples=wishes.samples, quality=wishes.quality)
+    settings = restorer.settings(samples=wishes.samples, average=wishes.average, quality=wishes.quality)
     journal = Journal(output if is_folder else None, settings, overwrite=overwrite)
     return Runner(restorer, wishes, journal, progress=progress).run(jobs)
 

@@ -53,6 +53,12 @@ class ValOptions(Section):
     suffix: str | None = Field(None, description="Ending of saved file names; by default the name of the run.")
     pbar: bool = Field(True, description="Whether a progress bar is shown.")
     seed: CountOrZero = Field(0, description="Seed of the start noise; each image's draw depends on it alone.")
+    steps: Count | None = Field(None, description="SR3, DvSR: steps of the sampler; by default those of network_g.")
+    sampler: Literal["ddpm", "ddim"] | None = Field(None, description="SR3, DvSR: kind of the steps.")
+    eta: Probability | None = Field(None, description="SR3, DvSR: share of ddpm's noise that steps of ddim add.")
+    variance: Literal["fixed_small", "fixed_large"] | None = Field(
+        None, description="SR3, DvSR: noise that steps of ddpm add, the posterior's or beta's."
+    )
     metrics: dict[str, Any] | None = Field(
         None,
         description="Metrics by the name to log, each with a type, its arguments and better (higher, lower).",

@@ -1,0 +1,83 @@
+"""Training of networks that find the noise in a picture: SR3, and what its relatives share."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from diffir_sr.diffusion.noise import Noise
+from diffir_sr.diffusion.sampling import drawn_levels, noised_to
+from diffir_sr.errors import OptionError
+from diffir_sr.families.base import WalksInSteps
+from diffir_sr.models.restoration_model import Losses, RestorationModel
+from diffir_sr.options.fields import Positive, Section
+
+_SAMPLING = ("steps", "sampler", "eta", "variance")  # options of `val`
+
+
+class NoisePredictionOptions(Section):
+    """What `train` may have beside the options of every model."""
+
+    share_t: bool = Field(
+        False, description="Whether a batch has noise levels between two steps that it shares (published), not its own."
+    )
+    clip_grad_norm: Positive | None = Field(None, description="Largest total norm of the gradient; none by default.")
+
+
+class NoisePredictionModel(RestorationModel):
+    """What trainings share whose loss compares noise with the noise that a network finds.
+
+    `train.pixel_opt` is the distance between the two (L1Loss as published). Every sample of a batch has a noise level
+    of its own, or with `train.share_t` one between two steps of the schedule that the batch shares, as published.
+    Validation draws pictures as the network's `sampling` says, or with `val.steps`, `val.sampler`, `val.eta` and
+    `val.variance`.
+    """
+
+    OPTIONS: ClassVar[Any] = NoisePredictionOptions
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        super().__init__(opt)
+        changes = {name: (opt.get("val") or {}).get(name) for name in _SAMPLING}
+        for net in (self.get_bare_model(self.net_g), self.net_g_ema):
+            if isinstance(net, WalksInSteps):
+                net.sampling = net.sampling.changed(**changes)
+
+    def init_training_settings(self) -> None:
+        train, starts_anew = self.opt["train"], not self.opt["path"].get("pretrain_network_g")
+        if train.get("perceptual_opt"):
+            raise OptionError(f"train.perceptual_opt: {type(self).__name__} compares noise, not pictures; leave it out")
+        net = self.get_bare_model(self.net_g)
+        if starts_anew and hasattr(net, "initialise"):
+            with torch.random.fork_rng():  # the same on every rank
+                torch.manual_seed(int(self.opt["manual_seed"]))
+                net.initialise()
+        super().init_training_settings()
+
+    def levels_at(self, noise: Noise, count: int) -> Tensor:
+        """Noise levels (B,) of an iteration's batch."""
+        net: Any = self.get_bare_model(self.net_g)
+        return drawn_levels(
+            net.trained_schedule,
+            noise.normal((count, 2), "level"),
+            space=net.level_space,
+            share_t=bool(self.opt["train"].get("share_t")),
+        ).to(self.device)
+
+    def noise_losses(self, found: Tensor, eps: Tensor) -> Losses:
+        assert self.cri_pix is not None  # perceptual losses are refused, and one of the two there is
+        return {"l_noise": self.cri_pix(found, eps)}
+
+
+class SR3Model(NoisePredictionModel):
+    """Trains SR3 to find the noise in the ground truth, given the degraded picture."""
+
+    def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:
+        noise, net = self.noise_at(current_iter), self.get_bare_model(self.net_g)
+        truth = 2 * self.target("l1") - 1
+        level = self.levels_at(noise, len(truth))
+        eps = noise.normal(truth.shape, "eps").to(truth)
+        noisy = noised_to(truth, eps, level, space=net.level_space)
+        return self.noise_losses(self.net_g(self.lq, noisy, level), eps), {}
