@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from toy import run_training, train_options, trained, write_pairs
 
 from diffir_sr import load_restorer
 from diffir_sr.archs.noise_level_unet_arch import LevelEmbedding, NoiseLevelUNet
@@ -18,7 +19,7 @@ from diffir_sr.checkpoints import Weights, fit, load_network, read_weights
 from diffir_sr.cli import main
 from diffir_sr.describe import description
 from diffir_sr.diffusion.noise import START, PictureNoise
-from diffir_sr.diffusion.sampling import Sampling, levels_between, noised_to, walk
+from diffir_sr.diffusion.sampling import Sampling, drawn_levels, levels_between, noised_to, walk
 from diffir_sr.diffusion.schedule import named_betas, schedule_constants, schedule_of
 from diffir_sr.errors import CheckpointError, InputError, OptionError
 from diffir_sr.families import identify
@@ -529,9 +530,10 @@ def test_sampling_that_cannot_be_is_refused_by_the_command(tmp_path, monkeypatch
 
 
 def test_networks_without_a_sampler_say_so(tmp_path):
-    about = dict(type="SR3Regression", scale=4) | TINY
+    small = TINY | dict(attn_res=[])
+    about = dict(type="SR3Regression", scale=4) | small
     path = tmp_path / "regression.safetensors"
-    write_card_file(SR3Regression(scale=4, **TINY).state_dict(), dict(network=about, scale=4), path)
+    write_card_file(SR3Regression(scale=4, **small).state_dict(), dict(network=about, scale=4), path)
     picture = np.zeros((4, 6, 3), dtype=np.uint8)
     assert load_restorer(path, device="cpu")(picture).shape == (16, 24, 3)
     with pytest.raises(OptionError, match="steps, eta: SR3Regression has no sampler that could be chosen"):
@@ -541,7 +543,7 @@ def test_networks_without_a_sampler_say_so(tmp_path):
 
 
 def test_memory_is_measured_with_one_step(tmp_path):
-    net = tiny(sampling=dict(steps=50))
+    net = tiny(sampling=dict(steps=50), attn_res=[])
     calls = []
     net.denoise_fn.register_forward_hook(lambda *_: calls.append(1))
     engine = engine_for(net)
@@ -551,3 +553,134 @@ def test_memory_is_measured_with_one_step(tmp_path):
     with LivingBytes() as living, torch.inference_mode():
         net.restore(lq, noise=PictureNoise(lq))
     assert living.peak / 2 < planned < living.peak * 2
+
+
+# Training
+
+NET = dict(type="SR3", scale=4, beta_schedule=SCHEDULE, sampling=dict(steps=4), **TINY)
+
+
+def options(name="toy_sr3", iterations=4, **train):
+    found = train_options("s1", name=name, iterations=iterations, **train)
+    return found | dict(model_type="SR3Model", network_g=dict(NET))
+
+
+@pytest.fixture
+def inside(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_pairs("data", lmdb=False)
+    return tmp_path
+
+
+def test_a_training_validates_resumes_and_its_file_restores_alike(inside, capsys):
+    """Validation with `val.steps` gives what the command gives with --steps; half a training goes on as a whole one."""
+    whole = options()
+    whole["val"] |= dict(steps=2, sampler="ddim", save_img=True)
+    assert run_training(whole) == 0
+    broken = options("broken")
+    broken["train"] = broken["train"] | dict(total_iter=2)
+    assert run_training(broken) == 0
+    broken["train"]["total_iter"] = 4
+    assert run_training(broken, "--auto_resume") == 0
+    one, two = trained("", "toy_sr3"), trained("", "broken")
+    for part in ("params", "params_ema"):
+        assert all(torch.equal(one[part][name], two[part][name]) for name in one[part])
+    assert any(not torch.equal(one["params"][name], one["params_ema"][name]) for name in one["params"])
+
+    weights = "experiments/toy_sr3/models/net_g_latest.safetensors"
+    capsys.readouterr()
+    assert main(["describe", weights]) == 0
+    said = capsys.readouterr().out
+    assert "SR3 x4 janspiry, base 8, multipliers 1,2" in said
+    assert "sampling: {'steps': 4}" in said
+    command = ["restore", "data/lq", "-o", "out", "-w", weights, "--device", "cpu", "--steps", "2", "--sampler", "ddim"]
+    assert main(command) == 0
+    shown = next(Path("experiments/toy_sr3/visualization/p0").glob("*_4.png"))
+    assert np.array_equal(np.asarray(Image.open(shown)), np.asarray(Image.open("out/p0.png")))
+    with pytest.raises(CheckpointError, match="give the .safetensors file that the training wrote beside it"):
+        load_network("experiments/toy_sr3/models/net_g_latest.pth")
+
+
+def test_levels_per_batch_and_per_sample_train_apart(inside):
+    runs = {}
+    for name, more in (("own", {}), ("shared", dict(share_t=True)), ("l2", dict(pixel_opt=dict(type="MSELoss")))):
+        assert run_training(options(name, 2, **more)) == 0
+        runs[name] = trained("", name)["params"]["denoise_fn.downs.0.weight"]
+    assert not torch.equal(runs["own"], runs["shared"])
+    assert not torch.equal(runs["own"], runs["l2"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (dict(train=dict(perceptual_opt=dict(type="PerceptualLoss", layer_weights={"conv5_4": 1}))), "compares noise"),
+        (dict(train=dict(share_t="often")), "train.share_t: expected true or false, found 'often'"),
+        (dict(val=dict(steps=500)), "steps: expected 1 to 100, which the schedule has, found 500"),
+        (dict(val=dict(sampler="euler")), "val.sampler"),
+        (dict(network_g=dict(sampling=dict(step=3))), "sampling.step: unknown option"),
+    ],
+)
+def test_trainings_that_cannot_be_are_refused(inside, capsys, change, said):
+    found = options(iterations=1)
+    for section, values in change.items():
+        found[section] = found[section] | values
+    assert run_training(found) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_the_regression_trains_and_restores(inside):
+    found = options("regression")
+    about = dict(type="SR3Regression", scale=4, **TINY) | dict(attn_res=[])
+    found |= dict(model_type="PlainModel", network_g=about)
+    found["train"]["pixel_opt"] = dict(type="MSELoss")
+    assert run_training(found) == 0
+    weights = "experiments/regression/models/net_g_latest.safetensors"
+    assert main(["restore", "data/lq", "-o", "out", "-w", weights, "--device", "cpu"]) == 0
+    assert len(list(Path("out").glob("*.png"))) == 4
+
+
+def test_samples_find_both_answers_where_regression_gives_their_mean():
+    """Each degraded picture has two true ones: flat, plus or minus a checkerboard. That is what SR3 is for."""
+    torch.manual_seed(0)
+    board = torch.ones(4, 4)
+    board[::2, ::2] = board[1::2, 1::2] = -1
+    about = dict(scale=2, preset="janspiry", inner_channel=16, norm_groups=4, channel_mults=[1], attn_res=[])
+    about |= dict(res_blocks=1, image_size=4)
+
+    def pairs(count):
+        lq = torch.rand(count, 3, 1, 1).mul(0.4).add(0.3).expand(-1, -1, 2, 2)
+        sign = torch.randint(0, 2, (count, 1, 1, 1)) * 2.0 - 1
+        return lq, lq[..., :1, :1] + 0.25 * sign * board
+
+    net = SR3(**about, beta_schedule=SCHEDULE, level_scale=100.0, sampling=dict(steps=25))
+    regression = SR3Regression(**about)
+    for one, steps in ((net, 300), (regression, 100)):
+        optimizer = torch.optim.Adam(one.parameters(), lr=2e-3)
+        for _ in range(steps):
+            lq, gt = pairs(32)
+            if one is net:
+                eps = torch.randn_like(gt)
+                level = drawn_levels(net.trained_schedule, torch.randn(32, 2), space=net.level_space)
+                found = net(lq, noised_to(2 * gt - 1, eps, level, space=net.level_space), level)
+                loss = (found - eps).abs().mean()
+            else:
+                loss = (regression(lq) - gt).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    lq, _ = pairs(24)
+    with torch.no_grad():
+        sampled = net.eval().restore(lq, noise=PictureNoise(lq))
+        mean = regression.eval()(lq)
+
+    def strength(made):  # of the checkerboard, and what is left beside it
+        share = ((made - lq[..., :1, :1]) * board).mean(dim=(1, 2, 3))
+        return share, (made - lq[..., :1, :1] - share[:, None, None, None] * board).abs().mean()
+
+    share, rest = strength(sampled)
+    assert (share.abs() > 0.15).float().mean() > 0.9
+    assert 4 <= (share > 0).sum() <= 20
+    assert rest < 0.08
+    share, rest = strength(mean)
+    assert share.abs().max() < 0.1
+    assert rest < 0.1

@@ -143,8 +143,9 @@ class Attention(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=2)
-        query, key, value = (part[:, None] for part in parts)  # (B, one head, pixels, C); memory grows with pixels
+        parts = self.qkv(self.norm(x)).unflatten(1, (3, -1)).flatten(3).transpose(2, 3)
+        # (B, one head, pixels, C), in this order in memory: only then does memory grow with pixels, not their square.
+        query, key, value = (part[:, None] for part in parts.contiguous().unbind(1))
         seen = F.scaled_dot_product_attention(query, key, value)
         return x + self.out(seen[:, 0].transpose(1, 2).reshape(x.shape))
 

@@ -169,7 +169,7 @@ class Schedule:
             raise OptionError(f"steps: expected 1 to {self.steps}, which the schedule has, found {steps}")
         if steps == self.steps:
             return self
-        visited = self.kept[torch.linspace(0, self.steps, steps + 1, dtype=torch.float64).round().long()]
+        visited = self.kept[torch.linspace(0, self.steps, steps + 1, dtype=torch.float64, device="cpu").round().long()]
         return Schedule(1 - visited[1:] / visited[:-1])
 
     def check_ends_in_noise(self) -> Schedule:

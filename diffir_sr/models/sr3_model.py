@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from diffir_sr.diffusion.noise import Noise
@@ -13,18 +12,8 @@ from diffir_sr.diffusion.sampling import drawn_levels, noised_to
 from diffir_sr.errors import OptionError
 from diffir_sr.families.base import WalksInSteps
 from diffir_sr.models.restoration_model import Losses, RestorationModel
-from diffir_sr.options.fields import Positive, Section
 
 _SAMPLING = ("steps", "sampler", "eta", "variance")  # options of `val`
-
-
-class NoisePredictionOptions(Section):
-    """What `train` may have beside the options of every model."""
-
-    share_t: bool = Field(
-        False, description="Whether a batch has noise levels between two steps that it shares (published), not its own."
-    )
-    clip_grad_norm: Positive | None = Field(None, description="Largest total norm of the gradient; none by default.")
 
 
 class NoisePredictionModel(RestorationModel):
@@ -36,7 +25,7 @@ class NoisePredictionModel(RestorationModel):
     `val.variance`.
     """
 
-    OPTIONS: ClassVar[Any] = NoisePredictionOptions
+    OPTIONS: ClassVar[Any] = ("share_t", "clip_grad_norm")
 
     def __init__(self, opt: dict[str, Any]) -> None:
         super().__init__(opt)
@@ -47,6 +36,8 @@ class NoisePredictionModel(RestorationModel):
 
     def init_training_settings(self) -> None:
         train, starts_anew = self.opt["train"], not self.opt["path"].get("pretrain_network_g")
+        if not isinstance(train.get("share_t", False), bool):
+            raise OptionError(f"train.share_t: expected true or false, found {train['share_t']!r}")
         if train.get("perceptual_opt"):
             raise OptionError(f"train.perceptual_opt: {type(self).__name__} compares noise, not pictures; leave it out")
         net = self.get_bare_model(self.net_g)
