@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import cv2
 import numpy as np
@@ -389,10 +389,8 @@ def load_restorer(
     input. `optimized` False runs the network as it is trained, slower and in one piece. Raises CheckpointError for a
     file that holds no network that restores pictures, OptionError for sampling that a network does not have.
     """
-    if weights is None or isinstance(weights, str | os.PathLike):
-        files = [choose(weights, model).path]
-    else:
-        files = [choose(file, model).path for file in weights]
+    given = weights if isinstance(weights, list | tuple) else [weights]
+    files = [choose(cast("PathLike | None", file), model).path for file in given]
     if not files or (blend is not None and len(files) > 1):
         raise InputError(f"weights: expected one file{' to blend with' if files else ' or more'}, got {len(files)}")
     if blend is None:
