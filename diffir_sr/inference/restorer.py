@@ -456,7 +456,7 @@ def _mixed(blend: object) -> tuple[Path, float]:
 
 def restore(
     image: Any,
-    weights: PathLike | Sequence[PathLike] | None = None,
+    weights: PathLike | None = None,
     *,
     model: str | None = None,
     mask: Any = None,
