@@ -9,6 +9,7 @@ matrix of their products is; the linear x4 tail is one convolution. The modules 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -76,15 +77,18 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, qkv: Tensor, temperature: Tensor, out: Tensor) -> Tensor:
         heads, channels = len(temperature), x.shape[2]
         q, k, v = (qkv[..., start : start + channels] for start in range(0, 3 * channels, channels))
-        norms = qkv[..., : 2 * channels].square().sum(dim=1).sqrt_().clamp_min_(_FLOOR)
+        norms = qkv[..., : 2 * channels].to(x.dtype).square().sum(dim=1).sqrt_().clamp_min_(_FLOOR)
         norms = norms.reshape(len(x), 2, heads, -1)
-        products = torch.stack([_products(heads, *pair) for pair in zip(q, k, strict=True)])
+        products = torch.stack([_products(heads, *pair) for pair in zip(q, k, strict=True)]).to(x.dtype)
         cosines = products / (norms[:, 0, :, :, None] * norms[:, 1, :, None, :])
         attention = (cosines * temperature).softmax(dim=-1)
-        mixing = _projected(out, attention)
-        y = torch.empty_like(x)
-        for index in range(len(x)):
-            torch.addmm(x[index], v[index], mixing[index].T, out=y[index])
+        mixing = _projected(out, attention).to(v.dtype)
+        if v.dtype == x.dtype:
+            y = torch.empty_like(x)
+            for index in range(len(x)):
+                torch.addmm(x[index], v[index], mixing[index].T, out=y[index])
+        else:
+            y = x + v @ mixing.transpose(1, 2)
         ctx.save_for_backward(qkv, temperature, out, norms, cosines, attention)
         return y
 
@@ -92,16 +96,16 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         qkv, temperature, out, norms, cosines, attention = ctx.saved_tensors
-        grad = grads[0].contiguous()
+        grad = grads[0].contiguous().to(qkv.dtype)
         heads, channels = len(temperature), grad.shape[2]
         q, k, v = (qkv[..., start : start + channels] for start in range(0, 3 * channels, channels))
         to_qkv = torch.empty_like(qkv)
         to_qkv[..., 3 * channels :] = 0
         to_q, to_k, to_v = (to_qkv[..., start : start + channels] for start in range(0, 3 * channels, channels))
-        mixing = _projected(out, attention)
+        mixing = _projected(out, attention).to(qkv.dtype)
         for index in range(len(grad)):
             torch.mm(grad[index], mixing[index], out=to_v[index])
-        to_mixing = torch.stack([g.T @ one for g, one in zip(grad, v, strict=True)])
+        to_mixing = torch.stack([g.T @ one for g, one in zip(grad, v, strict=True)]).to(out.dtype)
         split = to_mixing.unflatten(2, (heads, -1)).transpose(1, 2)  # (B, heads, C, channels per head)
         projection = out.unflatten(1, (heads, -1)).transpose(0, 1)  # (heads, C, channels per head)
         to_out = (split @ attention.transpose(2, 3)).sum(0).transpose(0, 1).flatten(1)
@@ -112,9 +116,9 @@ class _Attention(torch.autograd.Function):
         to_cosines = to_logits * temperature
         # cosine = product / (|q| |k|): each norm takes back its share along q and k themselves.
         shares = to_cosines * cosines
-        to_products = to_cosines / (norms[:, 0, :, :, None] * norms[:, 1, :, None, :])
+        to_products = (to_cosines / (norms[:, 0, :, :, None] * norms[:, 1, :, None, :])).to(qkv.dtype)
         back = torch.stack([shares.sum(dim=3), shares.sum(dim=2)], dim=1) / norms.square()
-        back = torch.where(norms > _FLOOR, back, 0).flatten(2).neg()
+        back = torch.where(norms > _FLOOR, back, 0).flatten(2).neg().to(qkv.dtype)
         torch.mul(q, back[:, :1], out=to_q)
         torch.mul(k, back[:, 1:], out=to_k)
         for index in range(len(grad)):
@@ -122,7 +126,7 @@ class _Attention(torch.autograd.Function):
             for (into_q, into_k, one, other), matrix in zip(parts, to_products[index], strict=True):
                 into_q.addmm_(other, matrix.T)
                 into_k.addmm_(one, matrix)
-        return grad, to_qkv, to_temperature, to_out
+        return grads[0], to_qkv, to_temperature, to_out
 
 
 def _products(heads: int, q: Tensor, k: Tensor) -> Tensor:
@@ -141,44 +145,89 @@ def _projected(out: Tensor, attention: Tensor) -> Tensor:
 
 
 class _Gate(torch.autograd.Function):
-    """GELU(a) * b of [a, b] (B, P, 2H); keeps its input alone."""
+    """GELU(a) * b of [a, b] (B, P, 2H)."""
 
     @staticmethod
     def forward(ctx: Any, both: Tensor) -> Tensor:
         gate, value = both.chunk(2, dim=2)
-        ctx.save_for_backward(both)
-        return F.gelu(gate).mul_(value)
+        opened = F.gelu(gate)
+        ctx.save_for_backward(both, opened)
+        return opened * value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (grad,), (both,) = grads, ctx.saved_tensors
+        (grad,), (both, opened) = grads, ctx.saved_tensors
         gate, value = both.chunk(2, dim=2)
         made = torch.empty_like(both)
         to_gate, to_value = made.chunk(2, dim=2)
         torch.mul(grad, value, out=to_gate)
         torch.ops.aten.gelu_backward.grad_input(to_gate, gate, grad_input=to_gate)
-        torch.mul(F.gelu(gate), grad, out=to_value)
+        torch.mul(opened, grad, out=to_value)
         return made
 
 
-def _mixed(y: Tensor, weight: Tensor, bias: Tensor | None, height: int) -> Tensor:
-    """The depth-wise 3x3 convolution of a map (B, P, C) that is `height` pixels high."""
-    image = y.unflatten(1, (height, -1)).permute(0, 3, 1, 2)
-    made = F.conv2d(image, weight, bias, padding=1, groups=len(weight))
-    return made.permute(0, 2, 3, 1).flatten(1, 2)
+class _Pointwise(torch.autograd.Function):
+    """A 1x1 convolution (O, C) of a map (B, P, C) that is `height` pixels high."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, weight: Tensor, bias: Tensor | None, height: int) -> Tensor:
+        ctx.save_for_backward(y, weight)
+        ctx.height, ctx.has_bias = height, bias is not None
+        return _product(y, weight, bias, height)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        y, weight = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        rows = grad.flatten(0, 1)
+        to_bias = rows.sum(dim=0) if ctx.has_bias else None
+        return _product(grad, weight.T, None, ctx.height), rows.T @ y.flatten(0, 1), to_bias, None
 
 
-def _expanded(y: Tensor, pointwise: nn.Conv2d, depthwise: nn.Conv2d, height: int, *, parts: int) -> Tensor:
+def _product(y: Tensor, weight: Tensor, bias: Tensor | None, height: int) -> Tensor:
+    """y @ weight.T + bias by oneDNN where it can, which is faster than the matrix products of torch on a CPU."""
+    if y.device.type != "cpu" or y.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+        return F.linear(y, weight, bias)
+    made = torch.mkldnn_convolution(_image(y, height), weight[..., None, None], bias, (0, 0), (1, 1), (1, 1), 1)
+    return _map(made)
+
+
+def _image(y: Tensor, height: int) -> Tensor:
+    """A map (B, P, C) as an image (B, C, H, W), channels last."""
+    return y.unflatten(1, (height, -1)).permute(0, 3, 1, 2)
+
+
+def _map(image: Tensor) -> Tensor:
+    return image.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """How the wide maps of a level are computed."""
+
+    height: int  # of the maps, pixels
+    dtype: torch.dtype
+
+    def pointwise(self, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        cast_bias = None if bias is None else bias.to(self.dtype)
+        return cast(Tensor, _Pointwise.apply(y.to(self.dtype), weight.to(self.dtype), cast_bias, self.height))
+
+    def depthwise(self, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        cast_bias = None if bias is None else bias.to(self.dtype)
+        image = _image(y, self.height)
+        return _map(F.conv2d(image, weight.to(self.dtype), cast_bias, padding=1, groups=len(weight)))
+
+
+def _expanded(y: Tensor, pointwise: nn.Conv2d, depthwise: nn.Conv2d, run: _Run, *, parts: int) -> Tensor:
     """1x1 and depth-wise convolution of a map; each of `parts` groups of channels fills whole registers."""
-    weights = pointwise.weight.flatten(1), depthwise.weight, pointwise.bias, depthwise.bias
-    matrix, taps, bias, tap_bias = (_filled(one, parts) for one in weights)
-    return _mixed(F.linear(y, cast(Tensor, matrix), bias), cast(Tensor, taps), tap_bias, height)
+    matrix, taps = _filled(pointwise.weight.flatten(1), parts), _filled(depthwise.weight, parts)
+    bias, tap_bias = (None if one.bias is None else _filled(one.bias, parts) for one in (pointwise, depthwise))
+    return run.depthwise(run.pointwise(y, matrix, bias), taps, tap_bias)
 
 
-def _filled(weight: Tensor | None, parts: int) -> Tensor | None:
-    if weight is None:
-        return None
+def _filled(weight: Tensor, parts: int) -> Tensor:
     missing = -(len(weight) // parts) % _LANES
     if not missing:
         return weight
@@ -186,31 +235,40 @@ def _filled(weight: Tensor | None, parts: int) -> Tensor | None:
     return F.pad(grouped, [0, 0] * (grouped.ndim - 2) + [0, missing]).flatten(0, 1)
 
 
-def _attended(x: Tensor, layer: ChannelAttention, norm: ChannelNorm, prior: Tensor, height: int) -> Tensor:
+def _attended(x: Tensor, layer: ChannelAttention, norm: ChannelNorm, prior: Tensor, run: _Run) -> Tensor:
     y = modulated_norm(x, norm, layer.kernel(prior))
-    qkv = _expanded(y, layer.qkv, layer.qkv_dwconv, height, parts=1)
+    qkv = _expanded(y, layer.qkv, layer.qkv_dwconv, run, parts=1)
     x = cast(Tensor, _Attention.apply(x, qkv, layer.temperature, layer.project_out.weight.flatten(1)))
     return x if layer.project_out.bias is None else x + layer.project_out.bias
 
 
-def _fed_forward(x: Tensor, layer: GatedFeedForward, norm: ChannelNorm, prior: Tensor, height: int) -> Tensor:
+def _fed_forward(x: Tensor, layer: GatedFeedForward, norm: ChannelNorm, prior: Tensor, run: _Run) -> Tensor:
     y = modulated_norm(x, norm, layer.kernel(prior))
-    gated = cast(Tensor, _Gate.apply(_expanded(y, layer.project_in, layer.dwconv, height, parts=2)))
+    gated = cast(Tensor, _Gate.apply(_expanded(y, layer.project_in, layer.dwconv, run, parts=2)))
     weight = layer.project_out.weight.flatten(1)
     weight = F.pad(weight, [0, gated.shape[2] - weight.shape[1]])
-    x = torch.addmm(x.flatten(0, 1), gated.flatten(0, 1), weight.T).view_as(x)
-    return x if layer.project_out.bias is None else x + layer.project_out.bias
+    return x + run.pointwise(gated, weight, layer.project_out.bias)
 
 
 def level_in_training(level: Level, image: Tensor, prior: Tensor) -> Tensor:
-    """What `Level.forward` makes of a map (B, C, H, W) and a prior (B, D); channels last."""
-    height = image.shape[2]
-    x = image.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
-    for block in level:
-        assert isinstance(block, Block)
-        x = _attended(x, block.attn, block.norm1, prior, height)
-        x = _fed_forward(x, block.ffn, block.norm2, prior, height)
-    return x.unflatten(1, (height, -1)).permute(0, 3, 1, 2)
+    """What `Level.forward` makes of a map (B, C, H, W) and a prior (B, D); channels last.
+
+    Under autocast the wide maps alone are in half precision; the sum of the blocks, norms and attention stay float32.
+    """
+    run = _Run(image.shape[2], _computed_in(image))
+    with torch.autocast(image.device.type, enabled=False):
+        dtype = next(level.parameters()).dtype
+        x, prior = _map(image).contiguous().to(dtype), prior.to(dtype)
+        for block in level:
+            assert isinstance(block, Block)
+            x = _attended(x, block.attn, block.norm1, prior, run)
+            x = _fed_forward(x, block.ffn, block.norm2, prior, run)
+        return _image(x, run.height)
+
+
+def _computed_in(x: Tensor) -> torch.dtype:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 # The tail is convolution, pixel shuffle, convolution, pixel shuffle, convolution, with nothing non-linear in between.
@@ -227,23 +285,26 @@ def tail_in_training(tail: nn.Sequential, x: Tensor) -> Tensor:
     first, second, third = (
         (layer.weight, cast(Tensor, layer.bias)) for layer in tail.modules() if isinstance(layer, nn.Conv2d)
     )
-    last = _joined(second, third)
-    weight, bias = _joined(first, last)
-    image = F.pixel_shuffle(F.conv2d(x, weight, bias, padding=2), _SHUFFLE)
-    _take_off(image, {side: x[at] for side, at in _SIDES.items()}, first, last)
-    image = F.pixel_shuffle(image, _SHUFFLE)
-    _take_off(image, {side: _enlarged_edge(x, side, first) for side in _SIDES}, second, third)
+    dtype = _computed_in(x)
+    with torch.autocast(x.device.type, enabled=False):  # composed weights and the image itself stay in float32
+        last = _joined(second, third)
+        weight, bias = _joined(first, last)
+        image = F.conv2d(x.to(dtype), weight.to(dtype), bias.to(dtype), padding=2).to(bias.dtype)
+        image = F.pixel_shuffle(image, _SHUFFLE)
+        x = x.to(bias.dtype)
+        edges = {(axis, far): _lines(x, axis, far, _SHUFFLE) for axis in (2, 3) for far in (False, True)}
+        _take_off(image, {side: _lines(edge, *side, 1) for side, edge in edges.items()}, first, last)
+        image = F.pixel_shuffle(image, _SHUFFLE)
+        _take_off(image, {side: _enlarged_edge(edge, side, first) for side, edge in edges.items()}, second, third)
     return image
 
 
-# (axis, whether it is the far side): the outermost pixels there
-_SIDES = {
-    (2, False): (..., slice(None, 1), slice(None)),
-    (2, True): (..., slice(-1, None), slice(None)),
-    (3, False): (..., slice(None, 1)),
-    (3, True): (..., slice(-1, None)),
-}
-_Side = tuple[int, bool]
+def _lines(x: Tensor, axis: int, far: bool, count: int) -> Tensor:
+    """The outermost `count` lines of pixels of x at one side."""
+    return x.narrow(axis, x.shape[axis] - count if far else 0, count)
+
+
+_Side = tuple[int, bool]  # axis, and whether it is the far side
 
 
 def _joined(first: _Convolution, second: _Convolution) -> _Convolution:
@@ -282,10 +343,9 @@ def _beyond(edge: Tensor, side: _Side, first: _Convolution, radius: int) -> Tens
     return F.pad(made, [*inside, radius, radius])
 
 
-def _enlarged_edge(x: Tensor, side: _Side, first: _Convolution) -> Tensor:
-    """The outermost pixels of what `first` and the shuffle make of x."""
+def _enlarged_edge(edge: Tensor, side: _Side, first: _Convolution) -> Tensor:
+    """The outermost pixels of what `first` and the shuffle make of the two outermost lines of features."""
     axis, far = side
-    seen = x.narrow(axis, x.shape[axis] - 2 if far else 0, 2)
     outside = [0, 1] if far else [1, 0]
-    seen = F.pad(seen, [1, 1, *outside] if axis == 2 else [*outside, 1, 1])
-    return F.pixel_shuffle(F.conv2d(seen, *first), _SHUFFLE)[_SIDES[side]]
+    seen = F.pad(edge, [1, 1, *outside] if axis == 2 else [*outside, 1, 1])
+    return _lines(F.pixel_shuffle(F.conv2d(seen, *first), _SHUFFLE), axis, far, 1)
