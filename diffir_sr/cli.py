@@ -108,7 +108,7 @@ def _train(args: argparse.Namespace) -> int:
 def _test(args: argparse.Namespace) -> int:
     from diffir_sr.options import load_options
     from diffir_sr.plugins import load_plugins
-    from diffir_sr.training.testing import test
+    from diffir_sr.training.loop import test
 
     load_plugins()
     test(load_options(args.opt, is_train=False, overrides=tuple(args.force_yml)), _arguments(args))

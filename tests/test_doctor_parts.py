@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import skimage.data
 
-from diffir_sr.doctor.fingerprints import (
+from diffir_sr.doctor.measures import (
+    find_shift,
+    has_jpeg_grid,
     landmarks,
     luma,
     near,
@@ -16,8 +18,6 @@ from diffir_sr.doctor.fingerprints import (
     shows_the_same,
     thumbnail,
 )
-from diffir_sr.doctor.jpeg_traces import has_jpeg_grid
-from diffir_sr.doctor.shift import find_shift
 from diffir_sr.prepare.downscale import smaller
 
 COLOUR = ("astronaut", "chelsea", "coffee", "immunohistochemistry", "retina", "hubble_deep_field")

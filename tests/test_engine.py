@@ -11,7 +11,7 @@ from diffir_sr.archs.diffir_arch import DiffIRS2
 from diffir_sr.diffusion.noise import PictureNoise, picture_noise
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.failures import out_of_memory
-from diffir_sr.inference.strips import blocks as blocks_module
+from diffir_sr.inference.strips import body as blocks_module
 from diffir_sr.inference.strips import engine as engine_module
 from diffir_sr.inference.strips.engine import StripEngine
 from diffir_sr.inference.strips.rows import block_rows

@@ -12,8 +12,8 @@ from diffir_sr.errors import CheckpointError, InputError
 from diffir_sr.metrics import perceptual
 from diffir_sr.metrics.fidelity import ssim
 from diffir_sr.metrics.image_api import check_metrics
+from diffir_sr.metrics.images import protocol
 from diffir_sr.metrics.perceptual import dists, lpips
-from diffir_sr.metrics.protocols import protocol
 from diffir_sr.models.validation import measure
 from diffir_sr.training.run import check_weights
 

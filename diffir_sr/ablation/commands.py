@@ -36,10 +36,8 @@ def add_ablate_parser(commands: Any) -> None:
 
 
 def _ablate(args: argparse.Namespace) -> int:
-    from diffir_sr.ablation.checking import check_runs
-    from diffir_sr.ablation.document import check_document, put_into
-    from diffir_sr.ablation.plan import plan, read_ablation
-    from diffir_sr.ablation.report import Found, write_report
+    from diffir_sr.ablation.plan import check_runs, plan, read_ablation
+    from diffir_sr.ablation.report import Found, check_document, put_into, write_report
 
     ablation = read_ablation(args.file)
     if args.seeds:

@@ -59,8 +59,8 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _data(args: argparse.Namespace) -> int:
-    from diffir_sr.doctor.data import examine_data
     from diffir_sr.doctor.report import as_json, as_table
+    from diffir_sr.doctor.sets import examine_data
     from diffir_sr.plugins import load_plugins
 
     load_plugins()

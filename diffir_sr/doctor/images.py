@@ -11,9 +11,7 @@ import numpy as np
 
 from diffir_sr.data.masks import mask_values
 from diffir_sr.doctor.findings import Finding
-from diffir_sr.doctor.fingerprints import landmarks, luma, perceptual_hash, similarity, thumbnail
-from diffir_sr.doctor.jpeg_traces import has_jpeg_grid
-from diffir_sr.doctor.shift import find_shift
+from diffir_sr.doctor.measures import find_shift, has_jpeg_grid, landmarks, luma, perceptual_hash, similarity, thumbnail
 from diffir_sr.doctor.storage import Stored
 from diffir_sr.errors import InputError
 from diffir_sr.files.images import inspect

@@ -22,7 +22,7 @@ from diffir_sr.data.records import append_record
 from diffir_sr.diffusion.noise import IterationNoise, Noise
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.families.base import Restores
-from diffir_sr.metrics.protocols import protocol
+from diffir_sr.metrics.images import protocol
 from diffir_sr.models import validation as measuring
 from diffir_sr.models.acceleration import choose_form
 from diffir_sr.models.batches import BatchPreparation, Role

@@ -25,7 +25,6 @@ from diffir_sr.devices import default_device
 from diffir_sr.errors import InputError
 from diffir_sr.models.saving import CardFiles
 from diffir_sr.options import LoadedOptions
-from diffir_sr.training.catching_up import is_complete, make_up, unmeasured
 from diffir_sr.training.run import (
     RunArguments,
     check_data,
@@ -36,7 +35,16 @@ from diffir_sr.training.run import (
     training_loader,
 )
 from diffir_sr.training.sampler import DrawSampler, GrowingBatchSampler
-from diffir_sr.training.states import changes, check_fits, find_state, save_options, sweep
+from diffir_sr.training.states import (
+    changes,
+    check_fits,
+    find_state,
+    is_complete,
+    make_up,
+    save_options,
+    sweep,
+    unmeasured,
+)
 
 logger = logging.getLogger("basicsr")
 
@@ -312,3 +320,25 @@ class _Stop:
         noted = torch.tensor(self.number, device=device)
         torch.distributed.all_reduce(noted, op=torch.distributed.ReduceOp.MAX)
         return int(noted.item())
+
+
+# `basicsr test`: restore and measure every dataset of an option file.
+
+
+def test(loaded: LoadedOptions, arguments: RunArguments) -> None:
+    """Write restored images and metrics under results/<name>; ground truth is needed for metrics alone."""
+    opt = complete_options(loaded.values, arguments, is_train=False)
+    check_data(opt)
+    check_weights(opt)
+    torch.backends.cudnn.benchmark = True
+    start_log(opt, verb="test", option_file=Path(loaded.path), new=True)
+    for warning in loaded.warnings:
+        logger.warning(warning)
+    logger.info(dict2str(opt))
+    # Published test files name their datasets val_1, val_2 as well as test_1, test_2.
+    loaders = evaluation_loaders(opt, ("test", "val"))
+    model = build_model(opt)
+    save = (opt.get("val") or {}).get("save_img", True)
+    for loader in loaders:
+        model.validation(loader, current_iter=opt["name"], tb_logger=None, save_img=save)
+    logger.info(f"Results are in {opt['path']['results_root']}")

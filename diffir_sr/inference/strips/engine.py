@@ -17,8 +17,8 @@ from diffir_sr.failures import out_of_memory
 from diffir_sr.inference.free_memory import available
 from diffir_sr.inference.plain import OVERLAP, TILE, check_memory, check_tiles, in_tiles
 from diffir_sr.inference.strips.body import FoldedBody
-from diffir_sr.inference.strips.folded_prior import condition
-from diffir_sr.inference.strips.memory import Plan, Planner
+from diffir_sr.inference.strips.prior_and_tail import condition
+from diffir_sr.inference.strips.rows import Plan, Planner
 
 TileMode = Literal["exact", "prior"]
 logger = logging.getLogger("diffir_sr.inference")

@@ -7,11 +7,16 @@ more in strips than in one piece, and a map may be overwritten behind the pass t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from diffir_sr.archs.dirformer import DIRformer
+from diffir_sr.archs.layers import Block
 
 Source = Callable[[int, int], Tensor]  # rows [start, stop) of a map; asked once for each row, from top to bottom
 
@@ -92,3 +97,91 @@ def empty_map(channels: int, height: int, width: int, *, like: Tensor) -> Tensor
     return torch.empty(
         (1, channels, height, width), dtype=like.dtype, device=like.device, memory_format=torch.channels_last
     )
+
+
+# How much memory restoring a picture takes, known before it starts; and what counts as having run out of it.
+
+
+_FLOAT = 4  # bytes
+# Pixels in a strip on a CPU: small enough for its values to stay in the cache from one operation to the next, and in
+# memory that is used again; measured with the paper's networks.
+_FAST_PIXELS = 4096
+_DENSE_PIXELS = 2048
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Strips for one picture whose features are (height, width) at the uppermost level."""
+
+    height: int
+    width: int
+    rows: int  # of a strip there
+    bytes: int  # that the network's run takes beyond weights and input
+    fixed_dense: bool = True
+    narrowed: bool = False  # to fit into memory
+
+    def strip_rows(self, width: int) -> int:
+        """Rows of a strip for a map of this width: as many pixels as at the uppermost level, in whole blocks."""
+        block = block_rows(width)
+        return max(1, self.rows * self.width // width // block) * block
+
+    def dense_rows(self, width: int) -> int:
+        """Rows of a strip for 3x3 convolutions of all channels, which take little memory.
+
+        The algorithm that a CPU library picks for them, and so the rounding, depends on their size. There the width
+        alone decides, so that results are the same whatever the memory. Even.
+        """
+        return even_rows(_DENSE_PIXELS, width) if self.fixed_dense else self.strip_rows(width)
+
+    @property
+    def is_smallest(self) -> bool:
+        """No narrower strip is possible."""
+        return self.rows <= block_rows(self.width)
+
+    def __str__(self) -> str:
+        rows = min(self.rows, self.height)
+        return f"strips of {rows} of {self.height} rows, about {self.bytes / 2**20:.0f} MiB"
+
+
+class Planner:
+    """Chooses strips for a network's body, computed in `dtype`."""
+
+    def __init__(self, body: DIRformer, *, dtype: torch.dtype, device: torch.device) -> None:
+        self._geometry = body.geometry
+        self._dim = body.patch_embed.proj.out_channels
+        blocks = [cast(Block, block) for level in (body.latent, body.decoder_level1) for block in level]
+        widths = [2 * one.ffn.project_out.in_channels + len(one.norm1.body.weight) for one in blocks]
+        self._hidden = max(widths, default=2 * self._dim)
+        # Of a value in a strip: where the arithmetic is narrower than the maps, it lies there in both widths.
+        narrow = 0 if dtype == torch.float32 else torch.empty((), dtype=dtype).element_size()
+        self._bytes = _FLOAT + narrow
+        self._device = device
+
+    def plan(self, height: int, width: int, *, rows: int) -> Plan:
+        """What a picture (padded sides) takes in strips of `rows` rows of its uppermost features."""
+        fold, scale = self._geometry.body_unshuffle, self._geometry.scale
+        high, wide = height // fold, width // fold
+        block = block_rows(wide)
+        rows = max(1, min(rows, high + block - 1) // block) * block
+        # The widest moment: level 1 before and after it is joined with what comes from below it.
+        maps = high * wide * self._dim * 7 // 2 * _FLOAT
+        image = 3 * height * width * scale * scale * _FLOAT
+        strip = (min(rows, high) + 3) * wide * 3 * self._hidden * self._bytes
+        edge = 0 if self._geometry.upsample == 1 else 3 * wide * 2 * 20 * self._dim * self._bytes
+        return Plan(high, wide, rows, maps + image + max(strip, edge), fixed_dense=self._device.type == "cpu")
+
+    def best(self, height: int, width: int, *, limit: int) -> Plan:
+        """The fastest plan within `limit` bytes; the smallest one where none is."""
+        plan = self.plan(height, width, rows=self._fast_rows(height, width))
+        while plan.bytes > limit and not plan.is_smallest:
+            plan = self.narrower(height, width, plan)
+        return plan
+
+    def narrower(self, height: int, width: int, plan: Plan) -> Plan:
+        """The plan with strips of half the rows."""
+        return replace(self.plan(height, width, rows=plan.rows // 2), narrowed=True)
+
+    def _fast_rows(self, height: int, width: int) -> int:
+        if self._device.type != "cpu":
+            return height  # what a graphics card gains from is large operations
+        return max(1, _FAST_PIXELS // (width // self._geometry.body_unshuffle))

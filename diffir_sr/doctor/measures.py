@@ -1,12 +1,97 @@
-"""Short descriptions of a picture by which it is recognised again, and how pictures are found by them."""
+"""What is measured on single images and pairs: shifts, fingerprints, traces of JPEG."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 
 import cv2
 import numpy as np
+
+_LARGEST_TILE = 128
+_SMALLEST_TILE = 24
+_LEAST_SHIFT_CONTRAST = 2.0  # grey levels (deviation) inside a tile
+_FINE = 20  # steps per pixel in the search for the peak
+_HIGHEST = 0.25  # cycles per pixel: above it, degraded and true image share little
+_AGREE_PX = 0.15  # how far tiles may differ from their median
+_TILES_PER_AXIS = 3
+
+
+@dataclass(frozen=True)
+class Shift:
+    """By how many degraded pixels the degraded image lies lower and more to the right than its ground truth."""
+
+    down: float
+    right: float
+
+    @property
+    def length(self) -> float:
+        return float(np.hypot(self.down, self.right))
+
+
+def find_shift(lq: np.ndarray, gt: np.ndarray) -> Shift | None:
+    """The shift between brightness (H, W) and ground truth (H * scale, W * scale); None where it cannot be told.
+
+    Phase correlation of the degraded image with the ground truth reduced by area, tile by tile. It can be told where
+    two thirds of the tiles have detail and agree: motion blur, noise and flat areas give answers that do not.
+    """
+    height, width = lq.shape
+    low = cv2.resize(gt, (width, height), interpolation=cv2.INTER_AREA) if gt.shape != lq.shape else gt
+    side = min(_LARGEST_TILE, max(_SMALLEST_TILE, min(height, width) // 2))
+    if min(height, width) < side:
+        return None
+    found = [
+        _tile_shift(lq[y : y + side, x : x + side], low[y : y + side, x : x + side])
+        for y in _starts(height, side)
+        for x in _starts(width, side)
+    ]
+    told = np.array([shift for shift in found if shift is not None]).reshape(-1, 2)
+    if len(told) < 2 or 3 * len(told) < 2 * len(found):
+        return None
+    middle = np.median(told, axis=0)
+    agree = np.abs(told - middle).max(axis=1) <= _AGREE_PX
+    if 3 * agree.sum() < 2 * len(found):
+        return None
+    down, right = told[agree].mean(axis=0)
+    return Shift(float(down), float(right))
+
+
+def _starts(length: int, side: int) -> list[int]:
+    return sorted({round(step * (length - side) / (_TILES_PER_AXIS - 1)) for step in range(_TILES_PER_AXIS)})
+
+
+def _tile_shift(lq: np.ndarray, gt: np.ndarray) -> tuple[float, float] | None:
+    if min(lq.std(), gt.std()) < _LEAST_SHIFT_CONTRAST:
+        return None
+    side = len(lq)
+    window = np.outer(np.hanning(side), np.hanning(side))
+    spectra = [np.fft.fft2((tile - np.average(tile, weights=window)) * window) for tile in (lq, gt)]
+    cross = spectra[0] * spectra[1].conj()
+    frequency = np.fft.fftfreq(side)
+    band = np.hypot(frequency[:, None], frequency[None]) <= _HIGHEST
+    band[0, 0] = False
+    # The square root keeps noise in weak frequencies from outvoting the picture, as pure phases would let it.
+    weighed = np.where(band, cross / np.sqrt(np.abs(cross) + 1e-12), 0)
+    coarse = np.fft.ifft2(weighed).real
+    peak = np.array(np.unravel_index(int(np.argmax(coarse)), coarse.shape), np.float64)
+    peak = np.where(peak > side // 2, peak - side, peak)
+    if np.abs(peak).max() > side // 4:
+        return None
+    return _refined(weighed, frequency, peak)
+
+
+def _refined(weighed: np.ndarray, frequency: np.ndarray, peak: np.ndarray) -> tuple[float, float]:
+    """The highest place of the correlation within a pixel of its coarse peak (matrix DFT, Guizar-Sicairos 2008)."""
+    steps = np.arange(-_FINE, _FINE + 1) / _FINE
+    rows, columns = (np.exp(2j * np.pi * np.outer(at + steps, frequency)) for at in peak)
+    fine = (rows @ weighed @ columns.T).real
+    down, right = np.unravel_index(np.argmax(fine), fine.shape)
+    return float(peak[0] + steps[down]), float(peak[1] + steps[right])
+
+
+# Short descriptions of a picture by which it is recognised again, and how pictures are found by them.
+
 
 _SIDE = 32  # of the reduced picture under the hash
 _LOW = 8  # frequencies per axis that the hash keeps
@@ -115,3 +200,38 @@ def landmarks(image: np.ndarray) -> np.ndarray:
     places = zip(*(where.tolist() for where in np.unravel_index(chosen[first], whole.shape)), strict=True)
     windows = (colours[y : y + _WINDOW, x : x + _WINDOW, 1] for y, x in places)
     return marks[[float(window.std()) >= _LEAST_CONTRAST for window in windows]]
+
+
+# Whether a losslessly stored picture was a JPEG before: edges on a grid of 8 x 8 pixels.
+
+
+_GRID = 8
+_LEAST_SIDE = 64
+_LARGEST = 1024  # pixels per axis that are looked at
+_LEAST_EXCESS = 0.05  # share of places on the grid that are edges more often than elsewhere
+_LEAST_DEVIATIONS = 8.0  # standard deviations above chance
+
+
+def has_jpeg_grid(grey: np.ndarray) -> bool:
+    """Whether brightness (H, W) has steps every 8 pixels along both axes, as strong JPEG compression leaves them.
+
+    A step between two pixels counts where it is larger than those before and after it. Mild compression (quality 90
+    and more), dense texture and rescaling afterwards leave too little to tell.
+    """
+    if min(grey.shape) < _LEAST_SIDE:
+        return False
+    part = grey[:_LARGEST, :_LARGEST]
+    return _stands_out(part) and _stands_out(part.T)
+
+
+def _stands_out(grey: np.ndarray) -> bool:
+    steps = np.abs(np.diff(grey, axis=1))
+    edge = 2 * steps[:, 1:-1] > steps[:, :-2] + steps[:, 2:] + 1.0
+    columns = edge.shape[1] // _GRID * _GRID
+    shares = edge[:, :columns].reshape(len(edge), -1, _GRID).mean(axis=(0, 1))
+    place = int(np.argmax(shares))
+    others = np.delete(shares, place)
+    excess = shares[place] - others.max()
+    expected = float(others.mean())
+    deviation = np.sqrt(max(expected * (1 - expected), 1e-6) * _GRID / edge[:, :columns].size)
+    return bool(excess >= _LEAST_EXCESS and excess >= _LEAST_DEVIATIONS * deviation)
