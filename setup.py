@@ -78,7 +78,7 @@ setup(
     package_dir={"diffir_sr.recipes": "options"},
     package_data={
         "diffir_sr.recipes": ["**/*.yml"],
-        "diffir_sr": ["py.typed", "weights/*.safetensors", "weights/*.yml"],
+        "diffir_sr": ["py.typed", "weights/*.safetensors", "weights/*.yml", "evaluation/*.yml"],
     },
     entry_points={
         "console_scripts": ["basicsr = diffir_sr.cli:basicsr_main", "diffir = diffir_sr.cli:main"],

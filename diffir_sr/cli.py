@@ -41,6 +41,10 @@ COMMANDS = {
         "measure restored images against their ground truth, as a table of the paper does",
         "diffir_sr.evaluation.commands:add_evaluate_parser",
     ),
+    "bench": (
+        "measure networks on a benchmark beside the paper's values, with their cost",
+        "diffir_sr.evaluation.commands:add_bench_parser",
+    ),
     "ablate": ("train variants of a recipe alike and compare them", "diffir_sr.ablation.commands:add_ablate_parser"),
     "completion": ("print the completion script of a shell", "diffir_sr.cli:add_completion_parser"),
 }

@@ -19,6 +19,7 @@ NAMES = (
     "examples/plugin/README.md",
     "docs/restore.md",
     "docs/models.md",
+    "docs/bench.md",
     "docs/tasks.md",
     "docs/experiments.md",
 )

@@ -42,6 +42,88 @@ def add_evaluate_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.set_defaults(run=_evaluate)
 
 
+def add_bench_parser(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add `diffir bench`."""
+    what = "measure networks on a benchmark beside the paper's values, with their cost"
+    parser = commands.add_parser("bench", help=what, description=f"{what.capitalize()}.")
+    parser.add_argument("opt", metavar="FILE", help="option file of a test, such as options/bench/test_Set14.yml")
+    parser.add_argument("-m", "--model", nargs="+", default=[], metavar="NAME", help="names of diffir models list")
+    parser.add_argument("-w", "--weights", nargs="+", default=[], type=Path, metavar="FILE", help="weights files")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: results/bench/NAME")
+    parser.add_argument("--limit", type=int, metavar="N", help="measure the first N images of each set alone")
+    parser.add_argument("--seed", type=int, default=0, help="of the start noise (0)")
+    parser.add_argument("--device", default="auto", help="as for diffir restore")
+    parser.add_argument("--no-picture", action="store_true", help="without the picture of quality against cost")
+    parser.add_argument(
+        "--check", action="store_true", help="exit code 1 where values are further apart than tolerated"
+    )
+    parser.add_argument("--against", type=Path, metavar="JSON", help="with --check: an earlier result, not the paper")
+    parser.add_argument("--tolerance", nargs="+", default=[], metavar="METRIC=VALUE", help="with --check")
+    parser.add_argument(
+        "--force_yml", nargs="+", default=[], metavar="KEY:KEY=VALUE", help="override options of the file"
+    )
+    parser.set_defaults(run=_bench)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from diffir_sr.evaluation.bench import open_benchmark, run_benchmark
+    from diffir_sr.evaluation.bench_report import as_json as bench_json
+    from diffir_sr.evaluation.bench_report import as_markdown, check_picture_possible, disagreements, draw
+    from diffir_sr.evaluation.methods import network_method, simple_methods
+    from diffir_sr.inference.restorer import device_of
+
+    tolerances = _tolerances(args)
+    if not args.no_picture:
+        check_picture_possible()
+    benchmark = open_benchmark(args.opt, overrides=tuple(args.force_yml))
+    named: list[tuple[Path | None, str | None]] = [
+        *((one, None) for one in args.weights),
+        *((None, one) for one in args.model),
+    ]
+    if not named and benchmark.weights is not None:
+        named = [(benchmark.weights, None)]
+    what = {"scale": benchmark.scale, "takes_mask": benchmark.takes_mask}
+    networks = [network_method(weights, model, seed=args.seed, device=args.device, **what) for weights, model in named]
+    methods = [*simple_methods(**what), *networks]
+    twice = [method.name for method in methods if [one.name for one in methods].count(method.name) > 1]
+    if twice:
+        raise InputError(f"{twice[0]}: several weights of one file name; rename one, so that rows can be told apart")
+    folder = args.output or Path("results/bench") / benchmark.name
+    _check_writable(folder / "bench.json")
+    result = run_benchmark(benchmark, methods, device=device_of(args.device), limit=args.limit)
+    text = as_markdown(result)
+    _write(text, folder / "bench.md")
+    _write(json.dumps(bench_json(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n", folder / "bench.json")
+    if not args.no_picture:
+        draw(result, folder / "bench.png")
+    sys.stdout.write(f"{text}\n{folder}/: bench.md, bench.json{'' if args.no_picture else ', bench.png'}\n")
+    if not args.check:
+        return 0
+    found = disagreements(result, tolerances, args.against)
+    for one in found:
+        sys.stderr.write(f"check: {one}\n")
+    return 1 if found else 0
+
+
+def _tolerances(args: argparse.Namespace) -> dict[str, float]:
+    from diffir_sr.evaluation.bench_report import TOLERANCES
+
+    if (args.against or args.tolerance) and not args.check:
+        raise InputError("--against and --tolerance say what --check compares; give --check, too")
+    if args.limit is not None and args.limit < 1:
+        raise InputError(f"--limit: expected 1 or more images, got {args.limit}")
+    found = dict(TOLERANCES)
+    for given in args.tolerance:
+        metric, _, value = given.partition("=")
+        try:
+            found[metric] = float(value)
+        except ValueError as error:
+            raise InputError(f"--tolerance: expected METRIC=VALUE such as psnr=0.1, got {given}") from error
+        if not found[metric] >= 0:
+            raise InputError(f"--tolerance: expected 0 or more, got {given}")
+    return found
+
+
 def _evaluate(args: argparse.Namespace) -> int:
     from diffir_sr.data.sources import open_source
     from diffir_sr.evaluation.measure import measure

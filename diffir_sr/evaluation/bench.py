@@ -1,0 +1,271 @@
+"""Measuring networks on benchmark sets beside the paper's values: quality by the set's protocol, and cost."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import hashlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from basicsr.data import build_dataset
+from torch import Tensor
+from tqdm import tqdm
+
+from diffir_sr.errors import CheckpointError, InputError, OptionError
+from diffir_sr.evaluation.methods import Method
+from diffir_sr.metrics.fid import SetDistance, inception_features
+from diffir_sr.models.validation import measure
+from diffir_sr.options import load_options
+from diffir_sr.options.recipes import recipes_folder
+from diffir_sr.training.run import RunArguments, check_data, check_metrics, complete_options
+
+_TABLES = Path(__file__).with_name("paper_tables.yml")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a set: `lq` (1, C, H, W) with a mask last for inpainting, `gt` (1, 3, H * scale, W * scale)."""
+
+    name: str
+    lq: Tensor
+    gt: Tensor
+
+
+@dataclass
+class Benchmark:
+    """The sets of an option file with the metrics that it asks for."""
+
+    name: str
+    path: Path
+    scale: int
+    takes_mask: bool
+    metrics: dict[str, dict[str, Any]]
+    datasets: dict[str, Any]
+    weights: Path | None = None  # that the file itself names, if they are there
+
+    def pictures(self, name: str) -> Iterator[Picture]:
+        """The pictures of one set, in its order; raises InputError for a set without ground truth."""
+        dataset = self.datasets[name]
+        for index in range(len(dataset)):
+            item = dataset[index]
+            if "gt" not in item:
+                raise InputError(f"{name}: has no ground truth, and nothing can be measured; give dataroot_gt")
+            gt = item["gt"][None]
+            if self.takes_mask:
+                mask = item["mask"][None]
+                lq = torch.cat([gt * (1 - mask), mask], dim=1)
+            else:
+                lq = item["lq"][None]
+            yield Picture(Path(item["lq_path"]).name, lq, gt)
+
+
+@dataclass
+class SetResult:
+    """What one method reached on one set. `values` are means over pictures and distances of sets."""
+
+    values: dict[str, float]
+    images: dict[str, dict[str, float]]
+    seconds: float  # of restoring, per picture
+    memory: int | None  # bytes that restoring adds at most, where the system tells
+
+
+@dataclass
+class BenchResult:
+    """Everything that a benchmark found; `sets` has count and checksum of each set's pixels."""
+
+    benchmark: Benchmark
+    methods: list[Method]
+    device: torch.device
+    sets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    found: dict[tuple[str, str], SetResult] = field(default_factory=dict)  # by method and set
+    notes: list[str] = field(default_factory=list)
+
+
+def open_benchmark(path: str, *, overrides: tuple[str, ...] = ()) -> Benchmark:
+    """The benchmark of an option file such as options/bench/test_Set14.yml, in this folder or in the package.
+
+    Raises OptionError or InputError for a file or data that cannot be measured on.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        file = recipes_folder() / f"{path.removeprefix('options/').removesuffix('.yml')}.yml"
+        file = file if file.is_file() else Path(path)
+    opt = load_options(file, is_train=False, overrides=overrides, check_files=False).values
+    metrics = (opt.get("val") or {}).get("metrics") or {}
+    if not metrics:
+        raise OptionError(f"{path}: val.metrics is empty; name the metrics that are to be measured")
+    opt["manual_seed"] = opt.get("manual_seed") or 0
+    opt = complete_options(
+        opt, RunArguments(launcher="none", auto_resume=False, debug=False, root=Path.cwd()), is_train=False
+    )
+    opt["datasets"] = {key: one for key, one in opt["datasets"].items() if one["phase"] in ("test", "val")}
+    check_data(opt)
+    check_metrics(metrics)
+    weights = (opt.get("path") or {}).get("pretrain_network_g")
+    datasets = {section["name"]: build_dataset(section) for section in opt["datasets"].values()}
+    if len(datasets) < len(opt["datasets"]):
+        raise OptionError(f"{path}: two datasets have one name; give each its own")
+    if not datasets or not all(len(dataset) for dataset in datasets.values()):
+        raise InputError(f"{path}: a set without images; correct datasets")
+    scale, task = opt.get("scale") or 1, opt["network_g"].get("task")
+    named = Path(weights) if weights and Path(weights).is_file() else None
+    return Benchmark(
+        opt["name"], file, 1 if task in ("deblur", "inpaint") else scale, task == "inpaint", metrics, datasets, named
+    )
+
+
+def run_benchmark(
+    benchmark: Benchmark, methods: list[Method], *, device: torch.device, limit: int | None
+) -> BenchResult:
+    """Measure every method on every set; `limit` pictures of each at most. A bar on stderr where that is a terminal."""
+    result = BenchResult(benchmark, methods, device)
+    distances = _distances(benchmark, result)
+    for name in benchmark.datasets:
+        count = min(len(benchmark.datasets[name]), limit or sys.maxsize)
+        result.sets[name] = {
+            "images": count,
+            "of": len(benchmark.datasets[name]),
+            "sha256": _checksum(benchmark, name, count),
+        }
+        for method in methods:
+            pictures = (picture for _, picture in zip(range(count), benchmark.pictures(name), strict=False))
+            shown = tqdm(
+                pictures,
+                total=count,
+                unit="image",
+                desc=f"{name}, {method.name}",
+                leave=False,
+                disable=not sys.stderr.isatty(),
+            )
+            result.found[method.name, name] = _measured(method, shown, benchmark.metrics, distances, device)
+    return result
+
+
+def _measured(
+    method: Method, pictures: Any, metrics: Mapping[str, Mapping[str, Any]], distances: Any, device: torch.device
+) -> SetResult:
+    images, seconds, highest = {}, 0.0, 0
+    sets = {name: SetDistance(features) for name, features in distances.items()}
+    memory = PeakMemory(device)
+    for picture in pictures:
+        memory.start()
+        started = time.perf_counter()
+        made = method.restore(picture.lq).clamp(0, 1)
+        seconds += time.perf_counter() - started
+        highest = max(highest, memory.added() or 0)
+        if picture.lq.shape[1] == 4:
+            made = torch.where(picture.lq[:, 3:] > 0.5, made, picture.gt)
+        if made.shape != picture.gt.shape:
+            sizes = " and ".join("x".join(str(side) for side in one.shape[-2:]) for one in (made, picture.gt))
+            raise InputError(f"{picture.name}: {method.name} gives another size than the ground truth: {sizes}")
+        images[picture.name] = measure(made, picture.gt, metrics)
+        for distance in sets.values():
+            rounded = [(image * 255).round() / 255 for image in (made, picture.gt)]
+            distance.update(rounded[0], real=False)
+            distance.update(rounded[1], real=True)
+    values = {metric: float(np.mean([row[metric] for row in images.values()])) for metric in metrics}
+    values |= {name: distance.compute() for name, distance in sets.items() if len(images) > 1}
+    return SetResult(values, images, seconds / len(images), highest or None)
+
+
+def _distances(benchmark: Benchmark, result: BenchResult) -> dict[str, Any]:
+    """Features for the distances that the paper's table of these sets has; a note where their weights are absent."""
+    if not any("fid" in table.columns for table in paper_tables() if set(table.sets) & set(benchmark.datasets)):
+        return {}
+    try:
+        return {"fid": inception_features()}
+    except CheckpointError as error:
+        result.notes.append(f"FID, which the paper's table has, is not measured: {str(error).splitlines()[0]}")
+        return {}
+
+
+def _checksum(benchmark: Benchmark, name: str, count: int) -> str:
+    """sha256 of the pixels of degraded pictures and ground truth, whatever files they lie in."""
+    digest = hashlib.sha256()
+    for _, picture in zip(range(count), benchmark.pictures(name), strict=False):
+        for image in (picture.lq, picture.gt):
+            digest.update(str(tuple(image.shape)).encode() + image.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class PeakMemory:
+    """What is added to memory between `start` and `added` at most; None where the system does not tell."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before = 0
+
+    def start(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before = torch.cuda.memory_allocated(self._device)
+            return
+        _trim()
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back
+            self._before = _status("VmRSS")
+        except OSError:
+            self._before = -1
+
+    def added(self) -> int | None:
+        """Bytes."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) - self._before
+        return None if self._before < 0 else max(0, _status("VmHWM") - self._before)
+
+
+def _trim() -> None:
+    """Give memory that was freed back to the system: what is kept could be taken again unseen."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # a C library without it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _status(line: str) -> int:
+    text = Path("/proc/self/status").read_text()
+    return int(next(one for one in text.splitlines() if one.startswith(line)).split()[1]) * 1024
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """One table of the paper: values by row, set and metric."""
+
+    title: str
+    source: str
+    columns: tuple[str, ...]
+    sets: tuple[str, ...]
+    rows: dict[str, dict[str, dict[str, float]]]
+
+
+def paper_tables() -> list[PaperTable]:
+    """The tables of the paper that could be read."""
+    content = yaml.safe_load(_TABLES.read_text(encoding="utf-8"))
+    return [_table(**one) for one in content.values()]
+
+
+def _table(
+    title: str, source: str, columns: list[str], sets: list[str], rows: dict[str, list[list[float | None]]]
+) -> PaperTable:
+    named = {
+        row: {
+            name: {metric: value for metric, value in zip(columns, values, strict=True) if value is not None}
+            for name, values in zip(sets, cells, strict=True)
+        }
+        for row, cells in rows.items()
+    }
+    return PaperTable(title, source, tuple(columns), tuple(sets), named)
+
+
+def paper_rows(name: str) -> dict[str, dict[str, float]]:
+    """The rows of the table that has the set `name`, with its values on that set; {} where no table has it."""
+    tables = [table for table in paper_tables() if name in table.sets]
+    return {row: cells[name] for table in tables for row, cells in table.rows.items() if cells[name]}
