@@ -140,8 +140,8 @@ def test_without_the_weights_of_inception_there_is_no_fid_and_a_way_without(caps
     store("restored", {"a": noisy(5), "b": noisy(5)})
     assert main(["evaluate", "restored", "gt", "--preset", "inpaint", "--inception", "mine.pth"]) == 1
     said = capsys.readouterr()
-    assert "weights of inception: no such file" in said.err
-    assert "to measure without FID and KID: --metrics lpips_vgg ssim fd_vgg16" in said.err
+    assert "--inception: no such file" in said.err
+    assert "To measure without FID and KID: --metrics lpips_vgg ssim fd_vgg16" in said.err
     assert said.out == ""
 
 

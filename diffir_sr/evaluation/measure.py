@@ -112,9 +112,7 @@ def _inception(plan: Plan, weights: str | None) -> Features:
         return inception_features(weights)
     except CheckpointError as error:
         others = [*plan.images, "fd_vgg16"]
-        raise CheckpointError(
-            f"{error}\nor name it with --inception; to measure without FID and KID: --metrics {' '.join(others)}"
-        ) from error
+        raise CheckpointError(f"{error}\nTo measure without FID and KID: --metrics {' '.join(others)}") from error
 
 
 def _check_masks(sets: Sets, masks: Source | None) -> None:
