@@ -86,3 +86,31 @@ def png_case(kind, depth, *, size=(9, 11), keyed=False, **how):
         before += chunk(b"tRNS", key.astype(">u2").tobytes())
         alpha = np.where((colours == key).all(axis=2), 0, most).astype(wide)
     return png(samples, kind, depth, before=before, **how), (colours * (most // top)).astype(wide), alpha
+
+
+def bmp(pixels, *, bits, header=40, palette=None, masks=None, compression=None, top_down=False, gap=0):
+    """A BMP file; `pixels` (H, W) are indices or whole words, or (H, W, 3) for 24 bits in the order blue, green, red.
+
+    `header` is its size (12: OS/2), `masks` stand behind a header of 40 bytes or inside longer ones.
+    """
+    height, width = pixels.shape[:2]
+    rows = pixels if top_down else pixels[::-1]
+    if bits == 24:
+        packed = rows.astype(np.uint8).reshape(height, -1)
+    elif bits > 8:
+        packed = rows.astype("<u2" if bits == 16 else "<u4").view(np.uint8).reshape(height, -1)
+    else:
+        packed = _rows(rows[..., None], bits)
+    packed = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 4)))
+    entries = b"" if palette is None else bytes(b for color in palette for b in (*color[::-1], 0)[: 3 + (header > 12)])
+    how = compression if compression is not None else (0 if masks is None else 3 if len(masks) == 3 else 6)
+    if header == 12:
+        head = struct.pack("<IHHHH", 12, width, height, 1, bits)
+    else:
+        count = 0 if palette is None else len(palette)
+        head = struct.pack("<IiiHH", header, width, -height if top_down else height, 1, bits)
+        head += struct.pack("<IIiiII", how, packed.size, 2835, 2835, count, 0)
+        mask_bytes = struct.pack(f"<{len(masks)}I", *masks) if masks else b""
+        head = (head + mask_bytes).ljust(header, b"\0") if header > 40 else head + mask_bytes
+    at = 14 + len(head) + len(entries) + gap
+    return struct.pack("<2sIHHI", b"BM", at + packed.size, 0, 0, at) + head + entries + bytes(gap) + packed.tobytes()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import write_atomically
+from diffir_sr.parsing import add_accept_damaged
 from diffir_sr.prepare.jobs import default_jobs
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def add_doctor_parser(commands: argparse._SubParsersAction[Any]) -> None:
     data.add_argument("--gt-size", type=int, metavar="PX", help="side of training patches, which images must have")
     data.add_argument("--meta-info", metavar="FILE", help="list of the images to use")
     _add_json(data)
+    add_accept_damaged(data)
     data.add_argument("--jobs", type=int, default=default_jobs(), help="processes (default: one per core)")
     data.set_defaults(run=_data)
     about = "tell versions, hardware, weights and disk speed, and what of them would spoil a run"

@@ -11,6 +11,7 @@ from typing import Any
 from diffir_sr.errors import InputError
 from diffir_sr.evaluation.presets import IMAGE_METRICS, PRESETS, SET_METRICS, plan
 from diffir_sr.files.atomic import partial_name, write_atomically
+from diffir_sr.parsing import add_accept_damaged
 
 
 def add_evaluate_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -27,6 +28,7 @@ def add_evaluate_parser(commands: argparse._SubParsersAction[Any]) -> None:
         metavar="NAME",
         help=f"instead of the preset's: {', '.join((*IMAGE_METRICS, *SET_METRICS))}",
     )
+    add_accept_damaged(parser)
     parser.add_argument("--border", type=int, metavar="PX", help="left out at each side for PSNR, SSIM and NIQE")
     parser.add_argument("--channel", choices=["y", "rgb"], help="what PSNR and SSIM compare")
     parser.add_argument("--suffix", metavar="TEXT", help="ending of restored names (default: found out)")

@@ -11,6 +11,7 @@ import io
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import cv2
@@ -100,13 +101,16 @@ def _png_header(data: bytes) -> Header:
 def _png(data: bytes, header: Header, lenient: bool) -> Pixels:
     if lenient:
         return Pixels(_by_pillow(PngImageFile, data))
-    name = b""
+    needed, name = [PNG_SIGNATURE], b""
     for name, start, end in png_chunks(data):
         if name in (b"PLTE", b"tRNS", b"IEND") and not intact(data, start, end):
             raise DamagedError(f"its chunk {name.decode()} is damaged")
+        if name in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
+            needed.append(data[start - 8 : end + 4])
     if name != b"IEND":
         raise DamagedError("the end of the image is missing")
-    if data[28]:  # interlaced: imagecodecs' libpng would say on standard error that it was not prepared for it
+    data = b"".join(needed)  # libpng would say on standard error what it thinks of odd chunks beside the pixels
+    if data[28]:  # interlaced: imagecodecs' libpng says on standard error that it was not prepared for it
         return Pixels(_interlaced_png(data))
     return Pixels(_with_channels(imagecodecs.png_decode(data)))
 
@@ -523,6 +527,15 @@ FORMATS = (
     Format("avif", _is_avif, _avif_header, _avif),
     Format("heic", lambda data: _brand(data) in _HEIC_BRANDS, _heif_header, _heic),
 )
+
+
+def format_of_content(path: Path) -> Format | None:
+    """The format that the first bytes of a file say, whatever its name; None for others and for unreadable files."""
+    try:
+        with path.open("rb") as file:
+            return format_of(file.read(64))
+    except OSError:
+        return None
 
 
 def format_of(data: bytes) -> Format | None:

@@ -25,6 +25,7 @@ from diffir_sr.files.decoders import DamagedError, Format, Header, UnsupportedEr
 from diffir_sr.files.memory import free_memory
 from diffir_sr.files.metadata import PNG_SIGNATURE, Metadata, jpeg_header, png_chunks, upright_shape
 from diffir_sr.files.picture import Picture
+from diffir_sr.parsing import ACCEPT_DAMAGED
 
 # Here and now, in the process that later forks workers: parallelism is across processes, and a forked child that
 # inherits OpenCV's thread pool hangs as soon as it touches the number of threads.
@@ -36,7 +37,6 @@ SUFFIXES += (".gif", ".avif", ".heic", ".heif", ".hif")
 # Pictures that nothing here reads; in a folder they are counted and named.
 NOT_READ = (".jp2", ".j2k", ".jxl", ".jxr", ".exr", ".hdr", ".psd", ".xcf", ".svg", ".tga", ".ico", ".dds", ".ppm")
 NOT_READ += (".pgm", ".pbm", ".pnm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".fits")
-ACCEPT_DAMAGED = "DIFFIR_ACCEPT_DAMAGED"  # a variable of the environment, so that every process of a command has it
 _KNOWN_CONTENT = {
     b"\0\0\0\x0cJXL ": "JPEG XL", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cjP  ": "JPEG 2000", b"8BPS": "Photoshop",
     b"v/1\x01": "OpenEXR", b"#?RADIANCE": "Radiance HDR", b"%PDF": "PDF", b"<svg": "SVG", b"<!DOCTYPE": "HTML",

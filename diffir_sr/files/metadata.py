@@ -6,6 +6,7 @@ photograph be turned by one reader and not by another.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import struct
@@ -319,6 +320,16 @@ def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 # Others
 
 
+def texts_of_exif(exif: bytes | None) -> tuple[dict[int, str], bool]:
+    """The plain texts of EXIF (tags that TIFF has, too), and whether that is all it holds."""
+    if not exif:
+        return {}, True
+    found = Image.Exif()
+    found.load(exif)
+    texts = {tag: value for tag, value in found.items() if tag in _OF_IFD0 and isinstance(value, str)}
+    return texts, len(texts) == len(found)
+
+
 def tiff_exif(data: bytes) -> bytes | None:
     """The EXIF of a TIFF file: of its first directory what describes the picture, and the parts of cameras."""
     try:
@@ -327,7 +338,7 @@ def tiff_exif(data: bytes) -> bytes | None:
             found = Image.Exif()
             found.load(b"Exif\0\0" + data)
         kept = Image.Exif()
-        kept.update({tag: found[tag] for tag in _OF_IFD0 if tag in found})
+        kept.update({tag: found[tag] for tag in _OF_IFD0 if tag in found and not str(found[tag]).startswith('{"shape')})
         for part in (_EXIF_PART, _GPS_PART):
             if part in found:
                 kept.get_ifd(part).update(found.get_ifd(part))
@@ -345,6 +356,10 @@ def pillow_metadata(info: dict[str | tuple[int, int], Any], exif: Image.Exif | N
             raw = exif.tobytes()
         except Exception:  # as in Metadata.plain
             raw, notes = None, ("its EXIF is unreadable and left out",)
+    for name in _RAW_EXIF:
+        if raw is None and isinstance(text := info.get(name.decode()), str):
+            with contextlib.suppress(ValueError):  # as text of a PNG that is no EXIF after all
+                raw = _raw_profile(b"tEXt", text.encode())
     xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
     dpi = info.get("dpi") if info.get("jfif_unit") != 0 else None
     comment = info.get("comment")

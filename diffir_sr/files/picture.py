@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import write_atomically
-from diffir_sr.files.metadata import Metadata, png_chunks_of, text_names, with_png_chunks
+from diffir_sr.files.metadata import Metadata, png_chunks_of, text_names, texts_of_exif, with_png_chunks
 
 # What is written, by suffix.
 FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".jpe": "jpeg", ".jfif": "jpeg", ".webp": "webp"}
@@ -82,7 +82,7 @@ def not_held(picture: Picture, form: str) -> list[str]:
         lost.append(f"more than {16 if form == 'png' else 8} bits of its floats")
     if picture.icc and not _holds_profile(picture, form):
         lost.append("the colour profile")
-    if picture.exif and not _holds_exif(picture.exif, form):
+    if picture.exif and not _holds_exif(picture.exif, form) and not (form == "tiff" and texts_of_exif(picture.exif)[1]):
         lost.append("so much EXIF" if form in _HOLDS_EXIF else "EXIF")
     if metadata.colour_chunks and form != "png":
         lost.append(f"how its colours are meant ({', '.join(name.decode() for name, _ in metadata.colour_chunks)})")
@@ -137,7 +137,8 @@ def encode_png(image: np.ndarray, *, compress_level: int = 1) -> bytes:
     if image.ndim != 3 or not 1 <= image.shape[2] <= 4 or image.dtype not in (np.uint8, np.uint16) or not image.size:
         raise InputError(f"an array of shape {image.shape}, {image.dtype} cannot be stored as PNG")
     plain = image[..., 0] if image.shape[2] == 1 else image
-    return bytes(imagecodecs.png_encode(np.ascontiguousarray(plain), level=compress_level))
+    usual = np.array(plain, order="C")  # with the strides that go with its shape, also where a side is of one pixel
+    return bytes(imagecodecs.png_encode(usual, level=compress_level))
 
 
 def as_bits(values: np.ndarray, kind: Any) -> np.ndarray:
@@ -188,8 +189,10 @@ def _tiff(picture: Picture) -> bytes:
         how["iccprofile"] = picture.icc
     if metadata.dpi:
         how |= dict(resolution=metadata.dpi, resolutionunit="INCH")
+    texts = texts_of_exif(picture.exif)[0]
+    tags: list[tuple[int, int, int, str | bytes, bool]] = [(tag, 2, 0, text, True) for tag, text in texts.items()]
     if metadata.xmp:
-        how["extratags"] = [(_XMP_TAG, 1, len(metadata.xmp), metadata.xmp, True)]
+        tags.append((_XMP_TAG, 1, len(metadata.xmp), metadata.xmp, True))
     file = io.BytesIO()
     tifffile.imwrite(
         file,
@@ -201,6 +204,7 @@ def _tiff(picture: Picture) -> bytes:
         predictor=channels.dtype.kind == "u",
         metadata=None,
         software=False,
+        extratags=tags,
         **how,
     )
     return file.getvalue()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import write_atomically
+from diffir_sr.parsing import add_accept_damaged
 
 if TYPE_CHECKING:
     from diffir_sr.inference.runner import RunSummary
@@ -70,6 +71,7 @@ def add_restore_parser(commands: Any) -> None:
     _add_sampling(parser)
     parser.add_argument("--format", choices=_FORMATS, help="format of results (default: each keeps its own)")
     parser.add_argument("--quality", type=int, default=95, help="of JPEG and WebP, 1 to 100 (95)")
+    add_accept_damaged(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace what exists (default: it is kept)")
     parser.add_argument(
         "--json",
@@ -118,7 +120,8 @@ def _restore(args: argparse.Namespace) -> int:
         sys.stderr.write("warning: --tile-mode prior is now called --tile-mode tiles\n")
     if args.output == args.json == STREAM:
         raise InputError("-o - and --json - would both write to standard output; name a file for one of them")
-    jobs = plan(args.inputs, args.output, form=args.format)  # what cannot be is known before weights are loaded
+    # What cannot be is known before weights are loaded.
+    jobs = plan(args.inputs, args.output, form=args.format, mask=args.mask)
     named: list[Path] = args.weights or []
     chosen = choose(named[0] if named else None, args.model, masked=args.mask is not None, dashes="--")
     if chosen.entry is not None and chosen.by_default:
@@ -147,7 +150,8 @@ def _restore(args: argparse.Namespace) -> int:
             restorer.settings(samples=args.samples, average=args.average, quality=args.quality),
             restorer.device,
         )
-        write_out(text) if args.json == STREAM else write_atomically(text.encode(), Path(args.json))
+        data = text.encode(errors="backslashreplace")  # a name that is no text becomes an escape of JSON
+        write_out(data) if args.json == STREAM else write_atomically(data, Path(args.json))
     parts = [f"{outcome.restored} restored"]
     parts += [f"{outcome.kept} kept"] if outcome.kept else []
     parts += [f"{len(outcome.failures)} failed"] if outcome.failures else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,15 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from diffir_sr.errors import InputError
-from diffir_sr.files.images import is_image_name
+from diffir_sr.files.decoders import format_of_content
+from diffir_sr.files.images import SUFFIXES, is_image_name, is_picture_not_read, without_suffix
 from diffir_sr.files.picture import FORMATS
+from diffir_sr.inference.masks import is_mask_of_another
 
+logger = logging.getLogger("diffir_sr.inference")
 # Videos: the first are written, too; those of the others become .mkv.
 _WRITTEN = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".ts", ".mts", ".m2ts", ".flv", ".3gp")
 VIDEOS = (*_WRITTEN, ".mpg", ".mpeg", ".vob", ".wmv", ".asf", ".ogv", ".3g2", ".mxf", ".f4v", ".divx", ".rm", ".rmvb")
 STREAM = "-"
 SUFFIX_OF = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp"}
-_NOT_WRITTEN = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".exr", ".hdr", ".psd", ".pdf", ".npy")
+_NOT_WRITTEN = (".gif", ".heic", ".heif", ".hif", ".avif", ".jp2", ".jxl", ".exr", ".hdr", ".psd", ".pdf", ".npy")
+_OTHER_VIDEOS = (".swf", ".y4m", ".h264", ".h265", ".hevc", ".264", ".265", ".ivf", ".amv", ".dv", ".wtv")
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -41,22 +47,29 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEOS
 
 
-def plan(inputs: Sequence[str], output: str, *, form: str | None = None) -> list[Job]:
+def is_restored(name: str) -> bool:
+    """Whether a folder's file of this name is a picture or video that is read here."""
+    return is_image_name(name) or (is_video(Path(name)) and not Path(name).name.startswith("."))
+
+
+def plan(inputs: Sequence[str], output: str, *, form: str | None = None, mask: str | None = None) -> list[Job]:
     """Jobs for files, folders (their tree is kept), globs and '-', sorted within each input.
 
     `form` is the format asked for (a key of SUFFIX_OF); without it a result has the format of its picture. `output` is
-    a folder, or for one picture a file name with a known suffix, or '-'. Raises InputError for what does not exist.
+    a folder, or for one picture a file name with a known suffix, or '-'. Where `mask` names a file or folder, masks
+    among the pictures are no jobs. Raises InputError for what does not exist.
     """
     try:
-        return _planned(inputs, output, form)
+        return _planned(inputs, os.path.expanduser(output), form, mask)
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be reached ({error.strerror}); check its permissions") from error
 
 
-def _planned(inputs: Sequence[str], output: str, form: str | None) -> list[Job]:
+def _planned(inputs: Sequence[str], output: str, form: str | None, mask: str | None) -> list[Job]:
     if STREAM in inputs:
         return [_stream(inputs, output)]
     found = list(dict.fromkeys(file for given in inputs for file in _files(given)))
+    found = found if mask is None else _without_masks(found, Path(os.path.expanduser(mask)))
     if output == STREAM:
         if len(found) != 1 or is_video(found[0][0]):
             raise InputError(f"-o -: standard output takes one picture, found {len(found)} inputs; name a folder")
@@ -69,6 +82,36 @@ def _planned(inputs: Sequence[str], output: str, form: str | None) -> list[Job]:
     names = _distinct([_renamed(relative, form) for _, relative in found], [path for path, _ in found], form)
     jobs = [Job(path, target / name, relative) for (path, relative), name in zip(found, names, strict=True)]
     return _never_in_place(jobs)
+
+
+def _without_masks(found: list[tuple[Path, str]], mask: Path) -> list[tuple[Path, str]]:
+    """The pictures that are no mask, by the name that LaMa's layout gives masks, or because `mask` names them."""
+    if not mask.exists():
+        return found
+    stems = {without_suffix(str(path)) for path, _ in found}
+    kept = [one for one in found if not (is_mask_of_another(str(one[0]), stems) or _same_file(one[0], mask))]
+    if not kept:
+        return found
+    known = set(kept)
+    masks = [relative for one, relative in found if (one, relative) not in known]
+    if masks:
+        logger.warning("%d masks among the pictures are not restored: %s.", len(masks), _some(masks))
+    return kept
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return one.exists() and one.samefile(other)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f", ... ({len(names) - _SHOWN} more)" if len(names) > _SHOWN else "")
+
+
+def _tell_left_out(where: str, names: Sequence[str]) -> None:
+    """Say what looks like a picture or a video by its name, and is not read."""
+    alike = [name for name in names if is_picture_not_read(name) or name.lower().endswith(_OTHER_VIDEOS)]
+    if alike:
+        logger.warning("%s: %d files of kinds that are not read are left out: %s.", where, len(alike), _some(alike))
 
 
 def _check_suffix(target: Path, form: str | None) -> None:
@@ -97,19 +140,22 @@ def _files(given: str) -> Iterator[tuple[Path, str]]:
     """The files that one argument means, each with its path under the folder that was named."""
     path = Path(os.path.expanduser(given))
     if path.is_dir():
-        names = sorted(_under(path))
+        everything = sorted(_under(path))
+        names = [name for name in everything if is_restored(name) or (path / name).is_dir()]
+        _tell_left_out(str(path), [name for name in everything if name not in set(names)])
         if not names:
-            raise InputError(f"{path.resolve()}: 0 pictures or videos; looked for {' '.join((*FORMATS, *VIDEOS))}")
+            raise InputError(f"{path.resolve()}: 0 pictures or videos; looked for {' '.join((*SUFFIXES, *VIDEOS))}")
         yield from ((path / name, name) for name in names)
     elif path.exists():
-        if path.suffix.lower() not in FORMATS and not is_video(path):
+        if path.suffix.lower() not in SUFFIXES and not is_video(path) and format_of_content(path) is None:
             raise InputError(
-                f"{path}: neither an image nor a video by its name; known: {' '.join((*FORMATS, *VIDEOS))}"
+                f"{path}: neither an image nor a video by its name or content; known: {' '.join((*SUFFIXES, *VIDEOS))}"
             )
         yield path, path.name
     elif glob.has_magic(given):
         matches = sorted(glob.glob(str(path), recursive=True))
-        known = [Path(match) for match in matches if Path(match).suffix.lower() in (*FORMATS, *VIDEOS)]
+        known = [Path(match) for match in matches if Path(match).suffix.lower() in (*SUFFIXES, *VIDEOS)]
+        _tell_left_out(given, matches)
         if not known:
             raise InputError(f"{given}: matches no picture or video (and {len(matches)} other names)")
         yield from ((match, match.name) for match in known)
@@ -118,7 +164,7 @@ def _files(given: str) -> Iterator[tuple[Path, str]]:
 
 
 def _under(folder: Path) -> Iterator[str]:
-    """Pictures, videos, and the folders that cannot be listed: each of those fails in its turn, and the others go on.
+    """Files that are not hidden, and the folders that cannot be listed: those fail in their turn, and others go on.
 
     Raises the OSError of `folder` itself.
     """
@@ -134,7 +180,7 @@ def _under(folder: Path) -> Iterator[str]:
         real = os.path.realpath(here)
         folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
         if real not in seen:
-            wanted = (name for name in files if is_image_name(name) or (is_video(Path(name)) and name[0] != "."))
+            wanted = (name for name in files if name[0] != ".")
             yield from (Path(here, name).relative_to(folder).as_posix() for name in wanted)
         seen.add(real)
     yield from locked
@@ -158,10 +204,12 @@ def _names_a_file(target: Path, found: Sequence[tuple[Path, str]]) -> bool:
 
 
 def _renamed(relative: str, form: str | None) -> str:
-    """The name of a result: that of its input, with the suffix of another format after it where one is asked for."""
+    """The name of a result: that of its input, with another suffix after it where one is asked for or needed."""
     path = PurePosixPath(relative)
     if is_video(Path(relative)) and path.suffix.lower() not in _WRITTEN:
         return f"{relative}.mkv"
+    if form is None and not is_video(Path(relative)) and path.suffix.lower() not in FORMATS:
+        return f"{relative}.png"
     if form is None or is_video(Path(relative)) or FORMATS.get(path.suffix.lower()) == FORMATS[SUFFIX_OF[form]]:
         return relative
     return relative + SUFFIX_OF[form]

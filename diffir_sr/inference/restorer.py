@@ -223,7 +223,7 @@ class Restorer:
         from diffir_sr.inference.runner import RestoreSettings, restore_jobs
 
         given = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
-        jobs = plan([os.fspath(one) for one in given], os.fspath(output), form=form)
+        jobs = plan([os.fspath(one) for one in given], os.fspath(output), form=form, mask=mask)
         wishes = RestoreSettings(form=form, mask=mask, samples=samples, average=average, quality=quality)
         return restore_jobs(self, jobs, Path(output), wishes, overwrite=overwrite, progress=progress)
 
