@@ -187,7 +187,10 @@ def test_clipping_limits_the_step(inside):
     assert (after - before).norm().item() == pytest.approx(1e-3, rel=1e-2)
 
 
-@pytest.mark.parametrize(("stage", "change"), [("s1", {}), ("s2", {}), ("s2", warm_up_law(3)), ("gan", {})])
+HALF = dict(autocast="bfloat16", checkpointing=True)
+
+
+@pytest.mark.parametrize(("stage", "change"), [("s1", HALF), ("s2", {}), ("s2", warm_up_law(3)), ("gan", {})])
 def test_a_resumed_training_equals_an_uninterrupted_one(inside, stage, change):
     whole, part = f"whole_{stage}{len(change)}", f"part_{stage}{len(change)}"
     assert run_training(train_options(stage, name=whole, iterations=6, **change)) == 0

@@ -15,6 +15,7 @@ from diffir_sr.archs.training_form import (
     modulated_norm,
     tail_in_training,
 )
+from diffir_sr.models.acceleration import accelerate, in_precision
 
 
 def drawn(*shape):
@@ -127,3 +128,44 @@ def test_only_training_takes_the_fast_form():
         plain = net(lq, noise=noise)
         net.G.fast_training = True
         assert torch.equal(net(lq, noise=noise), plain)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_checkpointing_keeps_less_and_changes_no_bit(fast):
+    net = scattered(DiffIRS1(**dict(SMALL, num_blocks=[3, 1, 1, 1]))).train()
+    net.G.fast_training = fast
+    lq, gt, found = drawn(1, 3, 32, 32), drawn(1, 3, 128, 128), []
+    for checkpointing in (False, True):
+        accelerate(net, dict(form="fast" if fast else "plain", checkpointing=checkpointing), torch.device("cpu"))
+        kept = 0
+
+        def count(tensor):
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            image = net(lq, gt)[0]
+        found.append((image, torch.autograd.grad(image.square().sum(), [*net.parameters()]), kept))
+    (image, gradients, much), (again, others, little) = found
+    assert torch.equal(image, again)
+    assert all(torch.equal(one, other) for one, other in zip(gradients, others, strict=True))
+    assert little < 0.5 * much
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_half_precision_stays_near_and_leaves_the_diffusion_alone(fast):
+    torch.manual_seed(0)
+    net = DiffIRS2(**SMALL).train()
+    net.G.fast_training = fast
+    lq, prior, noise = torch.rand(2, 3, 16, 16), torch.randn(2, 256), torch.randn(2, 256)
+    exact, priors = net(lq, prior, noise=noise)
+    half, halves = in_precision(lambda: net(lq, prior, noise=noise), "bfloat16", torch.device("cpu"))
+    assert half.dtype == halves[-1].dtype == torch.float32
+    assert 0 < (half - exact).abs().max() < 0.02
+    assert (halves[-1] - priors[-1]).abs().max() < 0.02
+    half.mean().backward()
+    assert all(weight.grad is None or weight.grad.dtype == torch.float32 for weight in net.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        walked = net.diffusion.reverse(noise, prior)
+    assert all(torch.equal(one, other) for one, other in zip(walked, net.diffusion.reverse(noise, prior), strict=True))

@@ -5,9 +5,13 @@ Shapes: features (B, C, H, W), prior (B, 256). Attribute names are those of the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 PRIOR_WIDTH = 256  # numbers in a prior as published, the paper's 4 C' with C' = 64
 
@@ -114,12 +118,23 @@ class Block(nn.Module):
 
 
 class Level(nn.ModuleList):
-    """Blocks applied in order, all steered by the same prior; a ModuleList keeps the published key names."""
+    """Blocks applied in order, all steered by the same prior; a ModuleList keeps the published key names.
+
+    With `checkpointing` a training keeps what goes into each block alone, and computes the block again in its backward.
+    """
+
+    checkpointing = False
 
     def forward(self, x: Tensor, prior: Tensor) -> Tensor:
         for block in self:
-            x = block(x, prior)
+            x = self.through(block, x, prior)
         return x
+
+    def through(self, block: Callable[[Tensor, Tensor], Tensor], x: Tensor, prior: Tensor) -> Tensor:
+        """block(x, prior), with or without what its backward needs."""
+        if not (self.checkpointing and self.training and torch.is_grad_enabled()):
+            return block(x, prior)
+        return cast(Tensor, checkpoint(block, x, prior, use_reentrant=False, preserve_rng_state=False))
 
 
 class Down(nn.Module):

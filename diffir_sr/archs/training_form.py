@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -250,6 +251,11 @@ def _fed_forward(x: Tensor, layer: GatedFeedForward, norm: ChannelNorm, prior: T
     return x + run.pointwise(gated, weight, layer.project_out.bias)
 
 
+def _block(block: Block, run: _Run, x: Tensor, prior: Tensor) -> Tensor:
+    x = _attended(x, block.attn, block.norm1, prior, run)
+    return _fed_forward(x, block.ffn, block.norm2, prior, run)
+
+
 def level_in_training(level: Level, image: Tensor, prior: Tensor) -> Tensor:
     """What `Level.forward` makes of a map (B, C, H, W) and a prior (B, D); channels last.
 
@@ -260,9 +266,7 @@ def level_in_training(level: Level, image: Tensor, prior: Tensor) -> Tensor:
         dtype = next(level.parameters()).dtype
         x, prior = _map(image).contiguous().to(dtype), prior.to(dtype)
         for block in level:
-            assert isinstance(block, Block)
-            x = _attended(x, block.attn, block.norm1, prior, run)
-            x = _fed_forward(x, block.ffn, block.norm2, prior, run)
+            x = level.through(partial(_block, cast(Block, block), run), x, prior)
         return _image(x, run.height)
 
 

@@ -73,7 +73,11 @@ class PriorDiffusion(nn.Module):
         return noised(prior, noise, **self._at(_NOISING, -1))
 
     def reverse(self, noisy: Tensor, condition: Tensor) -> list[Tensor]:
-        """Priors (B, D) after each step back from `noisy`, of which they are a function."""
+        """Priors (B, D) after each step back from `noisy`, of which they are a function; never in half precision."""
+        with torch.autocast(noisy.device.type, enabled=False):
+            return self._walk(noisy, condition.to(noisy.dtype))
+
+    def _walk(self, noisy: Tensor, condition: Tensor) -> list[Tensor]:
         trajectory, added = [], self._step_noise(noisy) if self.variance_noise else None
         for t in reversed(range(self.steps)):
             clean = self._clean(noisy, t, self.model(noisy, noisy.new_full((len(noisy),), t), condition))

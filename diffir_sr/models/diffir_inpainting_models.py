@@ -156,7 +156,7 @@ class DiffIRInpaintS1Model(InpaintModel):
     """Trains DiffIRS1 with `task: inpaint` against a discriminator; `test` needs whole images, as the network does."""
 
     def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:
-        self.output, _ = self.net_g(self.lq, self.target("l1"))
+        self.output, _ = self.run_network(self.lq, self.target("l1"))
         return self.image_losses(self.output), {}
 
 

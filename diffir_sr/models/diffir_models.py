@@ -68,9 +68,9 @@ class Stage2Model(RestorationModel, ABC):
         prior = self.teacher_prior()
         noise = self.start_noise(current_iter)
         if self.trains_apart:
-            restored, trajectory = self.net_g(self.lq, prior, noise=noise, step=self._steps_at(current_iter))
+            restored, trajectory = self.run_network(self.lq, prior, noise=noise, step=self._steps_at(current_iter))
         else:
-            restored, trajectory = self.net_g(self.lq, prior, noise=noise)
+            restored, trajectory = self.run_network(self.lq, prior, noise=noise)
         distances, watched = self.prior_losses(prior, trajectory)
         return restored, {**self.image_losses(restored), **distances}, watched
 
@@ -95,7 +95,7 @@ class DiffIRS1Model(RestorationModel):
     """Trains DiffIRS1 (body and CPEN_S1) on image losses; `test` needs the ground truth, as the network does."""
 
     def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:
-        restored, _ = self.net_g(self.lq, self.target("l1"))
+        restored, _ = self.run_network(self.lq, self.target("l1"))
         return self.image_losses(restored), {}
 
 
@@ -152,7 +152,7 @@ class DiffIRS2Model(Stage2Model):
             return losses, watched
         prior = self.teacher_prior()
         # Through the wrapped forward, never a sub-module: else several devices would not share their gradients.
-        trajectory = self.net_g(self.lq, prior, noise=self.start_noise(current_iter), prior_only=True)
+        trajectory = self.run_network(self.lq, prior, noise=self.start_noise(current_iter), prior_only=True)
         return self.prior_losses(prior, trajectory)
 
     def _enter_phase(self, *, warming_up: bool) -> None:

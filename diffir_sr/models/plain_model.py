@@ -13,4 +13,4 @@ class PlainModel(RestorationModel):
     """
 
     def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:
-        return self.image_losses(self.net_g(self.lq)), {}
+        return self.image_losses(self.run_network(self.lq)), {}

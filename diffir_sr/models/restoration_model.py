@@ -24,7 +24,7 @@ from diffir_sr.errors import InputError, OptionError
 from diffir_sr.families.base import Restores
 from diffir_sr.metrics.images import protocol
 from diffir_sr.models import validation as measuring
-from diffir_sr.models.acceleration import choose_form
+from diffir_sr.models.acceleration import accelerate, in_precision
 from diffir_sr.models.batches import BatchPreparation, Role
 from diffir_sr.models.finite import refuse_broken_values, refuse_broken_weights
 from diffir_sr.models.frozen import Frozen
@@ -98,7 +98,7 @@ class RestorationModel(SRModel, ABC):
     def init_training_settings(self) -> None:
         train = self.opt["train"]
         self.net_g.train()
-        choose_form(self.get_bare_model(self.net_g), train.get("form", "auto"), self.device)
+        accelerate(self.get_bare_model(self.net_g), train, self.device)
         self.ema_decay = train.get("ema_decay", 0)
         if self.ema_decay > 0:
             self.net_g_ema = self._start_average()
@@ -176,6 +176,12 @@ class RestorationModel(SRModel, ABC):
     @abstractmethod
     def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:
         """Losses of the current batch that are optimised, and values that are only watched."""
+
+    def run_network(self, *inputs: Tensor, **options: Any) -> Any:
+        """net_g(*inputs, **options) in the precision of `train.autocast`; what it returns is float32."""
+        return in_precision(
+            lambda: self.net_g(*inputs, **options), self.opt["train"].get("autocast", "none"), self.device
+        )
 
     def optimizer_at(self, current_iter: int) -> Optimizer:
         """The optimizer that makes the step of this iteration."""

@@ -71,4 +71,4 @@ class SR3Model(NoisePredictionModel):
         level = self.levels_at(noise, len(truth))
         eps = noise.normal(truth.shape, "eps").to(truth)
         noisy = noised_to(truth, eps, level, space=net.level_space)
-        return self.noise_losses(self.net_g(self.lq, noisy, level), eps), {}
+        return self.noise_losses(self.run_network(self.lq, noisy, level), eps), {}

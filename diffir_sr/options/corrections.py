@@ -25,6 +25,9 @@ _READ_BY = {
     "kd_opt": TAUGHT,
     "encoder_iter": WARMED_UP,
     "clip_grad_norm": OUR_MODELS,
+    "form": OUR_MODELS,
+    "autocast": OUR_MODELS,
+    "checkpointing": OUR_MODELS,
 }
 
 

@@ -35,6 +35,16 @@ class TrainLoop(Section):
         description="How DiffIR's body is computed in training: plain, as it is defined; fast, in fewer passes over "
         "memory, with the same numbers to rounding; auto is fast on CPUs and plain elsewhere.",
     )
+    autocast: Literal["none", "bfloat16"] = Field(
+        "none",
+        description="bfloat16 computes convolutions and matrix products of network_g in half precision; weights, norm "
+        "statistics, diffusion and losses stay in float32.",
+    )
+    checkpointing: bool = Field(
+        False,
+        description="Whether DiffIR's blocks are computed again in the backward pass instead of being kept: the same "
+        "numbers in a fraction of the memory, and about a third more time.",
+    )
 
 
 class MixingAugs(Section):
