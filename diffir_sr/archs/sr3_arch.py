@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diffir_sr.archs.geometry import check_image
 from diffir_sr.archs.noise_level_unet_arch import PRESETS, NoiseLevelUNet
 from diffir_sr.diffusion.noise import Noise
-from diffir_sr.diffusion.sampling import LevelSpace, Sampling, level_of, sampled, sampling_of, walk
+from diffir_sr.diffusion.sampling import Bounds, LevelSpace, Sampling, level_of, sampled, sampling_of, walk
 from diffir_sr.diffusion.schedule import STORED_CONSTANTS, Schedule, schedule_of
 from diffir_sr.errors import InputError, OptionError
 
@@ -75,7 +75,61 @@ def _round_to_bytes(image: Tensor) -> Tensor:
     return (image.clamp(0, 1) * 255).round() / 255
 
 
-class SR3(Upscaling):
+class Drawing(nn.Module):
+    """What networks share that draw pictures by walking from noise (`families.base.WalksInSteps`)."""
+
+    def set_diffusion(
+        self,
+        *,
+        beta_schedule: Mapping[str, Any] | Sequence[float] | None,
+        sampling: Mapping[str, Any] | None,
+        level_space: str | None,
+        default_space: LevelSpace,
+    ) -> None:
+        """Take the options of a constructor; raises OptionError for what cannot be."""
+        self.level_space: LevelSpace = space_of(level_space, default_space)
+        self.trained_schedule = schedule_of(PUBLISHED_SCHEDULE if beta_schedule is None else beta_schedule)
+        self._sampling = sampling_of(sampling)
+        self.visited_schedule = self._sampling.schedule(self.trained_schedule)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How pictures are drawn; setting it raises OptionError for steps or a schedule that cannot be."""
+        return self._sampling
+
+    @sampling.setter
+    def sampling(self, sampling: Sampling) -> None:
+        self.visited_schedule = sampling.schedule(self.trained_schedule)
+        self._sampling = sampling
+
+    def draw(
+        self,
+        predict: Callable[[Tensor, Tensor], Tensor],
+        like: Tensor,
+        *,
+        noise: Noise,
+        schedule: Schedule,
+        bounds: Bounds,
+    ) -> Tensor:
+        """x_0 of the shape of `like` (B, C, H, W); `predict(x, level (B,))` guesses the noise in x."""
+        shape = like.shape
+
+        def at_level(x: Tensor, kept: float) -> Tensor:
+            return predict(x, x.new_full((len(x),), float(level_of(kept, self.level_space)))).float()
+
+        return sampled(
+            walk(
+                at_level,
+                noise.normal(shape).to(like),
+                schedule=schedule,
+                sampling=self._sampling,
+                noise=lambda step: noise.normal(shape, f"step {step}").to(like),
+                bounds=bounds,
+            )
+        )
+
+
+class SR3(Upscaling, Drawing):
     """Restores by walking from noise of the result's size to a picture, under the enlarged degraded picture.
 
     The U-Net's arguments are those of `NoiseLevelUNet`, as published. `beta_schedule` is that of the training;
@@ -113,20 +167,12 @@ class SR3(Upscaling):
         )
         super().__init__(scale=scale, cond_resize=cond_resize, deepest=unet.multiple_of)
         self.denoise_fn = unet
-        self.level_space: LevelSpace = space_of(level_space, PRESETS[preset].level_space)
-        self.trained_schedule = schedule_of(PUBLISHED_SCHEDULE if beta_schedule is None else beta_schedule)
-        self._sampling = sampling_of(sampling)
-        self._visited = self._sampling.schedule(self.trained_schedule)
-
-    @property
-    def sampling(self) -> Sampling:
-        """How pictures are drawn; setting it raises OptionError for steps or a schedule that cannot be."""
-        return self._sampling
-
-    @sampling.setter
-    def sampling(self, sampling: Sampling) -> None:
-        self._visited = sampling.schedule(self.trained_schedule)
-        self._sampling = sampling
+        self.set_diffusion(
+            beta_schedule=beta_schedule,
+            sampling=sampling,
+            level_space=level_space,
+            default_space=PRESETS[preset].level_space,
+        )
 
     def initialise(self) -> None:
         """Start values of a training from scratch."""
@@ -138,31 +184,19 @@ class SR3(Upscaling):
 
     def restore(self, lq: Tensor, *, noise: Noise) -> Tensor:
         """See `families.base.Restores`."""
-        return self._restored(lq, noise, self._visited)
+        return self._restored(lq, noise, self.visited_schedule)
 
     def restore_in_one_step(self, lq: Tensor, *, noise: Noise) -> Tensor:
         """A picture of no use, for which as much memory is needed as for one of many steps."""
-        return self._restored(lq, noise, self._visited.respaced(1))
+        return self._restored(lq, noise, self.visited_schedule.respaced(1))
 
     def _restored(self, lq: Tensor, noise: Noise, schedule: Schedule) -> Tensor:
-        condition = self.upscaled(lq)
-        shape = condition.shape
+        seen = self.upscaled(lq)
 
-        def predict(x: Tensor, kept: float) -> Tensor:
-            level = x.new_full((len(x),), float(level_of(kept, self.level_space)))
-            return self.denoise_fn(torch.cat([condition, x], dim=1), level).float()
+        def predict(x: Tensor, level: Tensor) -> Tensor:
+            return self.denoise_fn(torch.cat([seen, x], dim=1), level)
 
-        made = sampled(
-            walk(
-                predict,
-                noise.normal(shape).to(condition),
-                schedule=schedule,
-                sampling=self._sampling,
-                noise=lambda step: noise.normal(shape, f"step {step}").to(condition),
-                bounds=(-1.0, 1.0),
-            )
-        )
-        return (made + 1) / 2
+        return (self.draw(predict, seen, noise=noise, schedule=schedule, bounds=(-1.0, 1.0)) + 1) / 2
 
 
 class SR3Regression(Upscaling):
