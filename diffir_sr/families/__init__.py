@@ -10,10 +10,11 @@ from torch import nn
 
 from diffir_sr.families.base import Family, Identity, Tensors
 from diffir_sr.families.diffir import DIFFIR
+from diffir_sr.families.dvsr import DVSR
 from diffir_sr.families.spandrel import SPANDREL
 from diffir_sr.families.sr3 import SR3
 
-FAMILIES: tuple[Family, ...] = (DIFFIR, SR3, SPANDREL)
+FAMILIES: tuple[Family, ...] = (DIFFIR, SR3, DVSR, SPANDREL)
 
 
 def identify(tensors: Tensors, card: Mapping[str, Any] | None = None) -> Identity | None:

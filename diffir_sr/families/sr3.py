@@ -30,15 +30,14 @@ def identify(tensors: Tensors, card: Mapping[str, Any]) -> Identity | None:
     """
     if f"{_NET}downs.0.weight" not in tensors or f"{_NET}final_conv.block.3.weight" not in tensors:
         return None
-    own = {name.removeprefix(_NET): tensor for name, tensor in tensors.items() if name.startswith(_NET)}
-    arguments, attended = _sizes(own)
-    seen, made = own["downs.0.weight"].shape[1], own["final_conv.block.3.weight"].shape[0]
+    arguments, attended = unet_sizes(tensors, _NET)
+    seen, made = tensors[f"{_NET}downs.0.weight"].shape[1], tensors[f"{_NET}final_conv.block.3.weight"].shape[0]
     mults = ",".join(map(str, arguments["channel_mults"]))
     scale = f" x{card['scale']}" if card.get("scale") else ""
     title = f"SR3{scale} {arguments['preset']}, base {arguments['inner_channel']}, multipliers {mults}"
     facts = {"task": "super-resolution by diffusion"}
     if "network" in card or "betas" not in tensors:
-        return Identity("SR3", arguments, title, refuses="" if "network" in card else _NEEDS_CARD, facts=facts)
+        return Identity("SR3", arguments, title, refuses="" if "network" in card else NEEDS_CARD, facts=facts)
     key = (arguments["inner_channel"], tuple(arguments["channel_mults"]), arguments["res_blocks"])
     # Any size shows the same attention; for an unknown one take that in which the deepest level has 8 pixels.
     name, groups, size = _PUBLISHED.get(key, ("", _GROUPS, 2 ** (len(arguments["channel_mults"]) + 2)))
@@ -64,14 +63,18 @@ def identify(tensors: Tensors, card: Mapping[str, Any]) -> Identity | None:
     return Identity("SR3", arguments, title.replace("SR3", f"SR3 x{_SCALE}"), refuses=refuses, facts=facts)
 
 
-_NEEDS_CARD = (
-    "whose scale, groups and schedule its tensors do not show; give the .safetensors file that the training wrote "
+NEEDS_CARD = (
+    "whose schedule and other options its tensors do not show; give the .safetensors file that the training wrote "
     "beside it"
 )
 
 
-def _sizes(own: Tensors) -> tuple[dict[str, Any], list[int]]:
-    """Constructor arguments that the shapes of a U-Net show, and the levels that have attention."""
+def unet_sizes(tensors: Tensors, prefix: str) -> tuple[dict[str, Any], list[int]]:
+    """Constructor arguments that the shapes of the `NoiseLevelUNet` behind `prefix` show, and its levels of attention.
+
+    Raises CheckpointError for shapes that no such network has.
+    """
+    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     base = own["downs.0.weight"].shape[0]
     entries = {int(name.split(".")[1]) for name in own if name.startswith("downs.")}
     mults, blocks, attended = [], [0], set[int]()
@@ -89,7 +92,7 @@ def _sizes(own: Tensors) -> tuple[dict[str, Any], list[int]]:
             attended.add(len(blocks) - 1)
     if len(set(blocks)) != 1 or not blocks[0] or 0 in mults:
         raise CheckpointError(
-            f"the tensors of an SR3 network have {blocks} residual blocks on its levels, expected as many on each; "
+            f"the tensors {prefix}downs have {blocks} residual blocks on its levels, expected as many on each; "
             "copy or fetch the weights again"
         )
     normalised = "final_conv.block.0.weight" in own

@@ -1,0 +1,158 @@
+"""DvSR (Whang et al. 2022): deblurring by stochastic refinement of a first guess.
+
+A predictor makes the first guess in one call; a smaller denoiser draws what the truth has beside it. Nothing in either
+looks at the whole picture, so that patches train them for pictures of any size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffir_sr.archs.geometry import check_image
+from diffir_sr.archs.noise_level_unet_arch import PRESETS, NoiseLevelUNet
+from diffir_sr.archs.sr3_arch import Drawing
+from diffir_sr.diffusion.noise import Noise
+from diffir_sr.diffusion.sampling import noised_to
+from diffir_sr.diffusion.schedule import Schedule
+from diffir_sr.errors import InputError
+
+
+def _predictor(channels: int, channel_mults: Sequence[int], res_blocks: int, dropout: float) -> NoiseLevelUNet:
+    """What makes the first guess (B, 3, H, W) of a blurred picture, both in [-1, 1]."""
+    return NoiseLevelUNet(
+        preset="dvsr",
+        in_channel=3,
+        inner_channel=channels,
+        channel_mults=channel_mults,
+        res_blocks=res_blocks,
+        dropout=dropout,
+        with_noise_level_emb=False,
+    )
+
+
+class Deblurring(nn.Module):
+    """What DvSR and its regression share: the size rule."""
+
+    conditions: frozenset[str] = frozenset()
+    scale = 1
+
+    def __init__(self, *, levels: int) -> None:
+        super().__init__()
+        self.multiple_of = 2 ** max(0, levels - 1)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise InputError for a picture that is smaller than a pixel of the deepest level."""
+        if min(height, width) < self.multiple_of:
+            raise InputError(
+                f"{height}x{width} pixels are less than one pixel of the deepest level of this network; give a "
+                f"picture of at least {self.multiple_of}x{self.multiple_of}"
+            )
+
+
+class DvSR(Deblurring, Drawing):
+    """Restores by adding to a first guess what a walk from noise draws of the rest.
+
+    The walk is over the residual, truth minus first guess, and sees the blurred picture; with `cond_on_init` also the
+    first guess (which the paper names as future work). `beta_schedule` and `sampling` are those of `SR3`.
+    """
+
+    def __init__(
+        self,
+        *,
+        predictor_channel: int = 64,
+        denoiser_channel: int = 32,
+        channel_mults: Sequence[int] = (1, 2, 3, 4),
+        res_blocks: int = 3,
+        dropout: float = 0.0,
+        cond_on_init: bool = False,
+        level_scale: float | None = None,
+        level_space: str | None = None,
+        beta_schedule: Mapping[str, Any] | Sequence[float] | None = None,
+        sampling: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(levels=len(channel_mults))
+        self.init_predictor = _predictor(predictor_channel, channel_mults, res_blocks, dropout)
+        self.cond_on_init = cond_on_init
+        self.denoiser = NoiseLevelUNet(
+            preset="dvsr",
+            in_channel=9 if cond_on_init else 6,
+            inner_channel=denoiser_channel,
+            channel_mults=channel_mults,
+            res_blocks=res_blocks,
+            dropout=dropout,
+            level_scale=level_scale,
+        )
+        self.set_diffusion(
+            beta_schedule=beta_schedule,
+            sampling=sampling,
+            level_space=level_space,
+            default_space=PRESETS["dvsr"].level_space,
+        )
+
+    def initialise(self) -> None:
+        """Start values of a training from scratch."""
+        self.init_predictor.initialise()
+        self.denoiser.initialise()
+
+    def forward(self, lq: Tensor, gt: Tensor, eps: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """The noise that is found in the residual under `eps`, and the first guess in [-1, 1], (B, 3, H, W) each.
+
+        `lq` and `gt` are in [0, 1], levels (B,). The first guess gets its gradient by way of the noisy residual alone.
+        """
+        blurred = 2 * lq - 1
+        first = self.init_predictor(blurred)
+        noisy = noised_to(2 * gt - 1 - first, eps, level, space=self.level_space)
+        return self._found(blurred, first, noisy, level), first
+
+    def _found(self, blurred: Tensor, first: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
+        seen = [blurred, first, noisy] if self.cond_on_init else [blurred, noisy]
+        return self.denoiser(torch.cat(seen, dim=1), level)
+
+    def restore(self, lq: Tensor, *, noise: Noise) -> Tensor:
+        """See `families.base.Restores`."""
+        return self._restored(lq, noise, self.visited_schedule)
+
+    def restore_in_one_step(self, lq: Tensor, *, noise: Noise) -> Tensor:
+        """A picture of no use, for which as much memory is needed as for one of many steps."""
+        return self._restored(lq, noise, self.visited_schedule.respaced(1))
+
+    def _restored(self, lq: Tensor, noise: Noise, schedule: Schedule) -> Tensor:
+        check_image(lq, channels=3, name="lq")
+        blurred = 2 * lq - 1
+        # Samples of one picture, restored together, share its first guess.
+        is_one = len(lq) > 1 and torch.equal(lq, lq[:1].expand_as(lq))
+        first = self.init_predictor(blurred[:1] if is_one else blurred).float().expand_as(lq)
+
+        def predict(x: Tensor, level: Tensor) -> Tensor:
+            return self._found(blurred, first, x, level)
+
+        # The residual is bounded so that the picture stays within [-1, 1].
+        rest = self.draw(predict, first, noise=noise, schedule=schedule, bounds=(-1 - first, 1 - first))
+        return (first + rest + 1) / 2
+
+
+class DvSRPredictor(Deblurring):
+    """The predictor of `DvSR` alone, trained as a regression: what DvSR is compared with."""
+
+    def __init__(
+        self,
+        *,
+        predictor_channel: int = 64,
+        channel_mults: Sequence[int] = (1, 2, 3, 4),
+        res_blocks: int = 3,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(levels=len(channel_mults))
+        self.init_predictor = _predictor(predictor_channel, channel_mults, res_blocks, dropout)
+
+    def forward(self, lq: Tensor) -> Tensor:
+        """(B, 3, H, W) in about [0, 1] of `lq` in [0, 1]."""
+        return (self.init_predictor(2 * lq - 1) + 1) / 2
+
+    def restore(self, lq: Tensor, *, noise: Noise) -> Tensor:
+        """See `families.base.Restores`; `noise` has no part in it."""
+        return self(lq)
