@@ -8,8 +8,8 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -321,6 +321,30 @@ def read_lmdbs_safely() -> None:
 
     LmdbBackend.__init__ = init  # pyright: ignore[reportAttributeAccessIssue] - refuses the rest by name
     LmdbBackend.get = get
+
+
+# Repairs that are made where they are needed.
+
+
+@contextmanager
+def vgg_features_from(build: Callable[[str], Any]) -> Iterator[None]:
+    """While open, BasicSR's VGGFeatureExtractor takes its network from `build(vgg_type)`.
+
+    BasicSR loads one fixed file, a VGG19's, for every vgg_type, insists on the classifier's weights, and calls
+    torchvision with an argument that is going away.
+    """
+    import basicsr.archs.vgg_arch as module
+
+    class Networks:
+        def __getattr__(self, name: str) -> Callable[..., Any]:
+            return lambda **_: build(name)
+
+    kept = module.vgg, module.VGG_PRETRAIN_PATH
+    module.vgg, module.VGG_PRETRAIN_PATH = Networks(), ""
+    try:
+        yield
+    finally:
+        module.vgg, module.VGG_PRETRAIN_PATH = kept
 
 
 def forget_log() -> None:

@@ -11,9 +11,9 @@ from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import Registry
 
 from diffir_sr import compat, errors
+from diffir_sr.compat import vgg_features_from
 from diffir_sr.errors import CheckpointError, InputError
 from diffir_sr.files import atomic
-from diffir_sr.models.vgg_exchange import vgg_features_from
 from diffir_sr.training import states
 
 

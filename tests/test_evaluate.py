@@ -14,7 +14,7 @@ from toy import run_training, train_options, write_options, write_pairs
 from diffir_sr.cli import basicsr_main, main
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.evaluation.pairing import pair_up
-from diffir_sr.evaluation.presets import PRESETS, plan
+from diffir_sr.evaluation.presets import PRESETS, plan_measurement
 from diffir_sr.files.images import decode
 from diffir_sr.files.picture import encode_png
 from diffir_sr.metrics.fidelity import psnr, ssim
@@ -146,18 +146,23 @@ def test_without_the_weights_of_inception_there_is_no_fid_and_a_way_without(caps
 
 
 def test_presets_have_the_protocols_of_the_tables():
-    how = {name: {m: (o["crop_border"], o.get("test_y_channel"), o.get("net")) for m, o in plan(name).images.items()}
-           for name in PRESETS}  # fmt: skip
+    how = {
+        name: {
+            m: (o["crop_border"], o.get("test_y_channel"), o.get("net"))
+            for m, o in plan_measurement(name).images.items()
+        }
+        for name in PRESETS
+    }
     assert how["sr"]["psnr"] == how["realsr"]["psnr"] == (4, True, None)
     assert how["deblur"] == {"psnr": (0, False, None), "ssim_matlab": (0, False, None)}
     assert how["sr"]["lpips_alex"] == (0, None, "alex")
     assert how["realsr"]["lpips_vgg"] == how["inpaint"]["lpips_vgg"] == (0, None, "vgg")
-    assert plan("inpaint").sets == ("fid",)
-    changed = plan("sr", ["psnr", "niqe"], border=2, luma=False).images
+    assert plan_measurement("inpaint").sets == ("fid",)
+    changed = plan_measurement("sr", ["psnr", "niqe"], border=2, luma=False).images
     assert changed["psnr"] == dict(type="calculate_psnr", crop_border=2, test_y_channel=False)
     assert changed["niqe"] == dict(type="calculate_niqe", crop_border=2)
     with pytest.raises(OptionError, match="unknown mse; known: psnr"):
-        plan("sr", ["mse"])
+        plan_measurement("sr", ["mse"])
 
 
 def test_images_too_small_for_a_metric_are_named(capsys):

@@ -7,8 +7,9 @@ import skimage.data
 import torch
 import torch.nn.functional as F
 
+from diffir_sr.compat import vgg_features_from
 from diffir_sr.losses.prior_loss import KDLoss
-from diffir_sr.models.vgg_exchange import load_vgg, vgg_features_from
+from diffir_sr.weights.backbones import load_vgg
 
 
 def test_only_the_l1_term_trains_and_the_teacher_never_does():

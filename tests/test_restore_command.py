@@ -21,7 +21,7 @@ from diffir_sr.cli import main
 from diffir_sr.files import atomic
 from diffir_sr.files.images import read_picture
 from diffir_sr.files.picture import encode_png
-from diffir_sr.inference.files import plan
+from diffir_sr.inference.files import plan_jobs
 
 
 def put(*names, size=(12, 10)):
@@ -60,7 +60,7 @@ def test_names_that_differ_in_case_alone_are_kept_apart():
     for name in ("a.png", "A.PNG"):
         Path("in", name).write_bytes(b"x")
     if len(list(Path("in").iterdir())) == 2:
-        targets = [job.target.name for job in plan(["in"], "out")]
+        targets = [job.target.name for job in plan_jobs(["in"], "out")]
         assert len({name.lower() for name in targets}) == 2
 
 

@@ -15,10 +15,9 @@ import pytest
 import torch
 
 from diffir_sr.errors import CheckpointError, OptionError
-from diffir_sr.models.vgg_exchange import load_vgg
 from diffir_sr.weights import download as downloads
 from diffir_sr.weights import search
-from diffir_sr.weights.backbones import ArrayUnpickler, features_of, tensors_of
+from diffir_sr.weights.backbones import ArrayUnpickler, features_of, load_vgg, tensors_of
 from diffir_sr.weights.download import download
 from diffir_sr.weights.registry import entry_of, registry
 from diffir_sr.weights.search import Place, cache_folder, find, locate, places

@@ -14,7 +14,7 @@ from diffir_sr.parsing import add_accept_damaged
 from diffir_sr.prepare.jobs import default_jobs
 
 if TYPE_CHECKING:
-    from diffir_sr.doctor.targets import Target, Targets
+    from diffir_sr.doctor.targets import ExaminedSet, ExaminedSets
 
 _ROLES = ("lq", "gt", "mask")
 
@@ -88,30 +88,32 @@ def _give(target: str | None, values: dict[str, Any], table: str) -> None:
     sys.stdout.write(text if target == "-" else table)
 
 
-def _targets(args: argparse.Namespace) -> Targets:
-    from diffir_sr.doctor.targets import Target, Targets, targets_of_options
+def _targets(args: argparse.Namespace) -> ExaminedSets:
+    from diffir_sr.doctor.targets import ExaminedSet, ExaminedSets, targets_of_options
 
     if args.scale is not None and args.scale < 1:
         raise InputError(f"--scale: expected 1 or more, got {args.scale}")
-    found = Targets()
+    found = ExaminedSets()
     for target in args.target:
         if Path(target).suffix.lower() in (".yml", ".yaml"):
             described = targets_of_options(Path(target), scale=args.scale)
             found.targets += described.targets
             found.findings += described.findings
         else:
-            found.targets.append(Target(target, {"gt": target}, training=True, gt_size=args.gt_size))
+            found.targets.append(ExaminedSet(target, {"gt": target}, training=True, gt_size=args.gt_size))
     roots = {role: root for role in _ROLES if (root := getattr(args, role))}
     if roots:
-        named = Target("pairs" if len(roots) > 1 else next(iter(roots)), roots, training=True, scale=args.scale or 1)
+        named = ExaminedSet(
+            "pairs" if len(roots) > 1 else next(iter(roots)), roots, training=True, scale=args.scale or 1
+        )
         found.targets.append(_restricted(named, args))
-    found.targets += [Target(f"test {folder}", {"gt": folder}, training=False) for folder in args.against]
+    found.targets += [ExaminedSet(f"test {folder}", {"gt": folder}, training=False) for folder in args.against]
     if not any(target.training for target in found.targets) and not args.target:
         raise InputError("nothing to examine: name an option file, folders, or --lq and --gt")
     return found
 
 
-def _restricted(target: Target, args: argparse.Namespace) -> Target:
+def _restricted(target: ExaminedSet, args: argparse.Namespace) -> ExaminedSet:
     return type(target)(
         target.name,
         target.roots,

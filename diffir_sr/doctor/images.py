@@ -12,7 +12,7 @@ import numpy as np
 from diffir_sr.data.masks import mask_values
 from diffir_sr.doctor.findings import Finding
 from diffir_sr.doctor.measures import find_shift, has_jpeg_grid, landmarks, luma, perceptual_hash, similarity, thumbnail
-from diffir_sr.doctor.storage import Stored
+from diffir_sr.doctor.storage import StoredImage
 from diffir_sr.errors import InputError
 from diffir_sr.files.images import inspect
 from diffir_sr.files.picture import as_bits
@@ -27,7 +27,7 @@ _LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
 class Unit:
     """Partners that belong together, by role; one of them is the main one, by which the picture is recognised."""
 
-    members: dict[str, Stored]
+    members: dict[str, StoredImage]
     main: str
     dataset: str
     scale: int = 1
@@ -68,7 +68,7 @@ def examine(unit: Unit) -> Examined:
     """Decode the members of a unit and check each alone and all together; faults are results, never raised."""
     done, pictures = Examined(images=len(unit.members)), {}
 
-    def tell(check: str, stored: Stored, found: str) -> None:
+    def tell(check: str, stored: StoredImage, found: str) -> None:
         done.findings.append(Finding(check, stored.where, found, unit.dataset))
 
     for role in sorted(unit.members, key=lambda role: role != unit.main):
@@ -101,7 +101,7 @@ def examine(unit: Unit) -> Examined:
     return done
 
 
-def _faults_of_bytes(stored: Stored, data: bytes, image: np.ndarray) -> Iterator[tuple[str, str]]:
+def _faults_of_bytes(stored: StoredImage, data: bytes, image: np.ndarray) -> Iterator[tuple[str, str]]:
     metadata = None if stored.raw is not None else inspect(data, where=stored.where).metadata
     if metadata is not None and metadata.turn != 1:
         yield "turned", f"EXIF orientation {metadata.turn}"
@@ -142,7 +142,7 @@ def _faults_of_picture(unit: Unit, role: str, image: np.ndarray, grey: np.ndarra
 
 
 def _compare(
-    unit: Unit, lq: np.ndarray, gt: np.ndarray, done: Examined, tell: Callable[[str, Stored, str], None]
+    unit: Unit, lq: np.ndarray, gt: np.ndarray, done: Examined, tell: Callable[[str, StoredImage, str], None]
 ) -> None:
     stored, (low, wide) = unit.members["gt"], lq.shape[:2]
     spare = [high - small * unit.scale for high, small in zip(gt.shape[:2], lq.shape[:2], strict=True)]

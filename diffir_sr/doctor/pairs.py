@@ -11,14 +11,14 @@ from diffir_sr.data.meta_info import read_meta
 from diffir_sr.data.pairs import degraded_name
 from diffir_sr.doctor.findings import Finding
 from diffir_sr.doctor.images import Unit
-from diffir_sr.doctor.storage import Storage, Stored, open_storage
-from diffir_sr.doctor.targets import Target
+from diffir_sr.doctor.storage import Storage, StoredImage, open_storage
+from diffir_sr.doctor.targets import ExaminedSet
 from diffir_sr.errors import InputError
 from diffir_sr.files.images import without_suffix
 
 
 @dataclass
-class Plan:
+class PlannedUnits:
     """What to examine of a target, what was found before, and a line about each root."""
 
     units: list[Unit] = field(default_factory=list)
@@ -26,17 +26,17 @@ class Plan:
     roots: list[str] = field(default_factory=list)
 
 
-def plan(target: Target, *, with_landmarks: bool) -> Plan:
+def plan_units(target: ExaminedSet, *, with_landmarks: bool) -> PlannedUnits:
     """Open the roots of a target and match their images by name; faults become findings, nothing raises."""
     stores = {role: open_storage(root, dataset=target.name) for role, root in target.roots.items()}
-    made = Plan(findings=[finding for store in stores.values() for finding in store.findings])
+    made = PlannedUnits(findings=[finding for store in stores.values() for finding in store.findings])
     names, listed = _listed(target, stores[target.main], made)
     for role, store in stores.items():
         used = f"{len(names)} of {len(store.images)} (listed)" if listed and role == target.main else len(store.images)
         made.roots.append(f"{target.name}: {role} {target.roots[role]}, {used} images")
     others = {role: store for role, store in stores.items() if role != target.main}
     units = {name: {target.main: stores[target.main].images[name]} for name in names}
-    loose: list[tuple[str, Stored]] = []
+    loose: list[tuple[str, StoredImage]] = []
     for role, store in others.items():
         loose += _match(target, role, store, stores[target.main], units, made, whole=not listed)
     made.units = [_unit(target, members, target.main, with_landmarks) for members in units.values()]
@@ -44,7 +44,7 @@ def plan(target: Target, *, with_landmarks: bool) -> Plan:
     return made
 
 
-def _unit(target: Target, members: dict[str, Stored], main: str, with_landmarks: bool) -> Unit:
+def _unit(target: ExaminedSet, members: dict[str, StoredImage], main: str, with_landmarks: bool) -> Unit:
     return Unit(
         members,
         main,
@@ -56,7 +56,7 @@ def _unit(target: Target, members: dict[str, Stored], main: str, with_landmarks:
     )
 
 
-def _listed(target: Target, store: Storage, made: Plan) -> tuple[list[str], bool]:
+def _listed(target: ExaminedSet, store: Storage, made: PlannedUnits) -> tuple[list[str], bool]:
     """The names to use, and whether a list restricts them."""
     if not target.meta_info:
         return list(store.images), False
@@ -78,15 +78,15 @@ def _listed(target: Target, store: Storage, made: Plan) -> tuple[list[str], bool
 
 
 def _match(
-    target: Target,
+    target: ExaminedSet,
     role: str,
     store: Storage,
     main: Storage,
-    units: dict[str, dict[str, Stored]],
-    made: Plan,
+    units: dict[str, dict[str, StoredImage]],
+    made: PlannedUnits,
     *,
     whole: bool,
-) -> list[tuple[str, Stored]]:
+) -> list[tuple[str, StoredImage]]:
     """Add partners to units; returns images that have none, with their role, to be examined alone."""
     try:
         partner = {name: degraded_name(name, target.template) if role == "lq" else name for name in units}

@@ -15,7 +15,7 @@ _SHOWN = 10
 
 
 @dataclass
-class Report:
+class DoctorReport:
     """All findings, and what was looked at to find them."""
 
     findings: list[Finding] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Report:
         return {severity.value: counts[severity] for severity in Severity}
 
 
-def as_table(report: Report) -> str:
+def as_table(report: DoctorReport) -> str:
     """Every kind that was found, worst first, with up to ten examples; then what was checked, in one line."""
     lines = [*report.roots, ""]
     for check in sorted(KINDS, key=lambda check: list(Severity).index(KINDS[check].severity)):
@@ -60,7 +60,7 @@ def _group(check: str, group: Sequence[Finding]) -> list[str]:
     return [*lines, f"  -> {kind.remedy}", ""]
 
 
-def summary(report: Report) -> str:
+def summary(report: DoctorReport) -> str:
     """How much of what was found, and how much was looked at."""
     told = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in report.counts().items())
     pairs = f", {report.pairs} pairs (alignment measurable in {report.shifts_told})" if report.pairs else ""
@@ -68,7 +68,7 @@ def summary(report: Report) -> str:
     return f"{told}; checked {report.images} images{pairs}, {size} in {report.seconds:.1f} s"
 
 
-def as_json(report: Report) -> dict[str, Any]:
+def as_json(report: DoctorReport) -> dict[str, Any]:
     """The whole report, with every finding."""
     return {
         "counts": report.counts(),

@@ -12,9 +12,9 @@ import numpy as np
 from diffir_sr.doctor.findings import Finding
 from diffir_sr.doctor.images import Seen, Unit, examine
 from diffir_sr.doctor.measures import near, near_within, shows_the_same
-from diffir_sr.doctor.pairs import plan
-from diffir_sr.doctor.report import Report
-from diffir_sr.doctor.targets import Target
+from diffir_sr.doctor.pairs import plan_units
+from diffir_sr.doctor.report import DoctorReport
+from diffir_sr.doctor.targets import ExaminedSet
 from diffir_sr.prepare.jobs import stream
 
 _SAME_SHAPE = 0.03  # relative difference of width over height
@@ -145,17 +145,17 @@ def _hashes(images: Sequence[Seen]) -> np.ndarray[Any, np.dtype[np.uint64]]:
 # Examine the data of targets as a whole: everything is decoded once, in several processes.
 
 
-def examine_data(targets: Sequence[Target], *, jobs: int, known: Sequence[Finding] = ()) -> Report:
+def examine_data(targets: Sequence[ExaminedSet], *, jobs: int, known: Sequence[Finding] = ()) -> DoctorReport:
     """Check every image of the targets alone, with its partners, and against all others.
 
     Memory grows by about a kilobyte per image. `known` findings open the report.
     """
     start = time.monotonic()
-    report, seen, units = Report(findings=list(known)), list[Seen](), list[Unit]()
+    report, seen, units = DoctorReport(findings=list(known)), list[Seen](), list[Unit]()
     # Only where there is training and test data can one have been cut out of the other.
     both = len({target.training for target in targets}) == 2
     for target in targets:
-        made = plan(target, with_landmarks=both)
+        made = plan_units(target, with_landmarks=both)
         units += made.units
         report.findings += made.findings
         report.roots += made.roots

@@ -20,7 +20,7 @@ from diffir_sr.files.lmdb_file import LmdbFile
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredImage:
     """One image: a file, or a key of an LMDB; there with the size its list tells, and the shape of bare pixels."""
 
     name: str
@@ -58,7 +58,7 @@ class Storage:
     """The images under one root, by name, and the faults that show before any is decoded."""
 
     root: Path
-    images: dict[str, Stored] = field(default_factory=dict)
+    images: dict[str, StoredImage] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -76,24 +76,24 @@ def open_storage(root: str, *, dataset: str) -> Storage:
     return storage
 
 
-def _of_folder(storage: Storage, dataset: str) -> dict[str, Stored]:
+def _of_folder(storage: Storage, dataset: str) -> dict[str, StoredImage]:
     path = storage.root
     source = open_source(path)
     if not isinstance(source, FolderSource):
         raise InputError(f"{path}: expected a folder of images")
     for relative in source.left_out:
         storage.findings.append(Finding("left out", str(path / relative), "of a kind that is not read", dataset))
-    return {name: Stored(name, source.file(name)) for name in source.names}
+    return {name: StoredImage(name, source.file(name)) for name in source.names}
 
 
-def _of_lmdb(storage: Storage, dataset: str) -> dict[str, Stored]:
+def _of_lmdb(storage: Storage, dataset: str) -> dict[str, StoredImage]:
     path = storage.root
     open_source(path)  # says in its own words what an LMDB without a usable list lacks
     images, listed = {}, set()
     for line in read_meta(path / "meta_info.txt"):
         key = without_suffix(line.name)
         shape = (*line.size, line.channels) if line.raw and line.size else None
-        images[name_of(key)] = Stored(name_of(key), path, key, line.size, shape)
+        images[name_of(key)] = StoredImage(name_of(key), path, key, line.size, shape)
         listed.add(key)
     held = {key.decode(errors="replace") for key in LmdbFile(path).all_keys()}
     for key in listed - held:

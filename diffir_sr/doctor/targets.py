@@ -17,7 +17,7 @@ _LISTS = ("meta_info_file", "meta_info")
 
 
 @dataclass(frozen=True)
-class Target:
+class ExaminedSet:
     """One dataset, or one of the sources that it mixes: a root for each role (gt, lq, mask)."""
 
     name: str
@@ -35,16 +35,16 @@ class Target:
 
 
 @dataclass
-class Targets:
-    """Targets, and what was wrong where they were described."""
+class ExaminedSets:
+    """ExaminedSets, and what was wrong where they were described."""
 
-    targets: list[Target] = field(default_factory=list)
+    targets: list[ExaminedSet] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
 
-def targets_of_options(path: Path, *, scale: int | None = None) -> Targets:
+def targets_of_options(path: Path, *, scale: int | None = None) -> ExaminedSets:
     """The datasets of an option file; its own faults become findings, unless it cannot be read (OptionError)."""
-    values, found = read_source(path).values, Targets()
+    values, found = read_source(path).values, ExaminedSets()
     datasets = values.get("datasets")
     if not isinstance(datasets, dict) or not datasets:
         raise OptionError(f"{path}: no section 'datasets', so there is no data to examine; name folders instead")
@@ -61,7 +61,13 @@ def targets_of_options(path: Path, *, scale: int | None = None) -> Targets:
 
 
 def _add_dataset(
-    found: Targets, name: str, section: Mapping[str, Any], values: Mapping[str, Any], *, scale: int | None, file: Path
+    found: ExaminedSets,
+    name: str,
+    section: Mapping[str, Any],
+    values: Mapping[str, Any],
+    *,
+    scale: int | None,
+    file: Path,
 ) -> None:
     training = name == "train"
     sources = list(_sources(section))
@@ -71,7 +77,7 @@ def _add_dataset(
             continue
         merged = {**section, **source}
         found.targets.append(
-            Target(
+            ExaminedSet(
                 name=name if len(sources) == 1 else f"{name} #{index + 1}",
                 roots=roots,
                 training=training,

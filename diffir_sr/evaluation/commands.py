@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffir_sr.errors import InputError
-from diffir_sr.evaluation.presets import IMAGE_METRICS, PRESETS, SET_METRICS, plan
+from diffir_sr.evaluation.presets import IMAGE_METRICS, PRESETS, SET_METRICS, plan_measurement
 from diffir_sr.files.atomic import partial_name, write_atomically
 from diffir_sr.parsing import add_accept_damaged
 
@@ -136,7 +136,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         if path:
             _check_writable(path)
     luma = None if args.channel is None else args.channel == "y"
-    wanted = plan(args.preset, args.metrics, border=args.border, luma=luma)
+    wanted = plan_measurement(args.preset, args.metrics, border=args.border, luma=luma)
     sets = pair_up(args.restored, args.gt, suffix=args.suffix, spare=wanted.spare)
     masks = open_source(args.masks) if args.masks else None
     measured = measure(sets, wanted, masks=masks, weights=args.inception)

@@ -13,7 +13,7 @@ from diffir_sr.data.mask_options import binary
 from diffir_sr.data.sources import Source, some
 from diffir_sr.errors import CheckpointError, InputError
 from diffir_sr.evaluation.pairing import Sets
-from diffir_sr.evaluation.presets import SET_METRICS, Plan
+from diffir_sr.evaluation.presets import SET_METRICS, MeasurementPlan
 from diffir_sr.metrics.fid import Features, Kind, SetDistance, inception_features, vgg16_features
 from diffir_sr.metrics.images import as_unit_tensor
 from diffir_sr.progress import progress_bar
@@ -34,7 +34,7 @@ class Row:
 class Measured:
     """Values per image and per set; `titles` names the distances of sets."""
 
-    plan: Plan
+    plan: MeasurementPlan
     rows: list[Row]
     cropped: int
     sets: dict[str, float] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Measured:
         return {f"{10 * tenth}-{10 * tenth + 10}%": found[tenth] for tenth in sorted(found)}
 
 
-def measure(sets: Sets, plan: Plan, *, masks: Source | None = None, weights: str | None = None) -> Measured:
+def measure(sets: Sets, plan: MeasurementPlan, *, masks: Source | None = None, weights: str | None = None) -> Measured:
     """Measure every pair and the sets by `plan`; a bar on stderr where that is a terminal.
 
     `masks` names holes by the names of the ground truth; what is not 0 is a hole. `weights` is the file of
@@ -99,7 +99,7 @@ def _value(restored: np.ndarray, gt: np.ndarray, opt: dict[str, Any]) -> float:
     return float(calculate_metric({"img": restored[..., ::-1], "img2": gt[..., ::-1]}, opt))
 
 
-def _distances(plan: Plan, weights: str | None) -> dict[str, SetDistance]:
+def _distances(plan: MeasurementPlan, weights: str | None) -> dict[str, SetDistance]:
     wanted = {SET_METRICS[name][1] for name in plan.sets}
     features = {"inception": _inception(plan, weights)} if "inception" in wanted else {}
     features |= {"vgg16": vgg16_features()} if "vgg16" in wanted else {}
@@ -107,7 +107,7 @@ def _distances(plan: Plan, weights: str | None) -> dict[str, SetDistance]:
     return {name: SetDistance(features[what], cast(Kind, kind)) for name, (kind, what) in kinds.items()}
 
 
-def _inception(plan: Plan, weights: str | None) -> Features:
+def _inception(plan: MeasurementPlan, weights: str | None) -> Features:
     try:
         return inception_features(weights)
     except CheckpointError as error:

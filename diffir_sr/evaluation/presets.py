@@ -50,7 +50,7 @@ HIGHER_IS_BETTER = ("psnr", "ssim", "ssim_matlab")
 
 
 @dataclass(frozen=True)
-class Plan:
+class MeasurementPlan:
     """What is measured: entries as in `val.metrics` for each image, and distances between the two sets."""
 
     preset: str
@@ -59,7 +59,9 @@ class Plan:
     spare: int
 
 
-def plan(preset: str, metrics: Sequence[str] = (), *, border: int | None = None, luma: bool | None = None) -> Plan:
+def plan_measurement(
+    preset: str, metrics: Sequence[str] = (), *, border: int | None = None, luma: bool | None = None
+) -> MeasurementPlan:
     """The metrics of a preset, or those named, with its border and channel unless others are given."""
     chosen = PRESETS[preset]
     names = list(dict.fromkeys(metrics or chosen.metrics))
@@ -77,7 +79,7 @@ def plan(preset: str, metrics: Sequence[str] = (), *, border: int | None = None,
         "test_y_channel": chosen.luma if luma is None else luma,
     }
     images = {name: IMAGE_METRICS[name] | _how(name, how) for name in names if name in IMAGE_METRICS}
-    return Plan(preset, images, tuple(name for name in names if name in SET_METRICS), chosen.spare)
+    return MeasurementPlan(preset, images, tuple(name for name in names if name in SET_METRICS), chosen.spare)
 
 
 def _how(name: str, how: dict[str, Any]) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 
 def _restore(args: argparse.Namespace) -> int:
     # What follows takes a while to import, and most commands do without it.
-    from diffir_sr.inference.files import STREAM, plan
+    from diffir_sr.inference.files import STREAM, plan_jobs
     from diffir_sr.inference.restorer import load_restorer
     from diffir_sr.inference.runner import RestoreSettings, restore_jobs
     from diffir_sr.inference.stream import write_out
@@ -121,7 +121,7 @@ def _restore(args: argparse.Namespace) -> int:
     if args.output == args.json == STREAM:
         raise InputError("-o - and --json - would both write to standard output; name a file for one of them")
     # What cannot be is known before weights are loaded.
-    jobs = plan(args.inputs, args.output, form=args.format, mask=args.mask)
+    jobs = plan_jobs(args.inputs, args.output, form=args.format, mask=args.mask)
     named: list[Path] = args.weights or []
     chosen = choose(named[0] if named else None, args.model, masked=args.mask is not None, dashes="--")
     if chosen.entry is not None and chosen.by_default:

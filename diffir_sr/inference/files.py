@@ -52,7 +52,7 @@ def is_restored(name: str) -> bool:
     return is_image_name(name) or (is_video(Path(name)) and not Path(name).name.startswith("."))
 
 
-def plan(inputs: Sequence[str], output: str, *, form: str | None = None, mask: str | None = None) -> list[Job]:
+def plan_jobs(inputs: Sequence[str], output: str, *, form: str | None = None, mask: str | None = None) -> list[Job]:
     """Jobs for files, folders (their tree is kept), globs and '-', sorted within each input.
 
     `form` is the format asked for (a key of SUFFIX_OF); without it a result has the format of its picture. `output` is

@@ -219,11 +219,11 @@ class Restorer:
         far; it stops the work there by returning False. What fails is listed in the outcome's `failures`; the others go
         on. Raises InputError for inputs or an output that cannot be.
         """
-        from diffir_sr.inference.files import plan
+        from diffir_sr.inference.files import plan_jobs
         from diffir_sr.inference.runner import RestoreSettings, restore_jobs
 
         given = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
-        jobs = plan([os.fspath(one) for one in given], os.fspath(output), form=form, mask=mask)
+        jobs = plan_jobs([os.fspath(one) for one in given], os.fspath(output), form=form, mask=mask)
         wishes = RestoreSettings(form=form, mask=mask, samples=samples, average=average, quality=quality)
         return restore_jobs(self, jobs, Path(output), wishes, overwrite=overwrite, progress=progress)
 
@@ -243,11 +243,11 @@ class Restorer:
         should know of the result is logged as warnings. Raises InputError for what cannot be read or written, and where
         `target` exists unless `overwrite`.
         """
-        from diffir_sr.inference.files import plan
+        from diffir_sr.inference.files import plan_jobs
         from diffir_sr.inference.runner import restore_frames
 
-        source, target = Path(source).expanduser(), Path(target).expanduser()
-        plan([str(source)], str(target))  # refuses names that are none of videos
+        source, target = Path(os.path.expanduser(source)), Path(os.path.expanduser(target))
+        plan_jobs([str(source)], str(target))  # refuses names that are none of videos
         if target.exists() and not overwrite:
             raise InputError(f"{target} exists and stays as it is; choose another name or overwrite=True")
         target.parent.mkdir(parents=True, exist_ok=True)

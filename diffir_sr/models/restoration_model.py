@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from diffir_sr.checkpoints import fit, fitting, read_weights
+from diffir_sr.compat import vgg_features_from
 from diffir_sr.data.records import append_record
 from diffir_sr.diffusion.noise import IterationNoise, Noise
 from diffir_sr.errors import InputError, OptionError
@@ -31,7 +32,7 @@ from diffir_sr.models.frozen import Frozen
 from diffir_sr.models.running_sums import load_sums, save_sums
 from diffir_sr.models.saving import CardFiles
 from diffir_sr.models.schedulers import build_scheduler
-from diffir_sr.models.vgg_exchange import load_vgg, vgg_features_from
+from diffir_sr.weights.backbones import load_vgg
 
 logger = logging.getLogger("basicsr")
 Losses = dict[str, Tensor]

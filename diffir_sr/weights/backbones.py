@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffir_sr.cards import read_card_file
-from diffir_sr.errors import CheckpointError
+from diffir_sr.errors import CheckpointError, OptionError
 from diffir_sr.weights.search import find
 from diffir_sr.weights_files import check_reachable, is_safetensors, read_pickled
 
@@ -94,3 +94,36 @@ def _find_convolutions(tree: Any, name: str = "") -> list[tuple[str, Any]]:
 def _number(name: str) -> int:
     digits = "".join(letter for letter in name.rsplit("/", 1)[-1] if letter.isdigit())
     return int(digits or 0)
+
+
+_VGGS = ("vgg11", "vgg13", "vgg16", "vgg19")
+
+
+def load_vgg(vgg_type: str, *, vgg_path: str | None = None) -> nn.Module:
+    """A VGG of torchvision whose `features` carry ImageNet weights; the classifier has no values.
+
+    Raises CheckpointError that lists every place tried and how to get the file without a network.
+    """
+    if vgg_type not in _VGGS:
+        raise OptionError(f"vgg_type: unknown {vgg_type!r}; known: {', '.join(_VGGS)}")
+    from torchvision import models
+
+    tensors, path = features_of(vgg_type, given=vgg_path, option="train.perceptual_opt.vgg_path")
+    with torch.device("meta"):  # the classifier, nine tenths of the numbers, is never made
+        network = getattr(models, vgg_type)(weights=None, init_weights=False)
+    _load_features(network, tensors, path)
+    return network
+
+
+def _load_features(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    wanted = {name for name in network.state_dict() if name.startswith("features.")}
+    missing = sorted(wanted - set(tensors))
+    if missing:
+        raise CheckpointError(
+            f"{path.absolute()}: these are not the weights of this VGG: {len(missing)} of {len(wanted)} "
+            f"convolution tensors are missing, such as {missing[0]}"
+        )
+    try:
+        network.load_state_dict({name: tensors[name] for name in wanted}, strict=False, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path.absolute()}: these are the weights of another VGG: {error}") from error
