@@ -13,7 +13,7 @@ from diffir_sr.data.mask_options import binary
 from diffir_sr.errors import InputError
 from diffir_sr.files.images import read_picture
 from diffir_sr.files.picture import Picture, encode_png
-from diffir_sr.inference.files import plan
+from diffir_sr.inference.files import plan_jobs
 from diffir_sr.inference.masks import find_mask, mask_for
 
 HOLE = np.zeros((20, 17), np.uint8)
@@ -92,17 +92,17 @@ def test_folders_name_what_they_leave_out_and_read_more_than_they_write(caplog):
     for name in ("d.jxl", "e.psd", "notes.txt", ".hidden.jxl"):
         Path("in", name).write_bytes(b"x")
     with caplog.at_level(logging.WARNING):
-        jobs = plan(["in"], "out")
+        jobs = plan_jobs(["in"], "out")
     assert [job.target.name for job in jobs] == ["a.png", "b.jfif", "c.avif.png", "c.gif.png"]
     assert "2 files of kinds that are not read are left out: d.jxl, e.psd" in caplog.text
 
 
 def test_a_file_of_any_name_is_read_if_its_content_is_a_picture():
     Path("upload").write_bytes(encode_png(photo()))
-    assert [job.target.name for job in plan(["upload"], "out")] == ["upload.png"]
+    assert [job.target.name for job in plan_jobs(["upload"], "out")] == ["upload.png"]
     Path("notes").write_text("nothing")
     with pytest.raises(InputError, match="neither an image nor a video by its name or content"):
-        plan(["notes"], "out")
+        plan_jobs(["notes"], "out")
 
 
 def test_damage_is_accepted_where_asked_for(monkeypatch, capsys):

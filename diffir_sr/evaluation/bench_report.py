@@ -15,7 +15,7 @@ from diffir_sr.errors import InputError
 from diffir_sr.evaluation.bench import BenchResult, paper_rows, paper_tables
 from diffir_sr.evaluation.methods import COUNTED_SIDE, Method
 from diffir_sr.evaluation.presets import HIGHER_IS_BETTER
-from diffir_sr.metrics.protocols import protocol
+from diffir_sr.metrics.images import protocol
 from diffir_sr.version import __version__
 
 # How far a repetition may be from the paper: rounding there, and decoders and resizing that differ.
