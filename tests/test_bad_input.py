@@ -147,6 +147,27 @@ def test_a_degraded_image_of_any_size_is_restored_when_testing(data):
     assert cv2.imread("results/t/visualization/x/wide_t.png").shape == (12, 148, 3)
 
 
+def test_one_unreadable_picture_stops_no_other_when_testing(data, capsys, caplog):
+    weights(DiffIRS2, "s2.pth")
+    Path("lq").mkdir()
+    whole = Path("data/lq/p0.png").read_bytes()
+    Path("lq/a.png").write_bytes(whole[:-9])
+    deep = cv2.imread("data/lq/p1.png").astype("uint16") * 257
+    cv2.imwrite("lq/b.png", cv2.cvtColor(deep, cv2.COLOR_BGR2BGRA))
+    Path("lq/c.png").write_bytes(whole)
+    options = dict(
+        name="t", model_type="DiffIRS2Model", scale=4, num_gpu=0, network_g=dict(S2), val=dict(save_img=True),
+        datasets=dict(test_1=dict(name="x", type="SingleDataset", dataroot_lq="lq")),
+        path=dict(pretrain_network_g="s2.pth"),
+    )  # fmt: skip
+    assert basicsr_main(["test", "-opt", write_options(options)]) == 1
+    said = capsys.readouterr().err
+    assert "x: 1 of 3 images could not be read" in said
+    assert "lq/a.png: damaged or cut short" in said
+    assert "do not hold its transparency and more than 8 bits" in said + caplog.text
+    assert sorted(file.name for file in Path("results/t/visualization/x").iterdir()) == ["b_t.png", "c_t.png"]
+
+
 def test_describe_says_what_a_file_is(capsys):
     assert main(["describe", weights(DiffIRS2, "s2.pth")]) == 0
     said = capsys.readouterr().out

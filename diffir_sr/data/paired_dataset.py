@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from diffir_sr.data.draws import Draw, DrawnDataset, Mixture
 from diffir_sr.data.pairs import Pair, PairedSources, find_all_pairs
 from diffir_sr.data.sources import LmdbSource, Picture, check_backend, open_source, roots_of
 from diffir_sr.errors import InputError
+
+logger = logging.getLogger("basicsr")
 
 
 class PairedDataset(DrawnDataset):
@@ -150,6 +153,7 @@ class SingleDataset(Dataset[dict[str, Any]]):
         check_backend(opt)
         self.opt = opt
         self.lq = open_source(roots_of(opt, "dataroot_lq")[0], meta_info=opt.get("meta_info_file"))
+        self._told = False  # what results do not hold
 
     @property
     def paths(self) -> list[str]:
@@ -163,4 +167,13 @@ class SingleDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         name = self.lq.names[index]
-        return {"lq": to_tensor(self.lq.read(name)), "lq_path": self.lq.location(name)}
+        image = self.lq.read(name)
+        lost = ["its transparency"] * (image.shape[2] in (2, 4)) + ["more than 8 bits"] * (image.dtype != np.uint8)
+        if lost and not self._told:
+            self._told = True
+            logger.warning(
+                "%s: results are RGB of 8 bits and do not hold %s ('diffir restore' does); said once",
+                self.lq.location(name),
+                " and ".join(lost),
+            )
+        return {"lq": to_tensor(image), "lq_path": self.lq.location(name)}

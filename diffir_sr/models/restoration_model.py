@@ -276,7 +276,10 @@ class RestorationModel(SRModel, ABC):
         metrics = opt.get("metrics") or {}
         watch, scores = measuring.Stopwatch(), {}
         names = measuring.result_names(dataset)
-        shown = measuring.samples(dataset, rank=rank, world_size=world_size, progress=opt.get("pbar", True))
+        unreadable: list[str] | None = None if self.is_train else []
+        shown = measuring.samples(
+            dataset, rank=rank, world_size=world_size, progress=opt.get("pbar", True), unreadable=unreadable
+        )
         for index, batch in shown:
             self.feed_data(batch)
             self.test()
@@ -285,7 +288,13 @@ class RestorationModel(SRModel, ABC):
             scores[index] = (names[index], measuring.measure(self.output, self.gt, metrics))
         result = measuring.gathered(scores, world_size=world_size)
         result.seconds = watch.seconds()
-        self._report(dataset.opt["name"], result, metrics, current_iter, tb_logger)
+        if result.names:
+            self._report(dataset.opt["name"], result, metrics, current_iter, tb_logger)
+        if unreadable:
+            raise InputError(
+                f"{dataset.opt['name']}: {len(unreadable)} of {len(dataset)} images could not be read and are left out "
+                f"of results and metrics, first: {unreadable[0]}"
+            )
 
     def _picture_path(self, dataset: Any, name: str, current_iter: Any) -> Path:
         folder = Path(self.opt["path"]["visualization"])

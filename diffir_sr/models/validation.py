@@ -52,15 +52,28 @@ class Scores:
             table.writerow(["mean", *(f"{self.mean(metric):.6f}" for metric in metrics)])
 
 
-def samples(dataset: Dataset[Any], *, rank: int, world_size: int, progress: bool) -> Iterator[tuple[int, Any]]:
-    """(index, batch of one) of every image that is this rank's share; a bar with ETA on rank 0 if asked."""
+def samples(
+    dataset: Dataset[Any], *, rank: int, world_size: int, progress: bool, unreadable: list[str] | None = None
+) -> Iterator[tuple[int, Any]]:
+    """(index, batch of one) of every image that is this rank's share; a bar with ETA on rank 0 if asked.
+
+    What is wrong with an image that cannot be read goes to `unreadable`, where that is given, and the others go on.
+    """
     count = len(dataset)  # pyright: ignore[reportArgumentType] - every dataset here has a length
     if not count:
         raise InputError("the validation dataset holds no images")
     indices = range(rank, count, world_size)
     shown = progress_bar(indices, unit="image", disable=not progress or rank > 0, leave=False)
     for index in shown:
-        yield index, default_collate([dataset[index]])
+        try:
+            sample = dataset[index]
+        except InputError as error:
+            if unreadable is None:
+                raise
+            logger.error("%s", error)
+            unreadable.append(str(error))
+            continue
+        yield index, default_collate([sample])
 
 
 def result_names(dataset: Any) -> list[str]:

@@ -339,6 +339,12 @@ def test(loaded: LoadedOptions, arguments: RunArguments) -> None:
     loaders = evaluation_loaders(opt, ("test", "val"))
     model = build_model(opt)
     save = (opt.get("val") or {}).get("save_img", True)
+    faults = []
     for loader in loaders:
-        model.validation(loader, current_iter=opt["name"], tb_logger=None, save_img=save)
+        try:
+            model.validation(loader, current_iter=opt["name"], tb_logger=None, save_img=save)
+        except InputError as error:  # of this dataset; the others are restored and measured all the same
+            faults.append(str(error))
     logger.info(f"Results are in {opt['path']['results_root']}")
+    if faults:
+        raise InputError("\n".join(faults))
