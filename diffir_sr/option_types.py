@@ -237,10 +237,10 @@ _EXPECTED = {
     "model_attributes_type": "a section (key: value)",
     "too_short": "{min_length} or more",
     "too_long": "{max_length} or fewer",
-    "greater_than": "more than {gt:g}",
-    "greater_than_equal": "{ge:g} or more",
-    "less_than": "less than {lt:g}",
-    "less_than_equal": "{le:g} or less",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than": "less than {lt}",
+    "less_than_equal": "{le} or less",
     "literal_error": "{expected}",
     "expected": "{what}",
     "string_too_short": "text",
@@ -255,7 +255,10 @@ def explain(detail: ErrorDetails) -> str:
         return "missing (required)"
     if kind not in _EXPECTED:
         return f"{detail['msg']}, found {found(value)}"
-    what = _EXPECTED[kind].format(**detail.get("ctx", {}))
+    limits = {
+        name: f"{value:g}" if isinstance(value, float) else value for name, value in detail.get("ctx", {}).items()
+    }
+    what = _EXPECTED[kind].format(**limits)
     quote = kind == "string_type" and isinstance(value, (bool, int, float)) or type(value).__name__ == "date"
     return f"expected {what}, found {found(value)}" + ("; put it in quotes" if quote else "")
 

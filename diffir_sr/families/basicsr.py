@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from diffir_sr.families.base import Family
-from diffir_sr.option_types import CountOrZero, NotNegative, Number, Section, Small
+from diffir_sr.option_types import NotNegative, Number, Section, Small, SmallOrZero
 
 
 class PixelArguments(Section):
@@ -21,22 +21,6 @@ class CharbonnierArguments(PixelArguments):
     """Arguments of CharbonnierLoss."""
 
     eps: NotNegative = Field(description="Added to squares before their root.")
-
-
-class PerceptualArguments(Section):
-    """Arguments of PerceptualLoss."""
-
-    layer_weights: dict[str, Number] = Field(
-        min_length=1, description="How much each VGG layer counts, by name (conv5_4: before its activation)."
-    )
-    vgg_type: Literal["vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"] = Field(
-        description="Which VGG."
-    )
-    use_input_norm: bool = Field(description="Whether images are normalised as VGG expects.")
-    range_norm: bool = Field(description="Whether images come in [-1, 1] instead of [0, 1].")
-    perceptual_weight: NotNegative = Field(description="Factor on the loss; 0 switches it off.")
-    style_weight: NotNegative = Field(description="Factor on the style loss; 0 switches it off.")
-    criterion: Literal["l1", "fro"] = Field(description="l1 or fro (Frobenius norm).")
 
 
 class VggOptions(Section):
@@ -69,7 +53,7 @@ class UNetDiscriminatorArguments(Section):
 class MetricArguments(Section):
     """Arguments of every metric; `better` is read by BasicSR's record of the best value."""
 
-    crop_border: CountOrZero = Field(description="Pixels left out at each side.")
+    crop_border: SmallOrZero = Field(description="Pixels left out at each side.")
     input_order: Literal["HWC", "CHW"] = Field(description="Order of the image's axes; leave it as it is.")
     better: Literal["higher", "lower"] = Field(
         "higher", description="Which value is the best one of a run: higher or lower; by default what the metric means."
@@ -112,7 +96,7 @@ class Described:
 
 
 _HERE = __name__
-PIXEL, CHARBONNIER, PERCEPTUAL = map(Described, (PixelArguments, CharbonnierArguments, PerceptualArguments))
+PIXEL, CHARBONNIER = map(Described, (PixelArguments, CharbonnierArguments))
 GAN, UNET, FIDELITY = map(Described, (GANArguments, UNetDiscriminatorArguments, FidelityArguments))
 NIQE, LPIPS, DISTS = map(Described, (NiqeArguments, LpipsArguments, PerceptualMetricArguments))
 
@@ -122,7 +106,7 @@ BASICSR = Family(
         "basicsr.losses.basic_loss:L1Loss": f"{_HERE}:PIXEL",
         "basicsr.losses.basic_loss:MSELoss": f"{_HERE}:PIXEL",
         "basicsr.losses.basic_loss:CharbonnierLoss": f"{_HERE}:CHARBONNIER",
-        "basicsr.losses.basic_loss:PerceptualLoss": f"{_HERE}:PERCEPTUAL",
+        "basicsr.losses.basic_loss:PerceptualLoss": "diffir_sr.models.basicsr_options:PerceptualOptions",
         "basicsr.losses.gan_loss:GANLoss": f"{_HERE}:GAN",
         "basicsr.archs.discriminator_arch:UNetDiscriminatorSN": f"{_HERE}:UNET",
         "basicsr.metrics.psnr_ssim:calculate_psnr": f"{_HERE}:FIDELITY",

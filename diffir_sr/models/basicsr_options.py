@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+from basicsr.archs.vgg_arch import NAMES as VGG_LAYERS
 from pydantic import Field
 
-from diffir_sr.option_types import Built, Count, CountOrZero, Found, Section, View
+from diffir_sr.option_types import Built, Count, CountOrZero, Found, NotNegative, Number, Section, View
 
 
 class BuiltOnce(Section):
@@ -56,6 +59,39 @@ def one_optimizer_and_fewer_schedulers(view: View, at: tuple[str, ...]) -> Found
     if view.get("train", "scheduler", "type") == "CosineAnnealingRestartCyclicLR":
         kind = view.get("train", "scheduler", "type")
         yield ("train", "scheduler", "type"), f"BasicSR's {view.model} has no {kind}"
+
+
+class PerceptualArguments(Section):
+    """Arguments of PerceptualLoss."""
+
+    layer_weights: dict[str, Number] = Field(
+        min_length=1, description="How much each VGG layer counts, by name (conv5_4: before its activation)."
+    )
+    vgg_type: Literal["vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"] = Field(
+        description="Which VGG."
+    )
+    use_input_norm: bool = Field(description="Whether images are normalised as VGG expects.")
+    range_norm: bool = Field(description="Whether images come in [-1, 1] instead of [0, 1].")
+    perceptual_weight: NotNegative = Field(description="Factor on the loss; 0 switches it off.")
+    style_weight: NotNegative = Field(description="Factor on the style loss; 0 switches it off.")
+    criterion: Literal["l1", "fro"] = Field(description="l1 or fro (Frobenius norm).")
+
+
+def layers_exist(view: View, at: tuple[str, ...]) -> Found:
+    """The layers that are compared are layers of the VGG that is named."""
+    kind = view.get(*at, "vgg_type", default="vgg19")
+    plain = VGG_LAYERS[kind.replace("_bn", "")]
+    known = plain if "_bn" not in kind else [*plain, *(name.replace("conv", "bn") for name in plain if "conv" in name)]
+    for name in view.get(*at, "layer_weights"):
+        if name not in known:
+            yield (*at, "layer_weights", name), f"{kind} has no such layer; it has {', '.join(known)}"
+
+
+class PerceptualOptions:
+    """Stands for PerceptualLoss."""
+
+    ARGUMENTS = PerceptualArguments
+    RULES = (layers_exist,)
 
 
 class SROptions:

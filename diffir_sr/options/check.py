@@ -107,7 +107,8 @@ def is_built(info: FieldInfo) -> bool:
 def check_value(adapter: TypeAdapter[Any], value: Any, keys: Keys, report: Report) -> Any:
     """`value` as the adapter's type wants it, or unchanged with problems in the report."""
     try:
-        return adapter.validate_python(value)
+        # Python counts true as 1; an option file does not.
+        return adapter.validate_python(value, strict=True if isinstance(value, bool) else None)
     except ValidationError as error:
         for detail in _possible(error):
             steps = (step for step in detail["loc"] if isinstance(step, int))
@@ -166,7 +167,8 @@ def named(registry: Registry, name: Any, keys: Keys, report: Report, *, kind: st
     if not isinstance(name, str):
         report.problem(keys, f"expected the name of {_a(kind)}, found {found(name)}")
         return None
-    origins = {known.removesuffix(_SUFFIX): getattr(thing, "__module__", "?") for known, thing in registry}
+    ours_last = sorted(registry, key=lambda entry: not entry[0].endswith(_SUFFIX))
+    origins = {known.removesuffix(_SUFFIX): getattr(thing, "__module__", "?") for known, thing in ours_last}
     near = nearest(name, origins)
     hint = f"did you mean {near!r}? " if near else ""
     listed = ", ".join(f"{known} ({origin})" for known, origin in sorted(origins.items())) or "none"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial
 from typing import Any
@@ -286,7 +287,7 @@ def network_can_be_built(view: OptionView, name: str) -> Found:
         return
     for keys, value in _leaves(section, (name,)):
         if isinstance(value, int) and not isinstance(value, bool) and abs(value) > _LARGEST:
-            yield keys, f"expected {_LARGEST:g} or less, found {value}: no such network can be built"
+            yield keys, f"expected {_LARGEST:,} or less, found {value}: no such network can be built"
             return
     fault = _building_fault(arch, json.dumps({key: section[key] for key in section if key != "type"}, default=str))
     if fault:
@@ -301,7 +302,8 @@ def _building_fault(arch: Callable[..., Any], arguments: str) -> str | None:
         # Constructors that read values (SwinIR) cannot be built without memory; they are built for a moment.
         for device in ("meta", "cpu"):
             try:
-                with torch.device(device):
+                with torch.device(device), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of weights that are not there
                     arch(**copy.deepcopy(given))
                 return None
             except OptionError as error:
