@@ -529,14 +529,14 @@ def slow(monkeypatch, seconds):
 
 @pytest.mark.parametrize(("suffix", "codec"), [("mkv", "libx264"), ("mp4", "libx264"), ("webm", "libvpx-vp9")])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_stopped_run_goes_on_at_its_next_frame_to_the_same_bytes(monkeypatch, capsys, suffix, codec, number):
+def test_a_stopped_run_goes_on_at_its_next_frame_to_the_same_frames(monkeypatch, capsys, suffix, codec, number):
     monkeypatch.setattr("diffir_sr.inference.videos.restoring._SEGMENT_FRAMES", (7, 7))
     weights = write_small("net.safetensors", scale=2)
     film(f"in.{suffix}", 30, codec=codec, others=lambda output: [sound(output, "libopus", "eng")])
     with monkeypatch.context() as patch:
         slow(patch, 0.03)
         for least in (3, 17):
-            child = start(f"in.{suffix}", "-o", "out", "-w", weights)
+            child = start(f"in.{suffix}", "-o", "out", "-w", weights, *LOSSLESS)
             frames = Path(f"out/.in.{suffix}.partial-video")
             while not restored(frames) >= least:
                 assert child.is_alive()
@@ -552,10 +552,12 @@ def test_a_stopped_run_goes_on_at_its_next_frame_to_the_same_bytes(monkeypatch, 
             if path.name in ("frames", "packets"):
                 path.write_bytes(path.read_bytes() + b"half a record")
     capsys.readouterr()
-    assert restore(f"in.{suffix}", "-o", "out", weights=weights) == 0
+    assert restore(f"in.{suffix}", "-o", "out", *LOSSLESS, weights=weights) == 0
     assert f"goes on after frame {done - 1}, which an earlier run has restored" in capsys.readouterr().err
-    assert restore(f"in.{suffix}", "-o", "straight", weights=weights) == 0
-    assert Path(f"out/in.{suffix}").read_bytes() == Path(f"straight/in.{suffix}").read_bytes()
+    assert restore(f"in.{suffix}", "-o", "straight", *LOSSLESS, weights=weights) == 0
+    # Not the bytes: x264 decides a little differently from run to run, with one thread, too.
+    assert np.array_equal(shown(f"out/in.{suffix}"), shown(f"straight/in.{suffix}"))
+    assert tracks(f"out/in.{suffix}") == tracks(f"straight/in.{suffix}")
     assert files("out") == files("straight") == [f"in.{suffix}"]
     assert times(f"out/in.{suffix}") == times(f"in.{suffix}")
 
@@ -626,10 +628,10 @@ def test_what_other_weights_or_another_source_left_is_not_gone_on_with(capsys):
     film("in.mkv", 8)
     restorer = load_restorer(write_small("net.safetensors"))
     restorer.video("in.mkv", "out/in.mkv", progress=lambda done, total: done < 5)
-    assert restore("in.mkv", "-o", "out", weights=write_small("other.safetensors", change=False)) == 0
+    assert restore("in.mkv", "-o", "out", *LOSSLESS, weights=write_small("other.safetensors", change=False)) == 0
     assert "goes on" not in capsys.readouterr().err
-    assert restore("in.mkv", "-o", "fresh", weights="other.safetensors") == 0
-    assert Path("out/in.mkv").read_bytes() == Path("fresh/in.mkv").read_bytes()
+    assert restore("in.mkv", "-o", "fresh", *LOSSLESS, weights="other.safetensors") == 0
+    assert np.array_equal(shown("out/in.mkv"), shown("fresh/in.mkv"))
 
 
 def test_two_processes_do_not_restore_one_video(monkeypatch, capsys):

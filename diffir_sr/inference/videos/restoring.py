@@ -2,7 +2,7 @@
 
 Frames are encoded in segments of a fixed number of frames. Beside the result lies a folder, `.NAME.partial-video`, with
 the packets of whole segments, and the restored frames of the segment at work as they went to the encoder. The next run
-takes both from there: the result has the bytes of an undisturbed run.
+takes both from there: the result has the frames, time stamps and segments of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -78,10 +78,9 @@ class Unfinished:
         self._size = self._read_segments()
 
     def _take(self, target: Path) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            number = int(self._owner.read_text(encoding="ascii"))
-            if number != os.getpid() and is_running(number):
-                raise InputError(f"{target}: process {number} is restoring it; wait for it, or remove {self.folder}")
+        owner = self._owner.read_text(encoding="ascii") if self._owner.exists() else ""
+        if owner.isdigit() and int(owner) != os.getpid() and is_running(int(owner)):
+            raise InputError(f"{target}: process {owner} is restoring it; wait for it, or remove {self.folder}")
         self._owner.write_text(str(os.getpid()), encoding="ascii")
 
     @property

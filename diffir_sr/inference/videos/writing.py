@@ -24,7 +24,7 @@ _HOLDS_HEVC = ("mp4", "mov", "matroska", "mpegts")
 _LEAST_HEVC = 64  # pixels per side: below, x265 writes beyond its memory at 10 and 12 bits, and the process dies
 # What a transport stream can hold so that it is found again.
 _IN_TRANSPORT = ("mp2", "mp3", "aac", "ac3", "eac3", "dts", "truehd", "opus", "dvb_subtitle", "dvb_teletext")
-# The number of threads decides the bytes of H.264: the same on every machine.
+# H.264 differs with the number of threads: the same on every machine.
 _THREADS = 4
 # Written anew by the muxer, or true of the source's packets alone.
 _NOT_CARRIED = ("encoder", "duration", "number_of_frames", "number_of_bytes", "bps", "major_brand", "minor_version")
@@ -434,10 +434,11 @@ def _copied(container: Any, copies: dict[int, Any]) -> Iterator[Entry]:
         return
     last: dict[int, int] = {}
     for packet in container.demux(*(container.streams[number] for number in copies)):
-        if packet.dts is None and (packet.pts is None or not packet.size):
+        if packet.dts is None and not packet.size:
             continue  # what tells decoders that the end is reached
         number = packet.stream.index
-        packet.dts = packet.pts if packet.dts is None else packet.dts
+        if packet.dts is None:
+            packet.dts = packet.pts = last.get(number, -1) + 1 if packet.pts is None else packet.pts
         if number in last and packet.dts <= last[number]:
             packet.dts = last[number] + 1
             packet.pts = None if packet.pts is None else max(packet.pts, packet.dts)
