@@ -529,14 +529,14 @@ def slow(monkeypatch, seconds):
 
 @pytest.mark.parametrize(("suffix", "codec"), [("mkv", "libx264"), ("mp4", "libx264"), ("webm", "libvpx-vp9")])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_stopped_run_goes_on_at_its_next_frame_to_the_same_frames(monkeypatch, capsys, suffix, codec, number):
+def test_a_stopped_run_goes_on_at_its_next_frame_to_the_same_bytes(monkeypatch, capsys, suffix, codec, number):
     monkeypatch.setattr("diffir_sr.inference.videos.restoring._SEGMENT_FRAMES", (7, 7))
     weights = write_small("net.safetensors", scale=2)
     film(f"in.{suffix}", 30, codec=codec, others=lambda output: [sound(output, "libopus", "eng")])
     with monkeypatch.context() as patch:
         slow(patch, 0.03)
         for least in (3, 17):
-            child = start(f"in.{suffix}", "-o", "out", "-w", weights, *LOSSLESS)
+            child = start(f"in.{suffix}", "-o", "out", "-w", weights)
             frames = Path(f"out/.in.{suffix}.partial-video")
             while not restored(frames) >= least:
                 assert child.is_alive()
@@ -552,12 +552,10 @@ def test_a_stopped_run_goes_on_at_its_next_frame_to_the_same_frames(monkeypatch,
             if path.name in ("frames", "packets"):
                 path.write_bytes(path.read_bytes() + b"half a record")
     capsys.readouterr()
-    assert restore(f"in.{suffix}", "-o", "out", *LOSSLESS, weights=weights) == 0
+    assert restore(f"in.{suffix}", "-o", "out", weights=weights) == 0
     assert f"goes on after frame {done - 1}, which an earlier run has restored" in capsys.readouterr().err
-    assert restore(f"in.{suffix}", "-o", "straight", *LOSSLESS, weights=weights) == 0
-    # Not the bytes: x264 decides a little differently from run to run, with one thread, too.
-    assert np.array_equal(shown(f"out/in.{suffix}"), shown(f"straight/in.{suffix}"))
-    assert tracks(f"out/in.{suffix}") == tracks(f"straight/in.{suffix}")
+    assert restore(f"in.{suffix}", "-o", "straight", weights=weights) == 0
+    assert Path(f"out/in.{suffix}").read_bytes() == Path(f"straight/in.{suffix}").read_bytes()
     assert files("out") == files("straight") == [f"in.{suffix}"]
     assert times(f"out/in.{suffix}") == times(f"in.{suffix}")
 

@@ -2,7 +2,7 @@
 
 Frames are encoded in segments of a fixed number of frames. Beside the result lies a folder, `.NAME.partial-video`, with
 the packets of whole segments, and the restored frames of the segment at work as they went to the encoder. The next run
-takes both from there: the result has the frames, time stamps and segments of an undisturbed run.
+takes both from there: the result has the bytes of an undisturbed run.
 """
 
 from __future__ import annotations

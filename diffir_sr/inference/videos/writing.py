@@ -165,6 +165,7 @@ def _options(codec: str, colours: Colours, video: Video, quality: int, container
         params += ["lossless=1"] if quality == 100 else []
         return {"crf": crf, "x265-params": ":".join(params)}
     options = {"qp": "0"} if quality == 100 else {"crf": crf}
+    options |= {"mbtree": "0"}  # which reads memory that nothing was written to: other bytes from run to run
     options |= {"bf": "0"} if container == "avi" else {}
     params = _hdr_parameters(video, "mastering-display", "cll")
     return options | ({"x264-params": ":".join(params)} if params else {})
