@@ -203,7 +203,7 @@ def test_a_missing_backbone_is_told_before_anything_is_made(inside, capsys, monk
     wide = dict(type="ADE20KPerceptualLoss")
     assert run_training(options_of("s1", name="without", perceptual_opt=wide)) == 1
     told = capsys.readouterr()
-    assert "no weights for train.perceptual_opt (ADE20KPerceptualLoss)" in told.err + told.out
+    assert "no weights ade20k_resnet50" in told.err + told.out
     assert not Path("experiments/without").exists()
     assert run_training(options_of("s1", name="without", perceptual_opt=wide | dict(weights_path="no.pth"))) == 1
     assert "train.perceptual_opt.weights_path: no such file: no.pth" in capsys.readouterr().err
