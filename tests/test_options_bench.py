@@ -14,7 +14,7 @@ from test_metrics_perceptual import needs_weights
 from toy import NETWORK, write_pairs
 
 from diffir_sr.cli import basicsr_main, main
-from diffir_sr.evaluation.presets import plan
+from diffir_sr.evaluation.presets import plan_measurement
 from diffir_sr.files.images import decode
 from diffir_sr.files.picture import encode_png
 from diffir_sr.options import load_options
@@ -87,7 +87,7 @@ def test_benchmarks_measure_by_the_protocol_of_the_paper_s_table(name):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_benchmark_and_the_command_that_evaluates_measure_the_same(protocol):
-    images = plan(protocol).images
+    images = plan_measurement(protocol).images
     given = {
         name: {key: value for key, value in opt.items() if key != "better"} for name, opt in PROTOCOLS[protocol].items()
     }
