@@ -46,6 +46,7 @@ setup(
         "scipy",  # kernels and .mat files of data preparation
         "pyyaml",
         "lmdb",
+        "psutil",
         "pydantic>=2.7",  # checks option files
         "safetensors",  # weights with a model card inside, which cannot hold code
         "filelock",  # torch brings it, too

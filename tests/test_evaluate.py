@@ -230,7 +230,7 @@ def test_a_disk_that_fills_up_during_the_measuring_is_told(capsys, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     store("gt", {"a": PHOTO})
-    monkeypatch.setattr("diffir_sr.evaluation.commands.write_atomically", full)
+    monkeypatch.setattr("diffir_sr.evaluation.commands.write_report", full)
     assert main(["evaluate", "gt", "gt", "--preset", "sr", "--metrics", "psnr", "-o", "out/x.csv"]) == 1
     said = capsys.readouterr()
     assert "out/x.csv: cannot be written (No space left on device)" in said.err

@@ -16,9 +16,9 @@ import pytest
 from toy import run_training, train_options, write_options, write_pairs
 
 from diffir_sr.data import records as record
+from diffir_sr.files.atomic import sweep
 from diffir_sr.models.restoration_model import RestorationModel
 from diffir_sr.training import loop
-from diffir_sr.training.states import sweep
 
 REPO = Path(__file__).resolve().parents[1]
 TIMING = {"time", "data_time"}
@@ -134,10 +134,10 @@ def test_only_what_dead_processes_left_is_swept(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     for number in (dead.pid, os.getpid()):
-        (tmp_path / f"net_g_2.pth.partial-{number}").touch()
-    (tmp_path / "notes.partial-x").touch()
-    assert sweep(tmp_path) == [tmp_path / f"net_g_2.pth.partial-{dead.pid}"]
-    assert len(list(tmp_path.glob("*.partial-*"))) == 2
+        (tmp_path / f".net_g_2.pth.partial-{number}").touch()
+    (tmp_path / ".notes.partial-x").touch()
+    assert sweep(tmp_path) == [tmp_path / f".net_g_2.pth.partial-{dead.pid}"]
+    assert len(list(tmp_path.glob(".*.partial-*"))) == 2
 
 
 def run_apart(*, file_limit=None, **changes):

@@ -196,7 +196,7 @@ def test_a_killed_build_leaves_no_lmdb_and_the_next_one_succeeds():
     words = [sys.executable, "-m", "diffir_sr", "prepare", "lmdb", "in", "-o", "out.lmdb", "--jobs", "1"]
     process = subprocess.Popen(words, env=os.environ | {"PYTHONPATH": str(REPO)}, stderr=subprocess.DEVNULL)
     deadline = time.time() + 60
-    while not list(Path().glob("out.lmdb.partial-*")) and time.time() < deadline:
+    while not list(Path().glob(".out.lmdb.partial-*")) and time.time() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -9

@@ -167,7 +167,7 @@ def test_a_killed_lmdb_is_finished_by_the_next_call_with_the_same_list():
         stdout=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 60
-    while not list(Path().glob("broken.lmdb.partial-*")) and time.monotonic() < deadline:
+    while not list(Path().glob(".broken.lmdb.partial-*")) and time.monotonic() < deadline:
         time.sleep(0.002)
     process.kill()
     assert process.wait() == -signal.SIGKILL

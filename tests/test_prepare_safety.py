@@ -242,7 +242,7 @@ def test_a_build_that_still_runs_keeps_its_folder_and_a_dead_one_does_not():
     put("in/a.png")
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    mine, left = (Path(f"out.lmdb.partial-{process}") for process in (os.getppid(), dead.pid))
+    mine, left = (Path(f".out.lmdb.partial-{process}") for process in (os.getppid(), dead.pid))
     for folder in (mine, left):
         folder.mkdir()
     run("lmdb", "in", "-o", "out.lmdb")
@@ -274,7 +274,7 @@ def test_a_killed_build_takes_its_workers_with_it():
     for index in range(200):
         put(f"in/{index}.bmp", big)
     process = start("lmdb", "in", "-o", "out.lmdb", "--jobs", 2)
-    wait_for(lambda: list(Path().glob("out.lmdb.partial-*")))
+    wait_for(lambda: list(Path().glob(".out.lmdb.partial-*")))
     process.kill()
     process.communicate(timeout=60)  # ends when the last worker closes the pipe
     assert process.returncode == -signal.SIGKILL

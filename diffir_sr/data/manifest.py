@@ -10,13 +10,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import write_atomically
 
 SUFFIX = ".manifest.jsonl"
 _FORMAT = 1
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,10 @@ def read_manifest(path: Path) -> Manifest:
         head, entries = lines[0], [_entry(line) for line in lines[1:]]
         if head["diffir_manifest"] != _FORMAT or head["count"] != len(entries):
             raise ValueError(f"format {head['diffir_manifest']}, {len(entries)} of {head['count']} images")
-        found = Manifest(head["job"], head["parameters"], head["source"], head["version"], entries)
-    except (OSError, UnicodeDecodeError, ValueError, LookupError, TypeError) as error:
+        job, source, version = _typed(str, *(head[key] for key in ("job", "source", "version")))
+        (parameters,) = _typed(dict, head["parameters"])
+        found = Manifest(job, parameters, source, version, entries)
+    except (OSError, UnicodeDecodeError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise InputError(
             f"{path.absolute()}: cannot be read as a manifest ({error}); run the 'diffir prepare' job again"
         ) from error
@@ -85,5 +88,14 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _entry(line: Mapping[str, Any]) -> Entry:
-    height, width, channels = line["size"]
-    return Entry(line["name"], line["from"], (height, width, channels), line["bytes"], line["sha256"])
+    name, origin, digest = _typed(str, *(line[key] for key in ("name", "from", "sha256")))
+    height, width, channels, count = _typed(int, *line["size"], line["bytes"])
+    return Entry(name, origin, (height, width, channels), count, digest)
+
+
+def _typed(kind: type[Value], *values: Any) -> list[Value]:
+    """The values, where all are of a kind; raises TypeError."""
+    for value in values:
+        if not isinstance(value, kind):
+            raise TypeError(f"{str(value)[:40]!r} where a {kind.__name__} is expected")
+    return list(values)

@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from diffir_sr.data.manifest import read_manifest
-from diffir_sr.data.meta_info import read_meta
+from diffir_sr.data.meta_info import candidates, read_meta
 from diffir_sr.errors import InputError
 from diffir_sr.files.images import (
     SUFFIXES,
@@ -96,7 +96,10 @@ class Source(ABC):
 
     def keep_listed(self, meta_info: Path) -> None:
         """Restrict `names` to those a meta_info file lists, in its order; raises InputError for absent ones."""
-        listed = _listed_names(meta_info)
+        listed = [
+            next((name for name in candidates(given, self.path) if name in self), given)
+            for given in _listed_names(meta_info)
+        ]
         absent = [name for name in listed if name not in self]
         if absent:
             raise InputError(

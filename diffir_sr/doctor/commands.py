@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffir_sr.errors import InputError
-from diffir_sr.files.atomic import write_atomically
+from diffir_sr.files.atomic import write_report
+from diffir_sr.files.machine import available_cpus
 from diffir_sr.parsing import add_accept_damaged
-from diffir_sr.prepare.jobs import default_jobs
 
 if TYPE_CHECKING:
     from diffir_sr.doctor.targets import ExaminedSet, ExaminedSets
@@ -41,7 +41,7 @@ def add_doctor_parser(commands: argparse._SubParsersAction[Any]) -> None:
     data.add_argument("--meta-info", metavar="FILE", help="list of the images to use")
     _add_json(data)
     add_accept_damaged(data)
-    data.add_argument("--jobs", type=int, default=default_jobs(), help="processes (default: one per core)")
+    data.add_argument("--jobs", type=int, default=available_cpus(), help="processes (default: one per core)")
     data.set_defaults(run=_data)
     about = "tell versions, hardware, weights and disk speed, and what of them would spoil a run"
     env = kinds.add_parser("env", help=about, description=f"{about.capitalize()}. Exit codes as those of data.")
@@ -84,7 +84,7 @@ def _env(args: argparse.Namespace) -> int:
 def _give(target: str | None, values: dict[str, Any], table: str) -> None:
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
     if target and target != "-":
-        write_atomically(text.encode(), Path(target))
+        write_report(text, Path(target))
     sys.stdout.write(text if target == "-" else table)
 
 

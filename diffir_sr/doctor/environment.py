@@ -20,6 +20,7 @@ from torch.version import cuda as BUILT_FOR
 
 from diffir_sr.doctor.findings import EXIT_CODES, Severity
 from diffir_sr.errors import InputError
+from diffir_sr.files.machine import available_cpus, memory_bytes
 from diffir_sr.version import __version__
 from diffir_sr.weights.registry import entry_of
 from diffir_sr.weights.search import locate
@@ -122,10 +123,9 @@ def _machine() -> Iterator[Fact]:
     threads = f"{torch_threads} threads in torch" + (f" (OMP_NUM_THREADS={settings})" if settings else "")
     yield Fact("cpu", f"{available_cpus()} of {os.cpu_count()} cores may be used, {threads}")
     memory = memory_bytes()
-    if memory is not None:
-        small = memory < _LEAST_MEMORY
-        do = "lower num_worker_per_gpu and batch sizes" if small else ""
-        yield Fact("memory", _gib(memory), Severity.WARNING if small else None, do)
+    small = memory < _LEAST_MEMORY
+    do = "lower num_worker_per_gpu and batch sizes" if small else ""
+    yield Fact("memory", _gib(memory), Severity.WARNING if small else None, do)
     if os.path.isdir("/dev/shm"):
         shared = shutil.disk_usage("/dev/shm")
         small = shared.total < _LEAST_SHARED
@@ -221,32 +221,6 @@ class Speed:
     write_mib_s: float
     read_mib_s: float
     dropped: bool
-
-
-def available_cpus() -> int:
-    """Cores that this process may use: by affinity and by the container's quota."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup("cpu.max").split()
-    if len(quota) == 2 and quota[0].isdigit():
-        count = min(count, max(1, round(int(quota[0]) / int(quota[1]))))
-    return count
-
-
-def memory_bytes() -> int | None:
-    """Memory of the machine, or of the container where that is less; None where it cannot be asked."""
-    try:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
-    limit = _cgroup("memory.max")
-    return min(total, int(limit)) if limit.isdigit() else total
-
-
-def _cgroup(name: str) -> str:
-    try:
-        return Path("/sys/fs/cgroup", name).read_text().strip()
-    except OSError:
-        return ""
 
 
 def gpu_driver() -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from diffir_sr.errors import InputError
 from diffir_sr.evaluation.presets import IMAGE_METRICS, PRESETS, SET_METRICS, plan_measurement
-from diffir_sr.files.atomic import partial_name, write_atomically
+from diffir_sr.files.atomic import check_writable, write_report
 from diffir_sr.parsing import add_accept_damaged
 
 
@@ -152,21 +152,18 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _check_writable(path: Path) -> None:
-    """Find out before the measuring whether a file can be made there; leaves nothing. Raises InputError."""
+    """Find out before the measuring whether a file can be made there; raises InputError."""
     try:
         if path.is_dir():
             raise InputError(f"{path}: is a folder; name a file in it")
-        folder = next(one for one in path.absolute().parents if one.exists())
-        probe = folder / partial_name(path.name)
-        probe.touch()
-        probe.unlink()
+        check_writable(path)
     except OSError as error:
         raise _unwritable(path, error) from error
 
 
 def _write(text: str, path: Path) -> None:
     try:
-        write_atomically(text.encode(), path)
+        write_report(text, path)
     except OSError as error:
         raise _unwritable(path, error) from error
 

@@ -1,18 +1,169 @@
-"""Whether another process still runs, by which half-written files are told from those that nobody finishes."""
+"""Other processes: whether they still run, and keeping two of them from writing into one place."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from diffir_sr.errors import InputError
+
+_BEAT_S = 5.0  # how often a holder shows that it lives, to those that cannot ask for its number
+_SETTLE_S = 0.1
 
 
 def is_running(process: int) -> bool:
-    """Whether a process of this number runs; where that cannot be asked without harm, it is taken to run."""
-    if os.name != "posix":
-        return True
+    """Whether a process of this number runs on this machine."""
+    import psutil
+
     try:
-        os.kill(process, 0)  # asks only: signal 0 is not sent
-    except ProcessLookupError:
+        return psutil.pid_exists(process)
+    except OverflowError:
         return False
-    except (OSError, OverflowError):
-        return True
-    return True
+
+
+def short_name(name: str, *, ending: str) -> str:
+    """A hidden name for a helper file of `name`, of at most about 110 bytes: far from every file system's limit."""
+    plain = f".{name}{ending}"
+    if len(os.fsencode(plain)) <= 100:
+        return plain
+    return f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:24]}{ending}"
+
+
+@contextlib.contextmanager
+def hold(target: Path, *, watch_s: float = 60.0) -> Iterator[None]:
+    """Keep other processes of this package from writing to `target` meanwhile.
+
+    The lock is a file `.NAME.lock` beside `target` that says who holds it. It needs nothing of the system but that
+    making a file is atomic. Death releases it: on the same machine a holder is known by its number and start time, on
+    another by the file's time, which a living one renews; such a lock is watched for `watch_s` seconds. Raises
+    InputError where another process is at work or the lock cannot be written.
+    """
+    lock = target.with_name(short_name(target.name, ending=".lock"))
+    record = _record()
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        _take(lock, record, target, watch_s=watch_s)
+    except OSError as error:
+        raise InputError(
+            f"{target.absolute()}: cannot be written ({error.strerror or error}); check its permissions and the disk, "
+            "or choose another place"
+        ) from error
+    done = threading.Event()
+    threading.Thread(target=_show_life, args=(lock, done), daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+        # A child that was forked inside must not release what its parent holds.
+        if record["pid"] == os.getpid() and _read(lock) == record:
+            with contextlib.suppress(OSError):
+                lock.unlink()
+
+
+def _record() -> dict[str, Any]:
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv else ["python"]
+    return {
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "started": _started(os.getpid()),
+        "command": " ".join(words)[:300],
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+
+
+def _started(process: int) -> float | None:
+    """When a process began, in seconds; None where none of this number runs."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error, OverflowError, ValueError):
+        return round(psutil.Process(process).create_time(), 2)
+    return None
+
+
+def _take(lock: Path, record: dict[str, Any], target: Path, *, watch_s: float) -> None:
+    text = json.dumps(record)
+    while True:
+        try:
+            handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            found = _read(lock)
+            if found is None:
+                continue  # released meanwhile
+            if _lives(lock, found, watch_s=watch_s):
+                raise _busy(target, found) from None
+            if _read(lock) == found and _taken_over(lock, text, record):
+                return
+            continue
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        return
+
+
+def _taken_over(lock: Path, text: str, record: dict[str, Any]) -> bool:
+    """Put our record in place of a dead one's; of several processes that do so the last has it, and all find out."""
+    ours = lock.with_name(f"{lock.name}-{os.getpid()}")
+    ours.write_text(text)
+    os.replace(ours, lock)
+    time.sleep(_SETTLE_S)
+    return _read(lock) == record
+
+
+def _read(lock: Path) -> dict[str, Any] | None:
+    """What a lock says; None where there is none, nothing ({}) for one whose maker died before it had written."""
+    for _ in range(20):
+        try:
+            found = json.loads(lock.read_text(encoding="utf-8", errors="replace"))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            time.sleep(_SETTLE_S)
+            continue
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _lives(lock: Path, found: dict[str, Any], *, watch_s: float) -> bool:
+    process, started = found.get("pid"), found.get("started")
+    if not isinstance(process, int):
+        return False
+    if found.get("host") == platform.node():
+        now = _started(process)
+        return now is not None and isinstance(started, int | float) and abs(now - started) < 2
+    sys.stderr.write(f"{lock}: held on {found.get('host')}; watching for {watch_s:.0f} s whether that process lives\n")
+    before, end = _time_of(lock), time.monotonic() + watch_s
+    while time.monotonic() < end:
+        time.sleep(min(1.0, watch_s))
+        if _time_of(lock) != before:
+            return True
+    return False
+
+
+def _time_of(lock: Path) -> int | None:
+    try:
+        with lock.open("rb") as file:  # opening asks a network folder's server, looking may not
+            return os.fstat(file.fileno()).st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _busy(target: Path, found: dict[str, Any]) -> InputError:
+    who = f"process {found.get('pid')} on {found.get('host')}, since {found.get('since')}"
+    return InputError(
+        f"{target.absolute()}: another process writes there: {found.get('command')} ({who}); wait until it has ended, "
+        "or choose another name"
+    )
+
+
+def _show_life(lock: Path, done: threading.Event) -> None:
+    while not done.wait(_BEAT_S):
+        with contextlib.suppress(OSError):
+            os.utime(lock)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from diffir_sr.errors import InputError
-from diffir_sr.files.memory import free_memory
+from diffir_sr.files.machine import free_memory
 
 _PER_INPUT_PIXEL = 24  # bytes: decoded twice over, and as float32
 _PER_OUTPUT_PIXEL = 24  # float32 twice over while it is clipped and rounded; its bytes; the file

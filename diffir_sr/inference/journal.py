@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import json
 import os
@@ -11,8 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from diffir_sr.errors import InputError
-from diffir_sr.files.atomic import partial_prefix, write_atomically
-from diffir_sr.files.processes import is_running
+from diffir_sr.files.atomic import write_atomically
 
 NAME = "restored.jsonl"
 
@@ -79,7 +77,6 @@ class Journal:
     def write(self, target: Path, data: bytes, *, source: str, seconds: float) -> None:
         """Write a result whole, its line first."""
         self.note(target, digest(data), source=source, seconds=seconds)
-        forget_partials(target)
         write_atomically(data, target)
 
     def note(self, target: Path, sha: str, *, source: str, seconds: float) -> None:
@@ -110,12 +107,3 @@ def _text_of(journal: Path) -> str:
             "permissions or move it away (what is in the folder then counts as not of this run), or choose another "
             "folder"
         ) from error
-
-
-def forget_partials(target: Path) -> None:
-    """Remove what killed runs left beside `target`; a process that lives is let alone."""
-    for partial in target.parent.glob(f"{glob.escape(partial_prefix(target.name))}*"):
-        number = partial.name.rpartition("-")[2].split(".")[0]
-        if number.isdigit() and not is_running(int(number)):
-            with contextlib.suppress(OSError):
-                partial.unlink()

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from diffir_sr.diffusion.noise import Noise
 from diffir_sr.errors import InputError
 from diffir_sr.failures import out_of_memory, sentence
-from diffir_sr.files.atomic import partial_name
+from diffir_sr.files.atomic import check_writable, sweep
 from diffir_sr.files.images import read_file
 from diffir_sr.files.picture import FORMATS, Picture, encode, format_of, not_held
 from diffir_sr.inference.files import SUFFIX_OF, Job
@@ -140,7 +140,7 @@ class Runner:
         mask = None if self.wishes.mask is None else find_mask(self.wishes.mask, job.relative, job.source)
         source = digest(data) + _mask_digest(mask)
         if job.target is not None:
-            _check_writable(job.target)
+            check_writable(job.target)
             done = [self.journal.is_done(target, source) for target in self._targets(job.target)]
             if all(done):
                 self.outcome.kept += 1
@@ -214,7 +214,7 @@ class Runner:
         source, target = job.source, job.target
         if source is None or target is None or self.wishes.samples > 1 or self.wishes.mask is not None:
             raise InputError(f"{job}: a video is restored once, without a mask, into a file")
-        _check_writable(target)
+        check_writable(target)
         sha = digest_of_file(source)
         if self.journal.is_done(target, sha):
             self.outcome.kept += 1
@@ -298,6 +298,9 @@ def restore_jobs(
     """Do jobs that were planned for `output`; a folder keeps the record of what was made in it."""
     is_folder = all(job.target is not None and job.target != output for job in jobs)
     settings = restorer.settings(samples=wishes.samples, average=wishes.average, quality=wishes.quality)
+    # No lock: several processes may share the pictures of a folder, each result and each line is written whole.
+    for target in {job.target.parent: job.target for job in jobs if job.target is not None}.values():
+        sweep(target.parent, of=None if is_folder else target.name)
     journal = Journal(output if is_folder else None, settings, overwrite=overwrite)
     return Runner(restorer, wishes, journal, progress=progress).run(jobs)
 
@@ -334,13 +337,3 @@ def _mask_digest(mask: str | None) -> str:
     if mask is None:
         return ""
     return "+" + (digest_of_file(Path(mask)) if Path(mask).is_file() else mask)
-
-
-def _check_writable(target: Path) -> None:
-    """Find out before the work whether a file can be made there; leaves nothing."""
-    probe_file = target.with_name(partial_name(target.name))  # what a kill leaves, the next run removes
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        probe_file.touch()
-    finally:
-        probe_file.unlink(missing_ok=True)

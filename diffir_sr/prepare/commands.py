@@ -17,7 +17,7 @@ from diffir_sr.prepare.multiscale_command import add_multiscale_parser
 from diffir_sr.prepare.pairs_command import add_pairs_parser
 from diffir_sr.prepare.parsing import add_job, add_overwrite, add_to_8bit, examples, folder, on_disk, say
 from diffir_sr.prepare.shake_command import add_shake_parser
-from diffir_sr.prepare.stored import Job
+from diffir_sr.prepare.stored import Job, underway
 
 
 def add_prepare_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -118,10 +118,10 @@ def _subimages(args: argparse.Namespace) -> int:
             f"would cut {len(cuts)} images into {count} squares of {args.size} pixels under {args.output}, "
             f"{on_disk(count * args.size**2)}:{examples(paths)}"
         )
-    job.begin(overwrite=args.overwrite)
-    done = subimages.run(cuts, jobs=args.jobs, overwrite=args.overwrite)
-    notes = [f"of {len(cuts)} images", *_alpha_note(done)]
-    job.finish((square for one in done for square in one.squares), notes=notes, what="squares")
+    with underway(job, overwrite=args.overwrite):
+        done = subimages.run(cuts, jobs=args.jobs, overwrite=args.overwrite)
+        notes = [f"of {len(cuts)} images", *_alpha_note(done)]
+        job.finish((square for one in done for square in one.squares), notes=notes, what="squares")
     return 0
 
 
@@ -148,12 +148,11 @@ def _downscale(args: argparse.Namespace) -> int:
         disk = on_disk(pixels / args.scale**2 + (pixels if args.crop_gt else 0))
         paths = examples([shrink.output.path for shrink in shrinks])
         return say(f"would write {what}, under {args.output}{also}, {disk}:{paths}")
-    for one in planned:
-        one.begin(overwrite=args.overwrite)
-    done = downscale.run(shrinks, jobs=args.jobs)
-    job.finish((one.small for one in done), notes=[f"x1/{args.scale} {args.method}", *_alpha_note(done)])
-    if crops is not None:
-        crops.finish(one.cropped for one in done if one.cropped is not None)
+    with underway(*planned, overwrite=args.overwrite):
+        done = downscale.run(shrinks, jobs=args.jobs)
+        job.finish((one.small for one in done), notes=[f"x1/{args.scale} {args.method}", *_alpha_note(done)])
+        if crops is not None:
+            crops.finish(one.cropped for one in done if one.cropped is not None)
     return 0
 
 

@@ -15,12 +15,12 @@ from diffir_sr.data.sources import FolderSource, open_source
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import write_atomically
 from diffir_sr.files.images import decode, read_file
+from diffir_sr.files.machine import available_cpus
 from diffir_sr.files.picture import as_bits, encode_png
 from diffir_sr.options import load_options
 from diffir_sr.prepare import degrade
 from diffir_sr.prepare.contact_sheet import centre, contact_sheet, enlarged
-from diffir_sr.prepare.jobs import default_jobs
-from diffir_sr.prepare.stored import Job
+from diffir_sr.prepare.stored import Job, underway
 
 _SHOWN = 12
 _TILE = 256
@@ -36,7 +36,7 @@ def add_degrade_parser(jobs: Any) -> None:
     parser.add_argument("--scale", type=int, help="how many times smaller (default: that of --opt, or 4)")
     parser.add_argument("--seed", type=int, default=0, help="a result follows from seed and name (default 0)")
     parser.add_argument("--crop-gt", type=Path, help="also write the inputs, cropped to multiples of scale, here")
-    parser.add_argument("--jobs", type=int, default=default_jobs(), help="processes (default: one per core)")
+    parser.add_argument("--jobs", type=int, default=available_cpus(), help="processes (default: one per core)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
     parser.add_argument("--overwrite", action="store_true", help="make again what exists (default: keep it)")
     parser.set_defaults(run=_degrade)
@@ -58,13 +58,12 @@ def _degrade(args: argparse.Namespace) -> int:
     if args.dry_run:
         sys.stdout.write(f"would degrade {len(tasks)} images, x1/{given.scale}, seed {args.seed}, to {args.output}\n")
         return 0
-    for one in planned:
-        one.begin(overwrite=args.overwrite)
-    done = degrade.run(tasks, jobs=args.jobs)
-    sheet = _write_sheet(tasks, args.output, given.scale)
-    job.finish((one.lq for one in done), notes=[f"x1/{given.scale}", f"see {sheet}"])
-    if crops is not None:
-        crops.finish(one.cropped for one in done if one.cropped is not None)
+    with underway(*planned, overwrite=args.overwrite):
+        done = degrade.run(tasks, jobs=args.jobs)
+        sheet = _write_sheet(tasks, args.output, given.scale)
+        job.finish((one.lq for one in done), notes=[f"x1/{given.scale}", f"see {sheet}"])
+        if crops is not None:
+            crops.finish(one.cropped for one in done if one.cropped is not None)
     return 0
 
 

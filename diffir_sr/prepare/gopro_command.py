@@ -9,7 +9,7 @@ from typing import Any
 from diffir_sr.errors import InputError
 from diffir_sr.prepare import gopro
 from diffir_sr.prepare.parsing import add_job, add_overwrite, on_disk, say
-from diffir_sr.prepare.stored import Job
+from diffir_sr.prepare.stored import Job, underway
 
 _SIDES = {"crops": ("input_crops", "target_crops"), "whole": ("input", "target")}
 
@@ -73,8 +73,7 @@ def _tell(label: str, crops: list[gopro.Crops], output: Path) -> None:
 
 
 def _cut(args: argparse.Namespace, jobs: list[Job], label: str, crops: list[gopro.Crops]) -> None:
-    for job in jobs:
-        job.begin(overwrite=args.overwrite)
-    done = gopro.run(crops, jobs=args.jobs, label=label)
-    for number, job in enumerate(jobs):  # blurred and sharp take turns
-        job.finish(one for stored in done[number::2] for one in stored)
+    with underway(*jobs, overwrite=args.overwrite):
+        done = gopro.run(crops, jobs=args.jobs, label=label)
+        for number, job in enumerate(jobs):  # blurred and sharp take turns
+            job.finish(one for stored in done[number::2] for one in stored)

@@ -16,17 +16,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from diffir_sr.errors import InputError
-from diffir_sr.files.processes import is_running
 from diffir_sr.progress import progress_bar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 _AHEAD = 8  # tasks per process that are under way or wait to be fetched: bounds memory
-_NO_POINT_IN_GOING_ON = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
-def default_jobs() -> int:
-    return os.cpu_count() or 1
+_NO_POINT_IN_GOING_ON = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 
 def run_all(work: Callable[[Task], Result], tasks: Sequence[Task], *, jobs: int, label: str) -> list[Result]:
@@ -55,9 +50,17 @@ def stream(
                     f"{label}: a process was ended from outside, perhaps for want of memory; lower --jobs (now {jobs})"
                 ) from error
             except OSError as error:
+                where = f"{error.filename}: " if error.filename else ""
                 if error.errno in _NO_POINT_IN_GOING_ON:
-                    raise InputError(f"{label}: {error}; make room and start again") from error
-                failures.append(str(error))
+                    raise InputError(
+                        f"{label}: {where}{error.strerror}; make room or mend permissions, and start again, it goes on "
+                        "from there"
+                    ) from error
+                failures.append(f"{where}{error.strerror or error}")
+            except MemoryError as error:
+                raise InputError(
+                    f"{label}: too little memory for {jobs} processes; lower --jobs, or free some"
+                ) from error
             else:
                 yield result
             bar.update()
@@ -105,11 +108,3 @@ def check_apart(source: Path, *outputs: Path | None) -> None:
                 f"{output.absolute()} is the input folder {source.absolute()} or lies in it; results would replace the "
                 "images, or be taken for some the next time; choose a folder beside it"
             )
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove half-written files of processes that were killed; those of processes that still run stay."""
-    for leftover in folder.rglob(".*.partial-*"):
-        number = leftover.name.rpartition("-")[2]
-        if number.isdigit() and not is_running(int(number)):
-            leftover.unlink(missing_ok=True)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -14,12 +12,14 @@ from typing import Any
 
 import lmdb
 
-from diffir_sr.data.manifest import Entry, Manifest, write_manifest
+from diffir_sr.data.manifest import Entry, Manifest, manifest_path, write_manifest
 from diffir_sr.data.pairs import find_pairs
 from diffir_sr.data.sources import FolderSource, key_of, some
 from diffir_sr.errors import InputError
+from diffir_sr.files.atomic import replacing, sweep
 from diffir_sr.files.picture import encode_png
-from diffir_sr.prepare.jobs import is_running, stream
+from diffir_sr.files.processes import hold
+from diffir_sr.prepare.jobs import stream
 from diffir_sr.prepare.storable import read_storable
 from diffir_sr.version import __version__
 
@@ -105,29 +105,23 @@ def check_partner(folder: Path, partner: Path, *, scale: int) -> None:
 
 def build(entries: list[Wanted], output: Path, *, jobs: int, source: Path, parameters: Mapping[str, Any]) -> Built:
     """Write the LMDB under a temporary name, its manifest, and rename it: an LMDB that is there is whole and listed."""
-    check_output(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(output)
-    partial = output.with_name(f"{output.name}.partial-{os.getpid()}")
-    try:
-        images = stream(_encode, entries, jobs=jobs, label=f"lmdb {output.stem}")
-        with contextlib.closing(images):
-            held, dropped = _write(images, partial)
-        manifest = Manifest("lmdb", parameters, source.resolve().as_posix(), __version__, held)
-        listing = write_manifest(output, manifest)
-        os.replace(partial, output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with hold(output):
+        check_output(output)
+        for name in (output.name, manifest_path(output).name):
+            sweep(output.parent, of=name)
+        with replacing(output) as partial:
+            images = stream(_encode, entries, jobs=jobs, label=f"lmdb {output.stem}")
+            try:
+                with contextlib.closing(images):
+                    held, dropped = _write(images, partial)
+            except lmdb.Error as error:  # it tells the system's refusals in words alone
+                why = str(error).removeprefix(f"{partial}: ")
+                raise InputError(
+                    f"{output.absolute()}: cannot be written ({why}); make room and start again"
+                ) from error
+            manifest = Manifest("lmdb", parameters, source.resolve().as_posix(), __version__, held)
+            listing = write_manifest(output, manifest)
     return Built(len(held), sum(entry.bytes for entry in held), dropped, listing)
-
-
-def _remove_leftovers(output: Path) -> None:
-    """Folders of builds that were killed; a build that still runs keeps its own."""
-    for leftover in output.parent.glob(f"{output.name}.partial-*"):
-        number = leftover.name.rpartition("-")[2]
-        if number.isdigit() and not is_running(int(number)):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _write(images: Iterator[Encoded], folder: Path) -> tuple[list[Entry], int]:

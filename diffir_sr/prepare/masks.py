@@ -13,7 +13,7 @@ import numpy as np
 from diffir_sr.data.masks import evaluation_mask
 from diffir_sr.data.sources import FolderSource
 from diffir_sr.errors import InputError
-from diffir_sr.files.atomic import write_atomically
+from diffir_sr.files.atomic import write_report
 from diffir_sr.files.images import decode, read_file
 from diffir_sr.prepare.jobs import check_apart, run_all
 from diffir_sr.prepare.storable import read_storable
@@ -123,5 +123,5 @@ def write_sums(made: Sequence[Made], output: Path) -> Path:
     path = output.with_name(f"{output.name}.sha256")
     entries = sorted((one.mask.entry for one in made), key=lambda entry: entry.name)
     lines = (f"{entry.sha256}  {entry.name}\n" for entry in entries)
-    write_atomically("".join(lines).encode(), path)
+    write_report("".join(lines), path)
     return path

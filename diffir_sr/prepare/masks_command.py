@@ -14,11 +14,11 @@ from diffir_sr.data.sources import FolderSource, open_source
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import write_atomically
 from diffir_sr.files.images import decode, read_file
+from diffir_sr.files.machine import available_cpus
 from diffir_sr.files.picture import as_bits, encode_png
 from diffir_sr.prepare import masks
 from diffir_sr.prepare.contact_sheet import contact_sheet
-from diffir_sr.prepare.jobs import default_jobs
-from diffir_sr.prepare.stored import Job
+from diffir_sr.prepare.stored import Job, underway
 
 _SHOWN = 24
 
@@ -36,7 +36,7 @@ def add_masks_parser(jobs: Any) -> None:
     parser.add_argument(
         "--images-out", type=Path, metavar="DIR", help="also write square images of the same size to DIR/<size>"
     )
-    parser.add_argument("--jobs", type=int, default=default_jobs(), help="processes (default: one per core)")
+    parser.add_argument("--jobs", type=int, default=available_cpus(), help="processes (default: one per core)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
     parser.add_argument("--overwrite", action="store_true", help="make again what exists (default: keep it)")
     parser.set_defaults(run=_masks)
@@ -88,14 +88,13 @@ def _make(args: argparse.Namespace, source: FolderSource | None, *, kind: str, s
         also = f" and square images in {squares}" if squares else ""
         sys.stdout.write(f"would write {len(covers)} {kind} masks of {size} pixels to {output}{also}\n")
         return
-    for one in planned:
-        one.begin(overwrite=args.overwrite)
-    made = masks.run(covers, jobs=args.jobs)
-    sums = masks.write_sums(made, output)
-    sheet = write_sheet([(cover.name, cover.output.path) for cover in covers], output)
-    job.finish((one.mask for one in made), notes=[masks.coverage(made), f"see {sheet} and {sums}"], what="masks")
-    if images is not None:
-        images.finish(one.square for one in made if one.square is not None)
+    with underway(*planned, overwrite=args.overwrite):
+        made = masks.run(covers, jobs=args.jobs)
+        sums = masks.write_sums(made, output)
+        sheet = write_sheet([(cover.name, cover.output.path) for cover in covers], output)
+        job.finish((one.mask for one in made), notes=[masks.coverage(made), f"see {sheet} and {sums}"], what="masks")
+        if images is not None:
+            images.finish(one.square for one in made if one.square is not None)
 
 
 def write_sheet(pictures: Sequence[tuple[str, Path]], output: Path) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from diffir_sr.data.meta_info import read_meta
 from diffir_sr.data.sources import FolderSource, Source, name_of
 from diffir_sr.errors import InputError
-from diffir_sr.files.atomic import write_atomically
+from diffir_sr.files.atomic import write_report
 from diffir_sr.files.images import header, without_suffix
 from diffir_sr.prepare.jobs import run_all
 
@@ -33,7 +33,7 @@ def write_meta(source: Source, output: Path, *, jobs: int) -> int:
         lines = [f"{name} {shape}\n" for name, shape in zip(names, shapes, strict=True)]
     else:
         lines = [f"{name}.png {shape}\n" for name, shape in _listed_within(source)]
-    write_atomically("".join(sorted(lines)).encode(), output)
+    write_report("".join(sorted(lines)), output)
     return len(lines)
 
 

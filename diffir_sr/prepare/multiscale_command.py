@@ -7,7 +7,7 @@ from typing import Any
 
 from diffir_sr.prepare import multiscale
 from diffir_sr.prepare.parsing import add_job, add_overwrite, add_to_8bit, examples, folder, on_disk, say
-from diffir_sr.prepare.stored import Job
+from diffir_sr.prepare.stored import Job, underway
 
 
 def add_multiscale_parser(jobs: Any) -> None:
@@ -54,9 +54,9 @@ def _multiscale(args: argparse.Namespace) -> int:
             f"would write {len(versions)} images, made of {len(shrinks)}, under {args.output}, {disk}:"
             f"{examples([version.target.path for version in versions])}"
         )
-    job.begin(overwrite=args.overwrite)
-    done = multiscale.run(shrinks, jobs=args.jobs)
-    small = sum(len(shrink.versions) < len(args.factors) + bool(args.shortest) for shrink in shrinks)
-    notes = [f"of {len(shrinks)}"] + ([f"{small} too small for all sizes"] if small else [])
-    job.finish((version for one in done for version in one.versions), notes=notes)
+    with underway(job, overwrite=args.overwrite):
+        done = multiscale.run(shrinks, jobs=args.jobs)
+        small = sum(len(shrink.versions) < len(args.factors) + bool(args.shortest) for shrink in shrinks)
+        notes = [f"of {len(shrinks)}"] + ([f"{small} too small for all sizes"] if small else [])
+        job.finish((version for one in done for version in one.versions), notes=notes)
     return 0

@@ -9,11 +9,11 @@ from typing import Any
 
 from diffir_sr.data.sources import FolderSource, open_source
 from diffir_sr.errors import InputError
-from diffir_sr.files.atomic import write_atomically
+from diffir_sr.files.atomic import write_report
 from diffir_sr.prepare import pairs
 from diffir_sr.prepare.meta_info import check_output
 from diffir_sr.prepare.parsing import add_overwrite, add_running, add_to_8bit, on_disk, say
-from diffir_sr.prepare.stored import Job
+from diffir_sr.prepare.stored import Job, underway
 
 
 def add_pairs_parser(jobs: Any) -> None:
@@ -83,7 +83,7 @@ def _write_list(args: argparse.Namespace, text: str) -> None:
     if args.dry_run:
         say(f"would list {count} pairs in {args.list}")
         return
-    write_atomically(text.encode(), args.list)
+    write_report(text, args.list)
     say(f"{args.list}: {count} pairs")
 
 
@@ -110,8 +110,7 @@ def _copy(args: argparse.Namespace, report: pairs.Report, lq: FolderSource, gt: 
         pixels = sum(pair.high[0] * pair.high[1] + pair.low[0] * pair.low[1] for pair in report.good)
         say(f"{told}; would write {len(copies)} pairs under {args.output}, {on_disk(pixels)}")
         return
-    for job in jobs:
-        job.begin(overwrite=args.overwrite)
-    done = pairs.run(copies, jobs=args.jobs)
-    for number, job in enumerate(jobs):
-        job.finish(one[number] for one in done)
+    with underway(*jobs, overwrite=args.overwrite):
+        done = pairs.run(copies, jobs=args.jobs)
+        for number, job in enumerate(jobs):
+            job.finish(one[number] for one in done)

@@ -10,8 +10,8 @@ from typing import Any
 
 from diffir_sr.data.sources import FolderSource, open_source
 from diffir_sr.errors import InputError
+from diffir_sr.files.machine import available_cpus
 from diffir_sr.parsing import add_accept_damaged
-from diffir_sr.prepare.jobs import default_jobs
 
 _SHOWN = 10
 
@@ -30,7 +30,7 @@ def add_job(
 def add_running(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
     """How a job runs: --jobs, --dry-run, --accept-damaged."""
     add_accept_damaged(parser)
-    parser.add_argument("--jobs", type=int, default=default_jobs(), help="processes (default: one per core)")
+    parser.add_argument("--jobs", type=int, default=available_cpus(), help="processes (default: one per core)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
     parser.set_defaults(run=run)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from diffir_sr.prepare import shake
 from diffir_sr.prepare.parsing import add_job, add_overwrite, add_to_8bit, folder, say
-from diffir_sr.prepare.stored import Job
+from diffir_sr.prepare.stored import Job, underway
 
 
 def add_shake_parser(jobs: Any) -> None:
@@ -38,9 +38,8 @@ def _shake(args: argparse.Namespace) -> int:
         job.check(overwrite=args.overwrite)
     if args.dry_run:
         return say(f"would write {len(tasks)} pairs to {args.output}/input and {args.output}/target")
-    for job in jobs:
-        job.begin(overwrite=args.overwrite)
-    done = shake.run(tasks, jobs=args.jobs)
-    for number, job in enumerate(jobs):
-        job.finish(pair[number] for pair in done)
+    with underway(*jobs, overwrite=args.overwrite):
+        done = shake.run(tasks, jobs=args.jobs)
+        for number, job in enumerate(jobs):
+            job.finish(pair[number] for pair in done)
     return 0

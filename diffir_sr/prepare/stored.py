@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ import numpy as np
 
 from diffir_sr.data.manifest import Entry, Manifest, manifest_path, read_manifest, write_manifest
 from diffir_sr.errors import InputError
-from diffir_sr.files.atomic import write_atomically
+from diffir_sr.files.atomic import sweep, sync_all, write_atomically
 from diffir_sr.files.images import header, read_file
 from diffir_sr.files.picture import encode_png
-from diffir_sr.prepare.jobs import remove_leftovers
+from diffir_sr.files.processes import hold
 from diffir_sr.version import __version__
 
 _ADDS_ONLY = {"to_8bit"}  # parameters that admit more images and change none of the others
@@ -46,7 +47,7 @@ class Target:
 
     def store(self, data: bytes, image: np.ndarray) -> Stored:
         """Write the encoded form `data` of an image (H, W, C), whole or not at all."""
-        write_atomically(data, self.path)
+        write_atomically(data, self.path, sync=False)  # the job syncs all of them at its end
         height, width, channels = image.shape
         return Stored(self._entry(data, (height, width, channels)), written=True)
 
@@ -95,13 +96,15 @@ class Job:
             )
 
     def begin(self, *, overwrite: bool = False) -> None:
-        """Raise as `check` does; else note what is under way."""
+        """Raise as `check` does; else note what is under way. `underway` does it, and keeps others away."""
         self.check(overwrite=overwrite)
         if not self.output.exists():
             manifest_path(self.output).unlink(missing_ok=True)  # of a folder that was removed
         if self._unfinished.is_file():
             self._resumes = True
-            remove_leftovers(self.output)
+            sweep(self.output, below=True)
+        for path in (manifest_path(self.output), self._unfinished):
+            sweep(path.parent, of=path.name)
         write_atomically(json.dumps({**self._note(), "overwrite": overwrite}).encode(), self._unfinished)
 
     def _note(self) -> dict[str, Any]:
@@ -112,9 +115,22 @@ class Job:
         if not self.output.exists():
             return None
         if self._unfinished.is_file():
-            return json.loads(self._unfinished.read_text())
+            return self._stopped()
         found = self._listed()
         return {"job": found.job, "parameters": dict(found.parameters)} if found else None
+
+    def _stopped(self) -> dict[str, Any]:
+        """What a run that stopped half way noted; raises InputError where that cannot be read."""
+        try:
+            note = json.loads(read_file(self._unfinished))
+            if not isinstance(note["job"], str) or not isinstance(note["parameters"], dict):
+                raise TypeError("not the note of a job")
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise InputError(
+                f"{self._unfinished.absolute()}: tells that a job stopped half way, but not which ({error}); remove it "
+                f"and {self.output.name} beside it, and start again"
+            ) from error
+        return note
 
     def _of_other_sources(self) -> dict[str, Any] | None:
         found = self._listed()
@@ -140,9 +156,10 @@ class Job:
         entries, before = [one.entry for one in stored], self._listed()
         if before is not None:
             self._remove_replaced(before, {entry.name for entry in entries})
+        sync_all()  # what the manifest lists is there, whatever happens to the machine
         listing = write_manifest(self.output, self._manifest(entries, before))
         if self._resumes:  # workers of the killed run may have lived on for a moment when this one began
-            remove_leftovers(self.output)
+            sweep(self.output, below=True)
         self._unfinished.unlink(missing_ok=True)
         made = sum(one.written for one in stored)
         told = [f"{made} made, {len(stored) - made} kept", f"{sum(entry.bytes for entry in entries) / 2**20:.1f} MiB"]
@@ -169,6 +186,17 @@ class Job:
                 source = " + ".join(dict.fromkeys([*before.source.split(" + "), source]))
                 entries = [*entries, *others]
         return Manifest(self.name, self.parameters, source, __version__, entries)
+
+
+@contextlib.contextmanager
+def underway(*jobs: Job, overwrite: bool) -> Iterator[None]:
+    """Begin jobs that are done together; until the end no other process writes into their folders."""
+    with contextlib.ExitStack() as held:
+        for job in jobs:
+            held.enter_context(hold(job.output))
+        for job in jobs:
+            job.begin(overwrite=overwrite)
+        yield
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -23,6 +24,8 @@ from torch.utils.data import DataLoader
 from diffir_sr.data.records import append_record, forget_after, unwritable
 from diffir_sr.devices import default_device
 from diffir_sr.errors import InputError
+from diffir_sr.files.atomic import sweep
+from diffir_sr.files.processes import hold
 from diffir_sr.models.saving import CardFiles
 from diffir_sr.options import LoadedOptions
 from diffir_sr.training.run import (
@@ -42,7 +45,6 @@ from diffir_sr.training.states import (
     is_complete,
     make_up,
     save_options,
-    sweep,
     unmeasured,
 )
 
@@ -63,7 +65,8 @@ def train(loaded: LoadedOptions, arguments: RunArguments) -> None:
     check_data(opt)
     torch.backends.cudnn.benchmark = True
     try:
-        _train(opt, loaded)
+        with hold(Path(opt["path"]["experiments_root"])) if opt["rank"] == 0 else contextlib.nullcontext():
+            _train(opt, loaded)
     except OSError as error:
         if not _is_about(error, opt):
             raise
@@ -78,7 +81,7 @@ def _is_about(error: OSError, opt: dict[str, Any]) -> bool:
 
 def _train(opt: dict[str, Any], loaded: LoadedOptions) -> None:
     home = Path(opt["path"]["experiments_root"])
-    removed = sweep(home) if opt["rank"] == 0 else []
+    removed = sweep(home, below=True) if opt["rank"] == 0 else []
     resumed = find_state(opt)
     check_weights(opt)
     start_log(opt, verb="train", option_file=Path(loaded.path), new=resumed is None)

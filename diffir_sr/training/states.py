@@ -19,7 +19,6 @@ from diffir_sr.checkpoints import read_weights
 from diffir_sr.data.records import read_records
 from diffir_sr.errors import CheckpointError
 from diffir_sr.files.atomic import save_text
-from diffir_sr.files.processes import is_running
 from diffir_sr.models.saving import last_measured
 from diffir_sr.weights_files import check_reachable, read_pickled, why_unreadable
 
@@ -245,20 +244,6 @@ def _effect(name: str) -> str:
     if name.startswith("datasets.train") or name in ("manual_seed", "world_size"):
         return "takes effect from here on; the order of the images differs from that of an unbroken run"
     return "takes effect from here on"
-
-
-# What a killed process left.
-
-
-def sweep(folder: Path) -> list[Path]:
-    """Remove `*.partial-PID` files of processes that are gone from an experiment; the removed ones."""
-    removed = []
-    for file in folder.rglob("*.partial-*"):
-        number = file.name.rpartition("-")[2]
-        if number.isdigit() and file.is_file() and not is_running(int(number)):
-            file.unlink(missing_ok=True)
-            removed.append(file)
-    return removed
 
 
 def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
