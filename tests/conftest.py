@@ -1,5 +1,6 @@
 """Shared set-up: importing the package repairs and registers BasicSR; few threads, since tests run in parallel."""
 
+import os
 import signal
 
 import pytest
@@ -17,3 +18,30 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def _own_folder(tmp_path, monkeypatch):
     """Every test runs in a folder of its own: runs write experiments/ and results/ where they are started."""
     monkeypatch.chdir(tmp_path)
+
+
+# In CI every test runs: what is skipped there has lost a package or a program without anybody noticing. Only a graphics
+# card cannot be installed.
+_skipped: dict[str, str] = {}
+
+
+def _note_skip(report):
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if "CUDA" not in reason:
+            _skipped[report.nodeid] = reason
+
+
+pytest_runtest_logreport = pytest_collectreport = _note_skip
+
+
+def pytest_sessionfinish(session, exitstatus):
+    in_ci = os.environ.get("CI", "").lower() not in ("", "0", "false")
+    if in_ci and _skipped and not hasattr(session.config, "workerinput") and exitstatus in (0, 5):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+    if os.environ.get("CI", "").lower() not in ("", "0", "false"):
+        for name, reason in _skipped.items():
+            terminalreporter.write_line(f"skipped in CI, which fails the run: {name}: {reason}", red=True)

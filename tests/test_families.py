@@ -7,6 +7,7 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
+from films import film, shown
 from pictures import SMALL
 from PIL import Image
 from torch import nn
@@ -119,6 +120,11 @@ def test_a_toy_family_trains_validates_resumes_is_described_and_restores(inside,
     Path("test.yml").write_text(yaml.safe_dump(test))
     assert basicsr_main(["test", "-opt", "test.yml"]) == 0
     assert main(["restore", "data/lq", "-o", "out", "-w", weights]) == 0
+    film("in.mkv", 3, codec="ffv1", form="bgr0")
+    assert main(["restore", "in.mkv", "-o", "video.mkv", "-w", weights, "--quality", "100"]) == 0
+    first, second, _ = shown("video.mkv")
+    assert np.array_equal(first, load_restorer(weights)(shown("in.mkv")[0]))
+    assert second.shape == first.shape == (128, 192, 3)
     for index in range(4):
         one = np.asarray(Image.open(f"results/toy_test/visualization/val/p{index}_toy_test.png"))
         assert np.array_equal(one, np.asarray(Image.open(f"out/p{index}.png")))

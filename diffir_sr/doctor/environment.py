@@ -25,7 +25,7 @@ from diffir_sr.version import __version__
 from diffir_sr.weights.registry import entry_of
 from diffir_sr.weights.search import locate
 
-_PACKAGES = ("torch", "torchvision", "opencv-python", "numpy", "scipy", "lmdb", "pillow", "pydantic", "pyyaml")
+_PACKAGES = ("torch", "torchvision", "opencv-python", "numpy", "scipy", "lmdb", "pillow", "pydantic", "pyyaml", "av")
 _BASICSR = "1.4.2"
 _LEAST_SHARED = 2**30  # bytes: several readers with batches of large patches need more than Docker's 64 MiB
 _LEAST_MEMORY = 8 * 2**30
