@@ -92,7 +92,7 @@ def test_a_document_without_its_marks_is_told(text):
 
 
 def test_a_stage_1_that_does_not_change_is_shared(small):
-    small["variants"]["own"] = dict(stage_1=dict(network_g=dict(prior_sees="gt")))
+    small["variants"]["own"] = dict(stage_1=dict(network_g=dict(prior_input="gt")))
     Path("toy.yml").write_text(yaml.safe_dump(small))
     runs = plan(read_ablation(Path("toy.yml")), Path())
     assert sum(run.stage == 1 for run in runs) == 4

@@ -11,7 +11,7 @@ from toy import S1, S2, run_training, train_options, write_pairs
 
 from diffir_sr.checkpoints import identify
 from diffir_sr.diffusion.prior_diffusion import PriorDiffusion
-from diffir_sr.diffusion.schedule import PUBLISHED_SIGNAL, retuned_end, scaled_linear_betas
+from diffir_sr.diffusion.schedule import PUBLISHED_SIGNAL, rescaled_end, scaled_linear_betas
 from diffir_sr.errors import OptionError
 from diffir_sr.inference.restorer import load_restorer
 from diffir_sr.losses.prior_loss import KDLoss
@@ -42,8 +42,8 @@ VARIANTS = {
     "variance_noise": dict(network=dict(variance_noise=True)),
     "l2": dict(kd=dict(criterion="l2")),
     "kl": dict(kd=dict(criterion="kl")),
-    "one_step": dict(network=dict(timesteps=1, retuned=True)),
-    "many_steps": dict(network=dict(timesteps=32, retuned=True)),
+    "one_step": dict(network=dict(timesteps=1, rescale_schedule=True)),
+    "many_steps": dict(network=dict(timesteps=32, rescale_schedule=True)),
     "eps": dict(network=dict(prediction="eps")),
 }
 
@@ -66,27 +66,27 @@ def test_each_variant_trains_validates_and_restores(inside, variant):
     assert restorer("data/lq/p0.png").colours.shape == (64, 64, 3)
 
 
-@pytest.mark.parametrize(("sees", "width"), [("gt", 256), ("both", 64), ("gt", 32)])
+@pytest.mark.parametrize(("sees", "width"), [("gt", 256), ("lq_gt", 64), ("gt", 32)])
 def test_other_priors_train_in_both_stages_and_are_read_back(inside, sees, width):
     name = f"{sees}{width}"
     first = train_options("s1", name=f"first_{name}", iterations=2)
-    first["network_g"] |= dict(prior_sees=sees, prior_width=width)
+    first["network_g"] |= dict(prior_input=sees, prior_width=width)
     assert run_training(first) == 0
     second = train_options("s2", name=f"second_{name}", iterations=2)
     second["network_g"] |= dict(prior_width=width)
-    second["network_S1"] |= dict(prior_sees=sees, prior_width=width)
+    second["network_S1"] |= dict(prior_input=sees, prior_width=width)
     start = f"experiments/first_{name}/models/net_g_latest.pth"
     second["path"] |= dict(pretrain_network_g=start, pretrain_network_S1=start)
     assert run_training(second) == 0
     found = identify(torch.load(start, weights_only=True)["params"])
-    assert found.arguments.get("prior_sees", "both") == sees
+    assert found.arguments.get("prior_input", "lq_gt") == sees
     assert found.arguments.get("prior_width", 256) == width
     assert load_restorer(f"experiments/second_{name}/models/net_g_latest.pth")("data/lq/p0.png").colours.any()
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 16, 32])
-def test_a_retuned_schedule_ends_in_as_much_noise_as_the_published_one(steps):
-    start, end = retuned_end(steps, start=0.1)
+def test_a_rescaled_schedule_ends_in_as_much_noise_as_the_published_one(steps):
+    start, end = rescaled_end(steps, start=0.1)
     left = torch.cumprod(1 - scaled_linear_betas(steps, start=start, end=end), 0)
     assert left[-1].item() == pytest.approx(PUBLISHED_SIGNAL, rel=1e-6)
     if steps == 4:
@@ -98,10 +98,12 @@ def test_what_is_not_said_is_the_published_network():
     plain = build_network(dict(S2))
     torch.manual_seed(0)
     said = build_network(
-        dict(S2, use_diffusion=True, variance_noise=False, retuned=False, prior_width=256, prediction="x0")
+        dict(S2, use_diffusion=True, variance_noise=False, rescale_schedule=False, prior_width=256, prediction="x0")
     )
     assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), said.state_dict().values(), strict=True))
-    assert build_network(dict(S1)).state_dict().keys() == build_network(dict(S1, prior_sees="both")).state_dict().keys()
+    assert (
+        build_network(dict(S1)).state_dict().keys() == build_network(dict(S1, prior_input="lq_gt")).state_dict().keys()
+    )
 
 
 class Constant(torch.nn.Module):
@@ -169,7 +171,7 @@ def test_the_distance_of_priors_is_the_one_asked_for(criterion):
 def test_unknown_choices_are_refused():
     with pytest.raises(OptionError, match="criterion: expected l1, l2 or kl, got 'l3'"):
         KDLoss(criterion="l3")
-    with pytest.raises(OptionError, match="prior_sees: expected 'both' or 'gt', got 'lq'"):
-        build_network(dict(S1, prior_sees="lq"))
+    with pytest.raises(OptionError, match="prior_input: expected 'lq_gt' or 'gt', got 'lq'"):
+        build_network(dict(S1, prior_input="lq"))
     with pytest.raises(OptionError, match="prior_width: expected a multiple of 4, got 30"):
         build_network(dict(S1, prior_width=30))

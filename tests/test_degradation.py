@@ -1,6 +1,7 @@
 """The degradation and the masks: reproducible from a generator, and distributed as stated."""
 
 import collections
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,8 +32,8 @@ def photo(size=96, count=2):
 
 def kernels(count=2, seed=0):
     rng = np.random.default_rng(seed)
-    drawn = [[blur_kernel(rng, KernelRanges()) for _ in range(count)] for _ in range(2)]
-    drawn.append([final_kernel(rng) for _ in range(count)])
+    drawn = [[blur_kernel(rng, KernelRanges.from_options({}, step=1)) for _ in range(count)] for _ in range(2)]
+    drawn.append([final_kernel(rng, final_sinc_prob=0.8) for _ in range(count)])
     names = ("kernel1", "kernel2", "sinc_kernel")
     return {name: torch.from_numpy(np.stack(values)) for name, values in zip(names, drawn, strict=True)}
 
@@ -126,8 +127,8 @@ def test_poisson_noise_grows_with_the_root_of_brightness():
 def test_kernels_are_normalised_centred_and_of_the_published_sizes():
     rng = np.random.default_rng(0)
     place = np.arange(21) - 10
-    for draw in [blur_kernel, lambda generator, _: final_kernel(generator)] * 100:
-        kernel = draw(rng, KernelRanges())
+    for draw in [blur_kernel, lambda generator, _: final_kernel(generator, final_sinc_prob=0.8)] * 100:
+        kernel = draw(rng, KernelRanges.from_options({}, step=1))
         assert kernel.shape == (21, 21)
         assert kernel.sum() == pytest.approx(1, abs=1e-4)
         assert abs((kernel.sum(0) * place).sum()) < 1e-3
@@ -137,25 +138,29 @@ def test_kernels_are_normalised_centred_and_of_the_published_sizes():
 
 def test_kernel_kinds_come_as_often_as_stated():
     counts = collections.Counter()
+    published = KernelRanges.from_options({}, step=1)
     for kind in KINDS:
-        only = KernelRanges(kernel_list=[kind], kernel_prob=[1.0], sinc_prob=0)
+        only = replace(published, kernel_list=[kind], kernel_prob=[1.0], sinc_prob=0)
         round_ones = 0
         for seed in range(30):
             kernel = blur_kernel(np.random.default_rng(seed), only)
             round_ones += np.allclose(kernel, kernel.T, atol=1e-6)
         assert round_ones == 30 if not kind.endswith("aniso") else round_ones < 5
-    pulses = sum(final_kernel(np.random.default_rng(seed)).max() == 1 for seed in range(1000))
+    pulses = sum(final_kernel(np.random.default_rng(seed), final_sinc_prob=0.8).max() == 1 for seed in range(1000))
     assert pulses == pytest.approx(200, abs=45)
     for seed in range(1500):
-        counts[bool((blur_kernel(np.random.default_rng(seed), KernelRanges()) < -1e-7).any())] += 1
+        counts[
+            bool((blur_kernel(np.random.default_rng(seed), KernelRanges.from_options({}, step=1)) < -1e-7).any())
+        ] += 1
     assert counts[True] / 1500 == pytest.approx(0.1, abs=0.03)  # only sinc filters are negative somewhere
 
 
 def test_impossible_kernel_lists_are_refused():
+    published = KernelRanges.from_options({}, step=1)
     with pytest.raises(OptionError, match="unknown box; known: iso"):
-        KernelRanges(kernel_list=["box"], kernel_prob=[1])
+        replace(published, kernel_list=["box"], kernel_prob=[1])
     with pytest.raises(OptionError, match="add up to 1"):
-        KernelRanges(kernel_list=["iso", "aniso"], kernel_prob=[0.5, 0.4])
+        replace(published, kernel_list=["iso", "aniso"], kernel_prob=[0.5, 0.4])
 
 
 def test_sides_that_the_scale_does_not_divide_are_refused():

@@ -74,7 +74,9 @@ def test_learning_rates_of_a_warm_up_rule_when_there_is_one():
 
 def test_models_without_warm_up_tell_so():
     told = warnings(changed(STAGE_1, {"train.lr_sr": 1e-4}))
-    assert told["train.lr_sr"].startswith("has no effect: DiffIRS1Model has no warm-up, so train.scheduler rules")
+    assert told["train.lr_sr"].startswith(
+        "has no effect: DiffIRS1Model does not read it (only DiffIRS2Model, DiffIRGANS2Model)"
+    )
 
 
 def test_refinement_blocks_for_inpainting_have_no_effect():
@@ -86,9 +88,7 @@ def test_refinement_blocks_for_inpainting_have_no_effect():
 
 def test_degradation_options_without_degradation_have_no_effect():
     options = changed(STAGE_1, {"queue_size": 64, "gt_usm": False, "resize_prob": [0.2, 0.7, 0.1]})
-    assert warnings(options) == {
-        "queue_size": "has no effect (also resize_prob): only training on a RealESRGANDataset degrades images itself"
-    }
+    assert warnings(options) == {"queue_size": "has no effect (also resize_prob): only RealESRGANDataset reads it"}
     assert warnings(changed(options, {"datasets.train": REAL, "queue_size": 90})) == {}
 
 
@@ -114,7 +114,7 @@ def test_an_option_that_is_switched_off_needs_no_warning():
 def test_mixing_has_no_effect_where_nothing_mixes():
     basicsr = {"model_type": "SRModel", "network_g": {"type": "MSRResNet", "upscale": 4}}
     mixing = {"train.mixing_augs": {"mixup": True, "mixup_beta": 1.2}}
-    assert "train.mixing_augs.mixup" in warnings(changed(STAGE_1, {**basicsr, **mixing}))
+    assert "train.mixing_augs" in warnings(changed(STAGE_1, {**basicsr, **mixing}))
     assert warnings(changed(STAGE_1, mixing)) == {}
 
 
@@ -155,15 +155,19 @@ def test_a_deblurring_dataset_does_not_overrule_what_is_said():
 
 def test_what_basicsr_reads_unasked_is_filled_in_for_training():
     values = load(changed(STAGE_1, {"val": ABSENT})).values
-    assert values["val"] == {"val_freq": 5000, "save_img": False, "suffix": None, "pbar": True, "seed": 0}
-    assert values["logger"] == {"print_freq": 100, "save_checkpoint_freq": 5000, "use_tb_logger": False}
+    assert (
+        values["val"].items() >= {"val_freq": 5000, "save_img": False, "suffix": None, "pbar": True, "seed": 0}.items()
+    )
+    assert values["logger"].items() >= {"print_freq": 100, "save_checkpoint_freq": 5000, "use_tb_logger": False}.items()
     assert values["path"] == {"ignore_resume_networks": []}
     assert values["num_gpu"] == "auto"
 
 
 def test_what_basicsr_reads_unasked_is_filled_in_for_testing():
     values = load(changed(TEST, {"path": ABSENT})).values
-    assert values["val"] == {"val_freq": 5000, "save_img": True, "suffix": None, "pbar": True, "seed": 0}
+    assert (
+        values["val"].items() >= {"val_freq": 5000, "save_img": True, "suffix": None, "pbar": True, "seed": 0}.items()
+    )
     assert values["path"] == {}
 
 

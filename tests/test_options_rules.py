@@ -22,13 +22,17 @@ def test_a_test_needs_the_network_of_its_stage_too():
 
 def test_the_teacher_is_a_stage_1_network():
     told = problems(changed(STAGE_2, {"network_S1.type": "DiffIRS2"}))
-    assert told == {"network_S1.type": "the teacher of stage 2 is a DiffIRS1 network, found 'DiffIRS2'"}
+    assert told == {
+        "network_S1.type": "stage 2 learns from a stage-1 network: expected a DiffIRS1 network, found 'DiffIRS2'"
+    }
 
 
 @pytest.mark.parametrize("options", [STAGE_2, GAN])
 def test_stage_2_learns_from_a_teacher(options):
     told = problems(changed(options, {"network_S1": ABSENT, "path.pretrain_network_S1": None}))
-    assert told["network_S1"].startswith(f"missing: {options['model_type']} learns from stage 1; give the network")
+    assert told["network_S1"].startswith(
+        "missing: stage 2 learns from a stage-1 network; describe that network as it was trained"
+    )
     assert told["path.pretrain_network_S1"].startswith("missing: ")
 
 
@@ -97,9 +101,7 @@ def test_a_network_without_scale_is_for_4():
     options = changed(STAGE_1, {"network_g.scale": ABSENT})
     assert load(options).warnings == []
     told = problems(changed(options, {"scale": 2}))
-    assert told == {
-        "scale": "2 here, but network_g restores at scale 4 (task 'sr', no scale given); make both the same"
-    }
+    assert told == {"scale": "2 here, but network_g restores at scale 4 (it gives no scale); make both the same"}
 
 
 @pytest.mark.parametrize("task", ["deblur", "inpaint"])

@@ -1,12 +1,18 @@
 """Sections against their schemas: unknown keys, wrong kinds, missing keys, and all problems in one message."""
 
+import copy
+import random
+import re
 from pathlib import Path
 
 import pytest
+import torch
 from options_cases import ABSENT, GAN, REAL, STAGE_1, STAGE_2, TEST, changed, line_of, load, refusal
 
-from diffir_sr.options import fields, schema_data, schema_top, schema_train
-from diffir_sr.options.fields import Section
+from diffir_sr.errors import OptionError
+from diffir_sr.option_types import Section
+from diffir_sr.options.recipes import recipe_names, recipes_folder
+from diffir_sr.options.source import read_source
 
 
 @pytest.mark.parametrize("options", [STAGE_1, STAGE_2, GAN, TEST])
@@ -214,7 +220,7 @@ def test_the_degradation_options_are_known(name):
         ("poisson_scale_range", 3, "expected a list, [a, b, ...], found 3"),
         ("gray_noise_prob", 40, "expected 1 or less, found 40"),
         ("jpeg_range[1]", [30, 950], "expected 100 or less, found 950"),
-        ("resize_range[0]", [-1, 1], "expected 0 or more, found -1"),
+        ("resize_range[0]", [-1, 1], "expected more than 0, found -1"),
         ("queue_size", 0, "expected 1 or more, found 0"),
     ],
 )
@@ -268,15 +274,16 @@ def test_a_test_needs_no_train_section_and_may_have_half_of_one():
     assert "train.total_iters: unknown option" in refusal(changed(TEST, {"train": {"total_iters": 1}}), is_train=False)
 
 
-def _schemas():
-    for module in (schema_data, schema_top, schema_train):
-        for schema in vars(module).values():
-            if isinstance(schema, type) and issubclass(schema, Section) and schema is not Section:
-                yield schema
+def _sections(section=Section):
+    """Every section of the package, those inside others and of arguments too."""
+    for derived in section.__subclasses__():
+        if derived.__module__.startswith("diffir_sr."):
+            yield derived
+            yield from _sections(derived)
 
 
 def test_every_option_is_described_by_one_sentence():
-    for schema in _schemas():
+    for schema in _sections():
         for name, field in schema.model_fields.items():
             assert field.description, f"{schema.__name__}.{name}"
             assert field.description.endswith((".", "...")), f"{schema.__name__}.{name}"
@@ -284,5 +291,164 @@ def test_every_option_is_described_by_one_sentence():
 
 
 def test_no_section_takes_keys_that_it_does_not_name():
-    assert all(schema.model_config["extra"] == "forbid" for schema in _schemas())
-    assert fields.Section.model_config["extra"] == "forbid"
+    assert all(schema.model_config["extra"] == "forbid" for schema in _sections())
+    assert Section.model_config["extra"] == "forbid"
+
+
+# Every option with every kind of wrong value
+
+_WRONG_KINDS = ({"a": {"b": 1}}, [1, "a"])
+_BAD = (None, -1, 0, 10**9, 10**30, "text", *_WRONG_KINDS)
+
+
+def _leaves(value, keys=()):
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        yield (*keys, key), inner
+        if isinstance(inner, dict | list):
+            yield from _leaves(inner, (*keys, key))
+
+
+def _put(values, keys, value):
+    place = values
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+
+
+def _findings(values, **arguments):
+    try:
+        load(values, **arguments)
+    except OptionError as error:
+        return [line for line in str(error).splitlines() if not line.endswith(" problems")]
+    return []
+
+
+def test_no_value_of_any_option_ends_in_anything_but_findings_with_their_lines():
+    folder = recipes_folder()
+    recipes = {name: read_source(folder / f"{name}.yml").values for name in recipe_names(folder)}
+    places = [(name, *leaf) for name, values in recipes.items() for leaf in _leaves(values)]
+    draws, told = random.Random(5), 0
+    for _ in range(70):
+        (name, keys, before), bad = draws.choice(places), draws.choice(_BAD)
+        values = copy.deepcopy(recipes[name])
+        _put(values, keys, bad)
+        is_train = "train" in recipes[name]["datasets"]
+        findings = _findings(values, is_train=is_train)
+        assert all(re.match(r"run\.yml:\d+: ", line) for line in findings), (name, keys, bad, findings)
+        theirs = name.startswith("basicsr/") and keys[0].startswith("network_")  # their arguments have no kinds
+        legal = theirs or isinstance(before, dict | list) or bad not in _WRONG_KINDS
+        assert findings or legal, (name, keys, bad)
+        told += bool(findings)
+    assert told > 40
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        (
+            "train.pixel_opt.reduction",
+            "none",
+            "train.pixel_opt.reduction: expected 'mean' or 'sum', found 'none' (text)",
+        ),
+        (
+            "train.optim_g.betas",
+            [2, 0.9],
+            "train.optim_g: Adam does not work with these options: ValueError: Invalid beta",
+        ),
+        (
+            "train.optim_g.betas",
+            [-0.1, 0.9],
+            "train.optim_g: Adam does not work with these options: ValueError: Invalid",
+        ),
+        ("train.optim_g", {"type": "LBFGS"}, "train.optim_g: LBFGS does not work with these options: TypeError: "),
+        ("train.optim_g.lr", True, "train.optim_g.lr: expected a number, found true"),
+        ("val.metrics.psnr", None, "val.metrics.psnr: expected a section (key: value), found nothing (~); remove"),
+        (
+            "val.metrics.psnr.crop_border",
+            None,
+            "val.metrics.psnr.crop_border: expected a whole number, found nothing (~)",
+        ),
+        ("network_g", None, "network_g: missing: The network that restores."),
+        ("network_g.n_encoder_res", 10**9, "network_g.n_encoder_res: expected 256 or less, found 1000000000"),
+        (
+            "network_g.heads",
+            [1, 2, 4, 7],
+            "network_g: DiffIRS1 cannot be built of these options: heads[3]: 7 does not ",
+        ),
+        ("network_g.dim", 0, "network_g.dim: expected 1 or more, found 0"),
+        ("datasets.train.batch_size_per_gpu", 0, "datasets.train.batch_size_per_gpu: expected 1 or more, found 0"),
+        ("datasets.train.gt_size", -64, "datasets.train.gt_size: expected 1 or more, found -64"),
+        ("datasets.train.num_worker_per_gpu", 10**6, "num_worker_per_gpu: expected 1024 or less"),
+        ("manual_seed", 2**32, "manual_seed: expected less than 4294901760, found 4294967296"),
+        (
+            "train.scheduler",
+            {"type": "CosineAnnealingRestartLR", "periods": []},
+            "train.scheduler.periods: expected 1 or",
+        ),
+        (
+            "train.scheduler",
+            {"type": "CosineAnnealingRestartLR", "periods": [0]},
+            "train.scheduler.periods[0]: expected 1",
+        ),
+    ],
+)
+def test_values_that_would_end_in_a_traceback_are_refused(key, value, told):
+    assert told in refusal(changed(STAGE_1, {key: value}))
+
+
+@pytest.mark.parametrize(
+    ("network", "told"),
+    [
+        (
+            {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_block": 10**9},
+            "num_block: expected 1,000,000 or less",
+        ),
+        (
+            {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": "wide"},
+            "network_g: EDSR cannot be built of these",
+        ),
+        ({"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "upscale": 5}, "network_g: EDSR cannot be built of these"),
+    ],
+)
+def test_networks_that_cannot_be_built_are_refused(network, told):
+    assert told in refusal(changed(STAGE_1, {"model_type": "PlainModel", "network_g": network}))
+
+
+def test_building_a_network_to_check_it_changes_no_random_numbers():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    load(changed(STAGE_1, {"network_g.dim": 24}))
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_the_layers_of_a_perceptual_loss_exist():
+    loss = {"type": "PerceptualLoss", "layer_weights": {"conv5_4": 1, "conv9_9": 1}}
+    told = refusal(changed(STAGE_1, {"train.perceptual_opt": loss}))
+    assert "train.perceptual_opt.layer_weights.conv9_9: vgg19 has no such layer; it has conv1_1, relu1_1" in told
+
+
+_REAL = changed(STAGE_1, {"datasets.train": REAL, "queue_size": 90})
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "value", "now"),
+    [
+        (STAGE_2, "network_S1.prior_sees", "both", ("network_S1", "prior_input", "lq_gt")),
+        (STAGE_2, "network_g.retuned", True, ("network_g", "rescale_schedule", True)),
+        (_REAL, "degrade_by", "image", (None, "degradation_sharing", "image")),
+    ],
+)
+def test_earlier_names_are_taken_with_a_warning(options, key, value, now):
+    loaded = load(changed(options, {key: value}))
+    section, name, kept = now
+    values = loaded.values[section] if section else loaded.values
+    old = key.split(".")[-1]
+    assert values[name] == kept
+    assert old not in values
+    told = f"run.yml:{line_of(f'{old}:')}: {key}: is now called {name}"
+    assert told in loaded.warnings
+    both = {key: value, f"{section}.{name}" if section else name: kept}
+    assert f"{key}: unknown option" in refusal(changed(options, both))
+    wrong = refusal(changed(options, {key: 5}))
+    assert f"run.yml:{line_of(f'{old}:')}: " in wrong

@@ -1,5 +1,7 @@
 """Reading option files: YAML, lines, `base` and `--force_yml`."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,84 @@ def test_a_merged_section_that_is_used_twice_has_no_duplicates():
 
 def test_an_alias_within_itself_is_refused():
     assert "contains itself" in _read_fails("a: &a [1, *a]")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "told"),
+    [
+        ("name: run\nlr: 0x_\n", 2, "lr: looks like a whole number and is none, found '0x_' (text); put it in quotes"),
+        ("name: run\nlr: !!int foo\n", 2, "lr: looks like a whole number and is none, found 'foo' (text)"),
+        ("name: run\nlr: !!float foo\n", 2, "lr: looks like a number and is none"),
+        ("a:\n  - !!bool foo\n", 2, "a[0]: looks like true or false and is none"),
+        ("name: 2024-99-99\n", 1, "name: looks like a date and is none"),
+        ("name: run\nlr: " + "9" * 5000, 2, "lr: looks like a whole number and is none, found '9999"),
+        ("name: run\n!!int x: 1\n", 2, "looks like a whole number and is none"),
+        ("name: run\n[a, b]: 1\n", 2, "expected the name of an option, found a list or a section"),
+        ("name: run\na: " + "[" * 1000 + "]" * 1000, 2, "more than 50 sections or lists inside each other"),
+        ("name: run\na:\n" + "".join(f"{' ' * depth}b:\n" for depth in range(1, 1000)), 51, "more than 50 sections"),
+        ("a: &x 1\nb: &x 2\n", 2, "found duplicate anchor 'x'"),
+        ("a: 1\nb: *x\n", 2, "found undefined alias 'x'"),
+        ("name: run\nb: 'a\x00b'\n", 2, "the character U+0000 must not be in a text file"),
+        ("name: run\nb: \x07\n", 2, "the character U+0007 must not be in a text file"),
+        ("a: &a {x: 1}\nb: {<<: 3}\n", 2, "'<<' takes the keys of a section"),
+        ("a: &a {<<: *a}\n", 1, "contains itself"),
+    ],
+)
+def test_faults_of_yaml_are_told_with_their_line(text, line, told):
+    message = _read_fails(text)
+    assert message.startswith(f"run.yml:{line}: ")
+    assert told in message
+    assert len(message) < 300
+
+
+@pytest.mark.parametrize(
+    ("data", "line", "told"),
+    [
+        (b"name: run\nb: caf\xe9\n", 2, "the byte 0xe9 is not UTF-8"),
+        ("name: run\n".encode("utf-16"), 1, "it is in UTF-16; save it as UTF-8"),
+    ],
+)
+def test_other_encodings_are_told(data, line, told):
+    Path(FILE).write_bytes(data)
+    with pytest.raises(OptionError) as caught:
+        read_source(FILE)
+    assert str(caught.value).startswith(f"run.yml:{line}: cannot be read as text: ")
+    assert told in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text():
+    Path(FILE).write_bytes(b"\xef\xbb\xbfname: run\n")
+    assert read_source(FILE).values == {"name": "run"}
+
+
+@pytest.mark.parametrize("kind", ["lists", "sections", "merges"])
+def test_a_file_that_grows_without_end_is_refused_at_once(kind):
+    kinds = {"lists": ("[x,x]", "[{}]"), "sections": ("{x: 1}", "{{{}}}"), "merges": ("{x: 1}", "{{<<: [{}]}}")}
+    first, wide = kinds[kind]
+    lines = [f"a0: &a0 {first}"]
+    for level in range(1, 12):
+        names = ", ".join(f"k{index}: *a{level - 1}" if kind == "sections" else f"*a{level - 1}" for index in range(9))
+        lines.append(f"a{level}: &a{level} {wide.format(names)}")
+    started = time.perf_counter()
+    assert "more than 100,000 values (aliases, *name, count each time)" in _read_fails("\n".join(lines))
+    assert time.perf_counter() - started < 10
+
+
+def test_merged_sections_follow_the_order_of_yaml():
+    text = "a: &a {x: 1, y: 1}\nb: &b {y: 2, z: 2}\nc: {z: 3, <<: [*a, *b]}\nd: {<<: *b, <<2: 1}\n"
+    values = _read(text).values
+    assert values["c"] == {"x": 1, "y": 1, "z": 3}
+    assert values["d"] == {"y": 2, "z": 2, "<<2": 1}
+
+
+def test_what_is_no_file_or_too_large_is_not_read(tmp_path):
+    os.mkfifo("pipe.yml")
+    with pytest.raises(OptionError, match="is no file"):
+        read_source("pipe.yml")
+    with Path(FILE).open("wb") as file:
+        file.truncate(10**8)
+    with pytest.raises(OptionError, match="100,000,000 bytes are no option file"):
+        read_source(FILE)
 
 
 def test_a_missing_file_names_the_folder_and_similar_files(tmp_path):

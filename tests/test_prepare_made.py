@@ -72,7 +72,9 @@ def test_the_command_degrades_as_training_does(photos, tmp_path):
     assert run("degrade", photos, "-o", tmp_path / "lq", "--jobs", 1) == 0
     assert np.array_equal(picture(tmp_path / "lq" / "chelsea.png"), made)
     rng = np.random.default_rng((0, zlib.crc32(b"degrade/chelsea")))
-    kernels = [blur_kernel(rng, ranges) for ranges in given.kernels] + [final_kernel(rng)]
+    kernels = [blur_kernel(rng, ranges) for ranges in given.kernels] + [
+        final_kernel(rng, final_sinc_prob=given.final_sinc_prob)
+    ]
     named = zip(("kernel1", "kernel2", "sinc_kernel"), (torch.from_numpy(one)[None] for one in kernels), strict=True)
     trained_on = Degradation(scale=4)(to_tensor(image)[None], **dict(named), rng=rng)
     assert torch.equal(to_tensor(made)[None], trained_on)

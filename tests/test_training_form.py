@@ -15,7 +15,7 @@ from diffir_sr.archs.training_form import (
     modulated_norm,
     tail_in_training,
 )
-from diffir_sr.models.acceleration import accelerate, in_precision
+from diffir_sr.models.acceleration import Acceleration, accelerate, in_precision
 
 
 def drawn(*shape):
@@ -136,7 +136,8 @@ def test_checkpointing_keeps_less_and_changes_no_bit(fast):
     net.G.fast_training = fast
     lq, gt, found = drawn(1, 3, 32, 32), drawn(1, 3, 128, 128), []
     for checkpointing in (False, True):
-        accelerate(net, dict(form="fast" if fast else "plain", checkpointing=checkpointing), torch.device("cpu"))
+        options = Acceleration(form="fast" if fast else "plain", checkpointing=checkpointing)
+        accelerate(net, options, torch.device("cpu"))
         kept = 0
 
         def count(tensor):

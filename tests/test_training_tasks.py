@@ -86,9 +86,9 @@ def same(first, second):
 @pytest.mark.parametrize("stage", ["s1", "s2"])
 def test_a_resumed_real_world_training_equals_an_unbroken_one(inside, stage, by):
     law = warm_up_law(3) if stage == "s2" else {}
-    whole = real(stage, name=f"whole_{stage}_{by}", iterations=6, top=dict(degrade_by=by), **law)
+    whole = real(stage, name=f"whole_{stage}_{by}", iterations=6, top=dict(degradation_sharing=by), **law)
     assert run_training(whole) == 0
-    halves = real(stage, name=f"halves_{stage}_{by}", iterations=4, top=dict(degrade_by=by), **law)
+    halves = real(stage, name=f"halves_{stage}_{by}", iterations=4, top=dict(degradation_sharing=by), **law)
     assert run_training(halves) == 0
     pools = sorted(path.name for path in Path(f"experiments/{halves['name']}/training_states").glob("*pool*"))
     assert pools == (["4_pool_0.pt"] if by == "batch" else [])
@@ -118,7 +118,7 @@ def pairs_of(opt_change, *, batch=4, rank=0, world_size=1):
 
 
 def test_degrading_by_image_depends_neither_on_batches_nor_on_ranks(inside):
-    by_image = dict(degrade_by="image")
+    by_image = dict(degradation_sharing="image")
     fours, ones = pairs_of(by_image), pairs_of(by_image, batch=1)
     assert all(
         torch.equal(a, b) for one, other in zip(fours, ones, strict=True) for a, b in zip(one, other, strict=True)
@@ -133,7 +133,7 @@ def test_degrading_by_image_depends_neither_on_batches_nor_on_ranks(inside):
 
 
 def test_degrading_by_batch_shares_its_decisions_and_mixes_batches(inside):
-    made = pairs_of(dict(degrade_by="batch"), batch=2)
+    made = pairs_of(dict(degradation_sharing="batch"), batch=2)
     cuts = [patch_place(gt, whole) for _, gt, whole in made[:4]]  # the pool only fills
     assert cuts[0] == cuts[1]
     assert cuts[2] == cuts[3]

@@ -14,10 +14,10 @@ import yaml
 from pydantic import Field
 
 from diffir_sr.errors import OptionError
+from diffir_sr.option_types import Count, CountOrZero, Section
 from diffir_sr.options import load_options
-from diffir_sr.options.fields import Count, CountOrZero, Section
+from diffir_sr.options.check import check_model
 from diffir_sr.options.report import Report, fail_on_problems
-from diffir_sr.options.sections import check_model
 from diffir_sr.options.source import read_source
 
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from diffir_sr.archs.diffir_options import (
+    RENAMED,
+    Stage1Arguments,
+    Stage2Arguments,
+    geometry_exists,
+    refinement_has_effect,
+    settle_task,
+    settle_values,
+    takes_old_names,
+)
 from diffir_sr.archs.dirformer import DIRformer
 from diffir_sr.archs.geometry import (
     GT_UNSHUFFLE,
@@ -22,14 +32,20 @@ from diffir_sr.archs.layers import PRIOR_WIDTH
 from diffir_sr.archs.prior import CPEN, PriorDenoiser
 from diffir_sr.diffusion.noise import Noise, picture_noise
 from diffir_sr.diffusion.prior_diffusion import PriorDiffusion
-from diffir_sr.diffusion.schedule import retuned_end
+from diffir_sr.diffusion.schedule import rescaled_end
 from diffir_sr.errors import InputError, OptionError
+from diffir_sr.option_types import SizeRule
 
 _NORMS = {"BiasFree": False, "WithBias": True}
 
 
 class _DiffIR(nn.Module):
     """What both stages are: a body G, the geometry it works in, and the padding that the geometry asks for."""
+
+    RENAMED = RENAMED
+    RULES = (geometry_exists,)
+    WARNINGS = (refinement_has_effect,)
+    CORRECTIONS = (settle_values, settle_task)
 
     def __init__(
         self,
@@ -67,6 +83,12 @@ class _DiffIR(nn.Module):
             prior_width=prior_width,
         )
 
+    @classmethod
+    def size_rule_of(cls, argument: Callable[[str, Any], Any]) -> SizeRule:
+        """The size rule of a network by its arguments, `argument(name, default)`; OptionError if there is none."""
+        geometry = geometry_of(argument("task", "sr"), argument("scale", None))
+        return SizeRule(geometry.multiple_of, geometry.scale)
+
     @property
     def task(self) -> str:
         """What the network is for: sr, deblur or inpaint."""
@@ -96,9 +118,12 @@ class DiffIRS1(_DiffIR):
 
     forward(lq, gt): training gives (image, [prior]), evaluation the image. lq is (B, C, H, W) in [0, 1]; for
     inpainting C = 4, masked RGB then the mask (1 = missing). As official S1_arch.py:DiffIRS1. Ours: `prior_width`,
-    and `prior_sees`: both images (published) or gt alone.
+    and `prior_input`: lq_gt, both images (published), or gt alone.
     """
 
+    ARGUMENTS = Stage1Arguments
+
+    @takes_old_names
     def __init__(
         self,
         *,
@@ -114,7 +139,7 @@ class DiffIRS1(_DiffIR):
         bias: bool = False,
         LayerNorm_type: str = "WithBias",  # noqa: N803 - published argument name
         task: str = "sr",
-        prior_sees: str = "both",
+        prior_input: str = "lq_gt",
         prior_width: int = PRIOR_WIDTH,
     ) -> None:
         super().__init__(
@@ -131,9 +156,9 @@ class DiffIRS1(_DiffIR):
             task=task,
             prior_width=prior_width,
         )
-        if prior_sees not in ("both", "gt"):
-            raise OptionError(f"prior_sees: expected 'both' or 'gt', got {prior_sees!r}")
-        sees_lq = prior_sees == "both"
+        if prior_input not in ("lq_gt", "gt"):
+            raise OptionError(f"prior_input: expected 'lq_gt' or 'gt', got {prior_input!r}")
+        sees_lq = prior_input == "lq_gt"
         self.E = CPEN(
             (self.geometry.prior_channels if sees_lq else 0) + 3 * GT_UNSHUFFLE**2,
             n_encoder_res=n_encoder_res,
@@ -174,10 +199,13 @@ class DiffIRS2(_DiffIR):
     prior and noise (B, 256). Evaluation gives the image and needs lq only; noise defaults to each picture's own.
     As official S2_arch.py:DiffIRS2. The last six arguments are ours: `prediction` x0 (published) or eps (the paper's
     text); `use_diffusion` False takes the condition itself for the prior (the paper's V1, worse); `variance_noise` adds
-    noise after each step (V4, worse); `retuned` ends the schedule in noise for any `timesteps` (the paper: large gains
-    up to 3, none beyond 4); `prior_width`.
+    noise after each step (V4, worse); `rescale_schedule` ends the schedule in noise for any `timesteps` (the paper:
+    large gains up to 3, none beyond 4); `prior_width`.
     """
 
+    ARGUMENTS = Stage2Arguments
+
+    @takes_old_names
     def __init__(
         self,
         *,
@@ -200,7 +228,7 @@ class DiffIRS2(_DiffIR):
         prediction: str = "x0",
         use_diffusion: bool = True,
         variance_noise: bool = False,
-        retuned: bool = False,
+        rescale_schedule: bool = False,
         prior_width: int = PRIOR_WIDTH,
     ) -> None:
         super().__init__(
@@ -226,8 +254,8 @@ class DiffIRS2(_DiffIR):
         self.use_diffusion = use_diffusion
         if not use_diffusion:
             return
-        if retuned:
-            linear_start, linear_end = retuned_end(timesteps, start=linear_start)
+        if rescale_schedule:
+            linear_start, linear_end = rescaled_end(timesteps, start=linear_start)
         self.denoise = PriorDenoiser(n_denoise_res=n_denoise_res, steps=timesteps, prior_width=prior_width)
         # The same two objects again: published checkpoints hold them under both names.
         self.diffusion = PriorDiffusion(

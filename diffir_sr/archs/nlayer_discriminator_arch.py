@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor, nn
+
+from diffir_sr.option_types import Section, Small, Whole
+
+
+class NLayerArguments(Section):
+    """Arguments of the discriminator."""
+
+    input_nc: Small = Field(description="Channels of the images that it sees.")
+    ndf: Annotated[Whole, Field(ge=1, le=4096)] = Field(
+        description="Channels of its first layer; they double up to 512."
+    )
+    n_layers: Annotated[Whole, Field(ge=1, le=16)] = Field(description="Layers that halve the size.")
+
 
 _WIDEST = 512
 
@@ -15,6 +30,8 @@ class NLayerDiscriminator(nn.Module):
     4x4 convolutions with padding 2, of stride 2 in the first `n_layers`; their width starts at `ndf` and doubles up to
     512. Sides come from that with `n_layers` 4. Batch norm is used in training mode alone. Keys as published.
     """
+
+    ARGUMENTS = NLayerArguments
 
     def __init__(self, *, input_nc: int = 3, ndf: int = 64, n_layers: int = 4) -> None:
         super().__init__()

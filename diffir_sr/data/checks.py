@@ -1,61 +1,106 @@
-"""Whether the data of a dataset option section can be used, asked before a run makes anything."""
+"""Whether the data of a dataset section can be used, asked before a run; what stands for BasicSR's classes."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
+
+from basicsr.utils.registry import DATASET_REGISTRY
+from pydantic import Field
 
 from diffir_sr.data.basicsr_limits import check_basicsr_reads
-from diffir_sr.data.inpaint_dataset import InpaintDataset
-from diffir_sr.data.paired_dataset import DeblurPairedDataset, PairedDataset, SingleDataset
 from diffir_sr.data.pairs import find_pairs
-from diffir_sr.data.realesrgan_dataset import RealESRGANDataset, RealESRGANPairedDataset
 from diffir_sr.data.sources import check_backend, is_lmdb, open_source, roots_of
-
-_OURS = {
-    kind.__name__: kind
-    for kind in (
-        PairedDataset,
-        DeblurPairedDataset,
-        RealESRGANPairedDataset,
-        RealESRGANDataset,
-        InpaintDataset,
-        SingleDataset,
-    )
-}
+from diffir_sr.families import declaring
+from diffir_sr.option_types import Found, Number, Positive, Section, Small, View
 
 
 def check_dataset_options(opt: Mapping[str, Any]) -> None:
-    """Raise InputError unless the data of a section can be used; dataset types that we do not know pass.
+    """Raise InputError unless the data of a section can be used; datasets that cannot be asked pass."""
+    known = dict(iter(DATASET_REGISTRY))
+    check = getattr(declaring(known.get(opt.get("type"))), "check_options", None)
+    if check is not None:
+        check(opt)
 
-    Also guards BasicSR's own classes, whose messages name neither path nor remedy.
-    """
-    kind = str(opt.get("type"))
-    if kind in _OURS:
-        _OURS[kind](opt)  # building one reads headers and lists alone
-    elif kind == "SingleImageDataset":
+
+class NormalisedOptions(Section):
+    """What BasicSR's datasets do to images."""
+
+    mean: list[Number] | None = Field(None, min_length=3, max_length=3, description="Mean of R, G, B to subtract.")
+    std: list[Positive] | None = Field(
+        None, min_length=3, max_length=3, description="Deviation of R, G, B to divide by."
+    )
+    color: Literal["y"] | None = Field(None, description="y: luma only.")
+
+
+class SingleImageOptions(NormalisedOptions):
+    """BasicSR's images without ground truth, as in published test files."""
+
+    dataroot_lq: str = Field(description="Folder or LMDB of the images.")
+    meta_info_file: str = Field("", description="Text file that lists the images to use; by default all.")
+
+
+class PairedImageOptions(NormalisedOptions):
+    """BasicSR's pairs of images, as in published files."""
+
+    dataroot_gt: str = Field(description="Folder or LMDB of the ground truth.")
+    dataroot_lq: str = Field(description="Folder or LMDB of the degraded images.")
+    meta_info_file: str | None = Field(None, description="Text file that lists the images to use; by default all.")
+    filename_tmpl: str = Field("{}", description="Name of a degraded image, {} being the ground truth's: {}x4.")
+    gt_size: Small | None = Field(None, description="Side in pixels of training patches; needed in datasets.train.")
+    use_hflip: bool = Field(False, description="Whether patches are mirrored at random; needed in datasets.train.")
+    use_rot: bool = Field(False, description="Whether patches are turned at random; needed in datasets.train.")
+
+
+def same_storage(view: View, at: tuple[str, ...]) -> Found:
+    """BasicSR's pairs lie in two folders or two LMDBs."""
+    kinds = {_names_lmdb(view.get(*at, root)) for root in ("dataroot_gt", "dataroot_lq") if view.has(*at, root)}
+    if not view.has(*at, "io_backend", "type") and len(kinds) > 1:
+        yield (*at, "dataroot_lq"), f"{view.get(*at, 'type')} needs two folders or two LMDBs, found one of each"
+
+
+def _names_lmdb(root: str) -> bool:
+    return root.rstrip("/\\").endswith(".lmdb")
+
+
+class SingleImages:
+    """Stands for BasicSR's SingleImageDataset, whose messages name neither path nor remedy."""
+
+    OPTIONS: ClassVar[Any] = SingleImageOptions
+
+    @classmethod
+    def check_options(cls, opt: Mapping[str, Any]) -> None:
+        """Raise InputError unless the data of a section can be used."""
         check_backend(opt)
         source = open_source(roots_of(opt, "dataroot_lq")[0], meta_info=opt.get("meta_info_file"))
         check_basicsr_reads([source], listed=bool(opt.get("meta_info_file")))
-    elif kind == "PairedImageDataset":
-        _check_basicsr_pairs(opt)
 
 
-def _check_basicsr_pairs(opt: Mapping[str, Any]) -> None:
-    roots = roots_of(opt, "dataroot_lq")[0], roots_of(opt, "dataroot_gt")[0]
-    check_backend(opt)
-    training = opt.get("phase") == "train"
-    # From LMDBs, BasicSR's class takes every key as it is.
-    plain = all(is_lmdb(Path(os.path.expanduser(root))) for root in roots)
-    found = find_pairs(
-        *roots,
-        scale=int(opt.get("scale", 1)),
-        filename_tmpl="{}" if plain else opt.get("filename_tmpl") or "{}",
-        meta_info=None if plain else opt.get("meta_info_file"),
-        gt_size=opt.get("gt_size") if training else None,
-        crop_gt=not training,
-    )
-    names = [[pair.lq for pair in found.pairs], [pair.gt for pair in found.pairs]]
-    check_basicsr_reads([found.lq, found.gt], listed=bool(opt.get("meta_info_file")), paired=names)
+class PairedImages:
+    """Stands for BasicSR's PairedImageDataset, likewise."""
+
+    OPTIONS: ClassVar[Any] = PairedImageOptions
+    RULES = (same_storage,)
+    NEEDED_IN_TRAINING = ("gt_size", "use_hflip", "use_rot")
+    NEEDS_SCALE = True
+
+    @classmethod
+    def check_options(cls, opt: Mapping[str, Any]) -> None:
+        """Raise InputError unless the data of a section can be used."""
+        roots = roots_of(opt, "dataroot_lq")[0], roots_of(opt, "dataroot_gt")[0]
+        check_backend(opt)
+        options, training = PairedImageOptions.of(opt), opt.get("phase") == "train"
+        # From LMDBs, BasicSR's class takes every key as it is.
+        plain = all(is_lmdb(Path(os.path.expanduser(root))) for root in roots)
+        found = find_pairs(
+            *roots,
+            scale=int(opt.get("scale") or 1),
+            filename_tmpl="{}" if plain else options.filename_tmpl,
+            meta_info=None if plain else options.meta_info_file,
+            gt_size=options.gt_size if training else None,
+            crop_gt=not training,
+        )
+        names = [[pair.lq for pair in found.pairs], [pair.gt for pair in found.pairs]]
+        check_basicsr_reads([found.lq, found.gt], listed=bool(options.meta_info_file), paired=names)

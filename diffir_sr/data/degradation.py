@@ -8,19 +8,51 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from basicsr.utils.diffjpeg import DiffJPEG
 from basicsr.utils.img_process_util import filter2D
+from pydantic import Field
 from torch import Tensor, nn
 
 from diffir_sr.data.kernels import FULL
 from diffir_sr.errors import InputError
+from diffir_sr.option_types import Probability, Qualities, Range, ResizeRange, ResizeShares, Section, Small
 
 _MODES = ("area", "bilinear", "bicubic")
+
+
+class DegradationOptions(Section):
+    """How images of a RealESRGANDataset are degraded; the defaults are the published values."""
+
+    gt_size: Small = Field(256, description="Side in pixels of the patches cut after degradation.")
+    degradation_sharing: Literal["batch", "image"] = Field(
+        "batch",
+        description="batch (published): decisions are shared by a batch and a pool mixes batches; image: each image "
+        "has its own, which neither batch size, ranks nor resuming change.",
+    )
+    queue_size: Small = Field(
+        180, description="Pairs in the pool of degradation_sharing: batch; a multiple of batch_size_per_gpu."
+    )
+    high_order_degradation: bool = Field(True, description="Whether images are degraded; false is refused.")
+    resize_prob: ResizeShares = Field([0.2, 0.7, 0.1], description="Chances to enlarge, shrink, keep; first resize.")
+    resize_range: ResizeRange = Field([0.15, 1.5], description="Smallest and largest factor of the first resize.")
+    gaussian_noise_prob: Probability = Field(0.5, description="Chance of Gaussian noise, else Poisson.")
+    noise_range: Range = Field([1.0, 30.0], description="Sigma of the first Gaussian noise, of 255.")
+    poisson_scale_range: Range = Field([0.05, 3.0], description="Strength of the first Poisson noise.")
+    gray_noise_prob: Probability = Field(0.4, description="Chance that the first noise has no colour.")
+    jpeg_range: Qualities = Field([30.0, 95.0], description="Quality of the first JPEG compression.")
+    second_blur_prob: Probability = Field(0.8, description="Chance of the second blur.")
+    resize_prob2: ResizeShares = Field([0.3, 0.4, 0.3], description="Chances to enlarge, shrink, keep; second resize.")
+    resize_range2: ResizeRange = Field([0.3, 1.2], description="Smallest and largest factor of the second resize.")
+    gaussian_noise_prob2: Probability = Field(0.5, description="Chance of Gaussian noise, else Poisson.")
+    noise_range2: Range = Field([1.0, 25.0], description="Sigma of the second Gaussian noise, of 255.")
+    poisson_scale_range2: Range = Field([0.05, 2.5], description="Strength of the second Poisson noise.")
+    gray_noise_prob2: Probability = Field(0.4, description="Chance that the second noise has no colour.")
+    jpeg_range2: Qualities = Field([30.0, 95.0], description="Quality of the second JPEG compression.")
 
 
 @dataclass(frozen=True)
@@ -37,23 +69,19 @@ class StepRanges:
     jpeg_range: Sequence[float]  # quality
 
 
-FIRST = StepRanges(1.0, (0.2, 0.7, 0.1), (0.15, 1.5), 0.5, (1, 30), (0.05, 3), 0.4, (30, 95))
-SECOND = StepRanges(0.8, (0.3, 0.4, 0.3), (0.3, 1.2), 0.5, (1, 25), (0.05, 2.5), 0.4, (30, 95))
-
-
 def ranges_from_options(opt: Mapping[str, Any]) -> tuple[StepRanges, StepRanges]:
     """Both steps as the top level of an option file gives them; what is absent has the published value."""
+    options = DegradationOptions.of(opt)
     names = [name for name in StepRanges.__dataclass_fields__ if name != "blur_prob"]
-    steps = []
-    for default, suffix in ((FIRST, ""), (SECOND, "2")):
-        given = {name: _settled(opt[name + suffix]) for name in names if opt.get(name + suffix) is not None}
-        blur = opt.get("second_blur_prob", default.blur_prob) if suffix else default.blur_prob
-        steps.append(StepRanges(**{**default.__dict__, **given, "blur_prob": blur}))
-    return steps[0], steps[1]
+    first, second = ({name: _settled(getattr(options, name + suffix)) for name in names} for suffix in ("", "2"))
+    return StepRanges(blur_prob=1.0, **first), StepRanges(blur_prob=options.second_blur_prob, **second)
 
 
 def _settled(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+FIRST, SECOND = ranges_from_options({})  # the published steps
 
 
 class Degradation(nn.Module):

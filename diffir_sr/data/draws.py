@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch.utils.data import Dataset
 
 from diffir_sr.errors import InputError
+from diffir_sr.option_types import Positive, Section, Seed
 
 
 class Draw(NamedTuple):
@@ -19,12 +21,29 @@ class Draw(NamedTuple):
     gt_size: int | None = None
 
 
+class DrawnOptions(Section):
+    """Training datasets: every random choice follows from the seed and the number of the draw."""
+
+    seed: Seed | None = Field(None, description="Seed of all random choices; by default manual_seed.")
+    source_weights: list[Positive] | None = Field(
+        None, description="Shares of training draws where several roots are given; by default their sizes."
+    )
+
+
 class DrawnDataset(Dataset[dict[str, Any]]):
     """A dataset whose every random choice is a function of (`seed`, draw number) alone.
 
     The number given to [] is the draw; a sampler that never repeats one during a training sets `draws_are_unique`,
     and then neither workers nor ranks nor resuming change a sample.
     """
+
+    OPTIONS: ClassVar[Any] = DrawnOptions
+    NEEDED_IN_TRAINING: ClassVar[tuple[str, ...]] = ()  # options of this section that a training must give
+
+    @classmethod
+    def check_options(cls, opt: Mapping[str, Any]) -> None:
+        """Raise InputError unless the data of a section can be used; building one reads headers and lists alone."""
+        cls(opt)
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
         self.opt = opt  # BasicSR's models read the name of a dataset from it

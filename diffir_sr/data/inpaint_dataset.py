@@ -3,19 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from diffir_sr.data.arrays import random_corner, to_bytes, to_tensor, turned
 from diffir_sr.data.distortions import Distortions
 from diffir_sr.data.draws import Draw, DrawnDataset, Mixture
-from diffir_sr.data.mask_options import binary, evaluation_size, mix_from_options
+from diffir_sr.data.mask_options import MaskGenerator, binary, evaluation_size, masks_can_be_drawn, mix_from_options
 from diffir_sr.data.masks import EVALUATION, mask_of_name, mixed_mask
 from diffir_sr.data.pairs import lists_of
 from diffir_sr.data.sources import LmdbSource, Picture, Source, check_backend, open_source, roots_of, some
 from diffir_sr.errors import InputError
+from diffir_sr.option_types import Found, Roots, Section, Small, SmallOrZero, View
+
+
+class InpaintDatasetOptions(Section):
+    """Images with holes, which are drawn or given as mask images (every value above 0 is missing)."""
+
+    dataroot_gt: Roots | None = Field(None, description="Folder, LMDB or list of whole images; several are mixed.")
+    dataroot_lq: Roots | None = Field(None, description="Instead of dataroot_gt, to test: images without ground truth.")
+    dataroot_mask: str | None = Field(None, description="Folder or LMDB of masks; by default masks are drawn.")
+    meta_info_file: Roots | None = Field(None, description="List or manifest of the images to use; by default all.")
+    gt_size: Small | None = Field(None, description="Side in pixels of training patches; needed in datasets.train.")
+    use_hflip: bool = Field(False, description="Whether training patches are mirrored at random.")
+    augment: Literal["none", "distortions"] = Field(
+        "none", description="distortions: warps and colour changes of the published Places recipe."
+    )
+    mask_kind: Literal["random", "thin", "medium", "thick"] = Field(
+        "random", description="random: as mask_gen says; else the masks of the published evaluation."
+    )
+    mask_gen: MaskGenerator | None = Field(None, description="How random masks are drawn.")
+    mask_dilate: Annotated[SmallOrZero, Field(le=512)] = Field(0, description="Pixels by which given masks grow.")
+
+
+def holes_are_known(view: View, at: tuple[str, ...]) -> Found:
+    """There are images, and masks where none can be drawn."""
+    gt, lq, mask = (view.has(*at, f"dataroot_{role}") for role in ("gt", "lq", "mask"))
+    if gt == lq:
+        yield (*at, "dataroot_gt"), "give either dataroot_gt (whole images) or dataroot_lq (images with holes)"
+    elif lq and not mask:
+        yield (*at, "dataroot_mask"), "missing: images without ground truth need to say where the holes are"
+    elif lq and at[-1] == "train":
+        yield (*at, "dataroot_gt"), "missing: training needs whole images"
+
+
+def holes_are_filled(view: View, at: tuple[str, ...]) -> Found:
+    """Images with holes are for the models that fill them."""
+    if view.declares("STANDARD_LOOP") and not view.declares("FILLS_HOLES"):
+        fill = " and ".join(view.models_with("FILLS_HOLES"))
+        yield (*at, "type"), f"its images have holes, which {fill} fill, not {view.model}; change model_type"
 
 
 class InpaintDataset(DrawnDataset):
@@ -26,6 +65,11 @@ class InpaintDataset(DrawnDataset):
     `mask_gen` says, or thin, medium, thick as in evaluation. Training cuts `gt_size`, or distorts (`augment`).
     Outside training a mask is a function of (seed, kind, name), and whole images are given.
     """
+
+    OPTIONS = InpaintDatasetOptions
+    RULES = (holes_are_known, holes_are_filled, masks_can_be_drawn)
+    NEEDED_IN_TRAINING: ClassVar[tuple[str, ...]] = ("gt_size",)
+    GIVES_HOLES = True
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
         super().__init__(opt)
@@ -40,17 +84,18 @@ class InpaintDataset(DrawnDataset):
         self.sources = [open_source(root, meta_info=listed) for root, listed in zip(roots, lists, strict=True)]
         weights = opt.get("source_weights") if self.training else None
         self.mixture = Mixture([len(source.names) for source in self.sources], weights)
-        self.flips = bool(opt.get("use_hflip"))
-        self.distortions = Distortions() if opt.get("augment") == "distortions" and self.training else None
-        self._choose_masks(opt)
+        options = InpaintDatasetOptions.of(opt)
+        self.flips = options.use_hflip
+        self.distortions = Distortions() if options.augment == "distortions" and self.training else None
+        self._choose_masks(options)
         self._check_sizes()
         self.gives_bytes = False
 
-    def _choose_masks(self, opt: Mapping[str, Any]) -> None:
-        self.masks = open_source(opt["dataroot_mask"]) if opt.get("dataroot_mask") else None
-        self.kind = str(opt.get("mask_kind") or "random")
-        self.mix = mix_from_options(opt.get("mask_gen"))
-        self.dilate = int(opt.get("mask_dilate") or 0)
+    def _choose_masks(self, options: InpaintDatasetOptions) -> None:
+        self.masks = open_source(options.dataroot_mask) if options.dataroot_mask else None
+        self.kind = options.mask_kind
+        self.mix = mix_from_options(options.mask_gen)
+        self.dilate = options.mask_dilate
         if self.masks is None and self.role == "lq":
             raise InputError("dataroot_mask is not given; images without ground truth need to say where the holes are")
         if self.masks is None and self.kind != "random":

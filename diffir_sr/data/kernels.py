@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from basicsr.data.degradations import (
@@ -14,25 +14,52 @@ from basicsr.data.degradations import (
     bivariate_plateau,
     circular_lowpass_kernel,
 )
+from pydantic import Field
 
 from diffir_sr.errors import OptionError
+from diffir_sr.option_types import PositiveRange, Probability, Section, Shares
 
 SIZES = tuple(range(7, 22, 2))  # odd, equally likely
 FULL = SIZES[-1]  # every kernel is padded to this
-KINDS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
+Kernel = Literal["iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso"]
+KernelSize = Literal[7, 9, 11, 13, 15, 17, 19, 21]
+KINDS: tuple[Kernel, ...] = get_args(Kernel)
+_SHARES = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)  # published chances
+
+
+class KernelOptions(Section):
+    """What kernels are drawn from; the defaults are the published values."""
+
+    blur_kernel_size: KernelSize = Field(
+        21, description="Largest side of the first kernel; odd sizes from 7 on are drawn."
+    )
+    kernel_list: list[Kernel] = Field(list(KINDS), description="Kinds of kernels of the first blur.")
+    kernel_prob: Shares = Field(list(_SHARES), description="Chance of each kind.")
+    sinc_prob: Probability = Field(0.1, description="Chance of a sinc filter instead.")
+    blur_sigma: PositiveRange = Field([0.2, 3.0], description="Width of Gaussian kernels in pixels.")
+    betag_range: PositiveRange = Field([0.5, 4.0], description="Shape of generalized Gaussian kernels.")
+    betap_range: PositiveRange = Field([1.0, 2.0], description="Shape of plateau kernels.")
+    blur_kernel_size2: KernelSize = Field(21, description="Largest side of the second kernel.")
+    kernel_list2: list[Kernel] = Field(list(KINDS), description="Kinds of kernels of the second blur.")
+    kernel_prob2: Shares = Field(list(_SHARES), description="Chance of each kind.")
+    sinc_prob2: Probability = Field(0.1, description="Chance of a sinc filter instead.")
+    blur_sigma2: PositiveRange = Field([0.2, 1.5], description="Width of Gaussian kernels in pixels.")
+    betag_range2: PositiveRange = Field([0.5, 4.0], description="Shape of generalized Gaussian kernels.")
+    betap_range2: PositiveRange = Field([1.0, 2.0], description="Shape of plateau kernels.")
+    final_sinc_prob: Probability = Field(0.8, description="Chance of a sinc filter at the end.")
 
 
 @dataclass(frozen=True)
 class KernelRanges:
     """What the kernels of one degradation step are drawn from; fields named as the published options."""
 
-    kernel_list: Sequence[str] = KINDS
-    kernel_prob: Sequence[float] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
-    sinc_prob: float = 0.1
-    blur_sigma: Sequence[float] = (0.2, 3.0)
-    betag_range: Sequence[float] = (0.5, 4.0)
-    betap_range: Sequence[float] = (1.0, 2.0)
-    blur_kernel_size: int = FULL  # the largest
+    kernel_list: Sequence[str]
+    kernel_prob: Sequence[float]
+    sinc_prob: float
+    blur_sigma: Sequence[float]
+    betag_range: Sequence[float]
+    betap_range: Sequence[float]
+    blur_kernel_size: int  # the largest
 
     def __post_init__(self) -> None:
         if self.blur_kernel_size not in SIZES:
@@ -50,12 +77,11 @@ class KernelRanges:
     def from_options(cls, opt: Mapping[str, Any], *, step: int) -> KernelRanges:
         """The ranges of step 1 or 2 of a dataset option section; what is absent has the published value."""
         suffix = "2" if step == 2 else ""
-        names = cls.__dataclass_fields__
-        given: dict[str, Any] = {"blur_sigma": (0.2, 1.5)} if step == 2 else {}
-        given |= {name: opt[name + suffix] for name in names if opt.get(name + suffix) is not None}
-        for name, value in given.items():
-            given[name] = tuple(value) if isinstance(value, list) else value
-        return cls(**given)
+        options = KernelOptions.of(opt)
+        values: dict[str, Any] = {name: getattr(options, name + suffix) for name in cls.__dataclass_fields__}
+        for name, value in values.items():
+            values[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
 
 
 def blur_kernel(rng: np.random.Generator, ranges: KernelRanges) -> np.ndarray:
@@ -70,7 +96,7 @@ def blur_kernel(rng: np.random.Generator, ranges: KernelRanges) -> np.ndarray:
     return _padded(kernel)
 
 
-def final_kernel(rng: np.random.Generator, *, final_sinc_prob: float = 0.8) -> np.ndarray:
+def final_kernel(rng: np.random.Generator, *, final_sinc_prob: float) -> np.ndarray:
     """The kernel of the last filter, (21, 21): a sinc filter (ringing) with that probability, else a pulse."""
     if rng.random() < final_sinc_prob:
         size = int(rng.choice(SIZES))

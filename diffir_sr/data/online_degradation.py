@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffir_sr.data.degradation import Degradation, PairPool, ranges_from_options
+from diffir_sr.data.degradation import Degradation, DegradationOptions, PairPool, ranges_from_options
 from diffir_sr.errors import OptionError
 
 _KERNELS = ("kernel1", "kernel2", "sinc_kernel")
@@ -18,19 +18,20 @@ _KERNELS = ("kernel1", "kernel2", "sinc_kernel")
 class OnlineDegradation:
     """Makes pairs of batches of RealESRGANDataset as the top level of an option file says.
 
-    `degrade_by: batch` (published): a batch shares its decisions and its place of the cut, and a pool of `queue_size`
-    pairs mixes batches. `degrade_by: image`: every image has its own, a function of its draw alone, so that no pool is
-    needed and neither batch size, ranks nor resuming change a pair.
+    `degradation_sharing: batch` (published): a batch shares its decisions and its place of the cut, and a pool of
+    `queue_size` pairs mixes batches. `degradation_sharing: image`: every image has its own, a function of its draw
+    alone, so that no pool is needed and neither batch size, ranks nor resuming change a pair.
     """
 
     def __init__(self, opt: Mapping[str, Any], *, scale: int, device: torch.device) -> None:
         first, second = ranges_from_options(opt)
         self.degradation = Degradation(scale=scale, first=first, second=second).to(device)
-        self.gt_size = int(opt.get("gt_size") or 256)
+        options = DegradationOptions.of(opt)
+        self.gt_size = options.gt_size
         if self.gt_size % scale:
             raise OptionError(f"gt_size {self.gt_size} is not a multiple of scale {scale}; choose one that is")
-        self.by_image = opt.get("degrade_by") == "image"
-        self.pool = None if self.by_image else PairPool(int(opt.get("queue_size") or 180))
+        self.by_image = options.degradation_sharing == "image"
+        self.pool = None if self.by_image else PairPool(options.queue_size)
 
     @torch.no_grad()
     def pairs(

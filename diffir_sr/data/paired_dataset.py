@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
+from pydantic import Field
 from torch.utils.data import Dataset
 
 from diffir_sr.data.arrays import random_corner, to_bytes, to_tensor, turned
@@ -16,6 +17,50 @@ from diffir_sr.data.draws import Draw, DrawnDataset, Mixture
 from diffir_sr.data.pairs import Pair, PairedSources, find_all_pairs
 from diffir_sr.data.sources import LmdbSource, Picture, check_backend, open_source, roots_of
 from diffir_sr.errors import InputError
+from diffir_sr.option_types import Count, Found, Roots, Section, Small, View
+
+
+class PairedOptions(Section):
+    """Degraded images and their ground truth, from folders or LMDBs."""
+
+    dataroot_gt: Roots = Field(description="Folder, LMDB or list of the ground truth; several are mixed.")
+    dataroot_lq: Roots = Field(description="Folder, LMDB or list of the degraded images, in the same order.")
+    meta_info_file: Roots | None = Field(None, description="List or manifest of the images to use; by default all.")
+    filename_tmpl: str = Field("{}", description="Name of a degraded image, {} being the ground truth's: {}x4.")
+    gt_size: Small | None = Field(None, description="Side in pixels of training patches; needed in datasets.train.")
+    mini_batch_sizes: list[Small] | None = Field(None, description="Progressive training: batch per GPU of each phase.")
+    iters: list[Count] | None = Field(None, description="Progressive training: iterations of each phase.")
+    gt_sizes: list[Small] | None = Field(None, description="Progressive training: side of the patches of each phase.")
+
+
+class FlipOptions(PairedOptions):
+    """Degraded images and their ground truth, from folders or LMDBs."""
+
+    use_hflip: bool = Field(False, description="Whether training patches are mirrored at random.")
+    use_rot: bool = Field(False, description="Whether training patches are turned by quarters at random.")
+
+
+class DeblurOptions(PairedOptions):
+    """Blurred and sharp images of one size, with patches that grow during training."""
+
+    geometric_augs: bool = Field(False, description="Whether patches are mirrored and turned at random.")
+
+
+class SingleOptions(Section):
+    """Degraded images without ground truth; for testing."""
+
+    dataroot_lq: str = Field(description="Folder or LMDB of the images.")
+
+
+def growing_patches_agree(view: View, at: tuple[str, ...]) -> Found:
+    """Phases of growing patches are described completely."""
+    lists = ("mini_batch_sizes", "iters", "gt_sizes")
+    if any(view.has(*at, key) for key in lists):
+        counts = {key: len(view.get(*at, key, default=[])) for key in lists}
+        if len(set(counts.values())) > 1:
+            told = ", ".join(f"{key} has {count}" for key, count in counts.items())
+            yield at, f"these lists must be of one length: {told}"
+
 
 logger = logging.getLogger("basicsr")
 
@@ -27,6 +72,11 @@ class PairedDataset(DrawnDataset):
     draw modulo length. Several roots are mixed by `source_weights`. Otherwise whole images, the ground truth cropped
     to scale times the degraded one. Options as BasicSR's PairedImageDataset.
     """
+
+    OPTIONS: ClassVar[Any] = FlipOptions
+    RULES = (growing_patches_agree,)
+    NEEDED_IN_TRAINING: ClassVar[tuple[str, ...]] = ("gt_size",)
+    NEEDS_SCALE: ClassVar[bool] = True
 
     pads = False  # whether images smaller than a patch are padded
 
@@ -139,6 +189,10 @@ class DeblurPairedDataset(PairedDataset):
     as `batch_size_per_gpu`, and cuts smaller ones out of some; this reads what is used.
     """
 
+    OPTIONS = DeblurOptions
+    WITHOUT_OPTIONS = ("use_hflip", "use_rot")
+    NEEDS_SCALE = False
+
     pads = True
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
@@ -148,6 +202,13 @@ class DeblurPairedDataset(PairedDataset):
 
 class SingleDataset(Dataset[dict[str, Any]]):
     """Samples {lq, lq_path}: float32 RGB (3, H, W) in [0, 1], from the folder or LMDB `dataroot_lq`."""
+
+    OPTIONS = SingleOptions
+
+    @classmethod
+    def check_options(cls, opt: Mapping[str, Any]) -> None:
+        """Raise InputError unless the data of a section can be used."""
+        cls(opt)
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
         check_backend(opt)

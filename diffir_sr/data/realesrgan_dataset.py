@@ -5,22 +5,73 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
 import torch
+from pydantic import Field
 
 from diffir_sr.data.arrays import random_corner, to_bytes, to_tensor, turned
+from diffir_sr.data.degradation import DegradationOptions
 from diffir_sr.data.draws import Draw, DrawnDataset, Mixture
-from diffir_sr.data.kernels import KernelRanges, blur_kernel, final_kernel
+from diffir_sr.data.kernels import KINDS, KernelOptions, KernelRanges, blur_kernel, final_kernel
 from diffir_sr.data.paired_dataset import PairedDataset
 from diffir_sr.data.pairs import Pair, PairedSources, lists_of, pair_listed
 from diffir_sr.data.sources import LmdbSource, Picture, Source, check_backend, open_source, roots_of
 from diffir_sr.errors import InputError
 from diffir_sr.files.images import without_suffix
+from diffir_sr.option_types import Found, Roots, Section, Small, View
 
-CROP_SIZE = 400  # of the published code: larger than a patch, so that borders of the degradation are cut off
+
+class RealPairedOptions(Section):
+    """Own pairs of real images, to fine-tune on; scale 1 or more, as PairedDataset."""
+
+    meta_info: str | None = Field(None, description="List of pairs, `gt.png, lq.png` per line; by default by name.")
+
+
+class RealESRGANOptions(KernelOptions):
+    """Ground truth with random blur kernels; the model degrades it as the top-level options say."""
+
+    dataroot_gt: Roots = Field(description="Folder, LMDB or list of the ground truth; several are mixed.")
+    meta_info: Roots | None = Field(None, description="List or manifest of the images to use; by default all.")
+    use_hflip: bool = Field(False, description="Whether images are mirrored at random.")
+    use_rot: bool = Field(False, description="Whether images are turned by quarters at random.")
+    gt_size: Small | None = Field(None, description="Has no effect here; see the top-level gt_size.")
+    # Published: larger than a patch, so that borders of the degradation are cut off.
+    crop_pad_size: Small = Field(400, description="Side in pixels of the squares that are degraded, then cut smaller.")
+
+
+def kernels_have_chances(view: View, at: tuple[str, ...]) -> Found:
+    """Every kind of kernel has a chance."""
+    for ending in ("", "2"):
+        kinds, chances = view.get(*at, f"kernel_list{ending}"), view.get(*at, f"kernel_prob{ending}")
+        kinds, chances = (len(KINDS) if given is None else len(given) for given in (kinds, chances))
+        if kinds != chances:
+            yield (
+                (*at, f"kernel_prob{ending}"),
+                f"{chances} chances for {kinds} kinds in kernel_list{ending}; give one for each",
+            )
+
+
+def patches_fit(view: View, at: tuple[str, ...]) -> Found:
+    """Patches are cut after the degradation, as the top level says."""
+    if view.is_train and at[-1] == "train" and (fault := view.patch_fault(view.get("gt_size", default=256))):
+        yield ("gt_size",), fault
+
+
+def pool_suits_batches(view: View, at: tuple[str, ...]) -> Found:
+    """The pool of pairs holds a whole number of batches."""
+    if at[-1] == "train" and view.get("degradation_sharing", default="batch") == "batch":
+        batch, pool = view.get(*at, "batch_size_per_gpu", default=1), view.get("queue_size", default=180)
+        if pool % batch:
+            yield ("queue_size",), f"{pool} is no multiple of {'.'.join(at)}.batch_size_per_gpu, which is {batch}"
+
+
+def degradation_is_on(view: View, at: tuple[str, ...]) -> Found:
+    """A dataset without degraded images needs the model to make them."""
+    if not view.get("high_order_degradation", default=True):
+        yield ("high_order_degradation",), "a RealESRGANDataset has no degraded images of its own; remove this option"
 
 
 class RealESRGANDataset(DrawnDataset):
@@ -30,17 +81,23 @@ class RealESRGANDataset(DrawnDataset):
     and the right. Kernels are float32 (21, 21). `draw_seed` (int64) seeds the degradation of this sample.
     """
 
+    OPTIONS = RealESRGANOptions
+    TOP_OPTIONS = DegradationOptions
+    RENAMED: ClassVar[Mapping[str, str]] = {"degrade_by": "degradation_sharing"}
+    RULES = (kernels_have_chances, patches_fit, pool_suits_batches, degradation_is_on)
+
     def __init__(self, opt: Mapping[str, Any]) -> None:
         super().__init__(opt)
         check_backend(opt)
+        options = RealESRGANOptions.of(opt)
         roots = roots_of(opt, "dataroot_gt")
         lists = lists_of(opt, "meta_info", len(roots))
         self.sources = [open_source(root, meta_info=listed) for root, listed in zip(roots, lists, strict=True)]
         self.mixture = Mixture([len(source.names) for source in self.sources], opt.get("source_weights"))
-        self.crop_size = int(opt.get("crop_pad_size") or CROP_SIZE)
-        self.flips, self.turns = bool(opt.get("use_hflip")), bool(opt.get("use_rot"))
+        self.crop_size = options.crop_pad_size
+        self.flips, self.turns = options.use_hflip, options.use_rot
         self.kernels = [KernelRanges.from_options(opt, step=step) for step in (1, 2)]
-        self.final_sinc_prob = float(opt.get("final_sinc_prob", 0.8))
+        self.final_sinc_prob = options.final_sinc_prob
         self.gives_bytes = False
 
     def give_bytes(self) -> None:
@@ -86,6 +143,9 @@ class RealESRGANPairedDataset(PairedDataset):
 
     Its lines are `ground truth, degraded image`, each relative to its root.
     """
+
+    OPTIONS = RealPairedOptions
+    NEEDS_SCALE = False
 
     def find_pairs(self, opt: Mapping[str, Any]) -> list[PairedSources]:
         if not opt.get("meta_info"):

@@ -26,7 +26,7 @@ def scaled_linear_betas(steps: int, *, start: float, end: float) -> Tensor:
 PUBLISHED_SIGNAL = 0.0025980376
 
 
-def retuned_end(steps: int, *, start: float, signal: float = PUBLISHED_SIGNAL) -> tuple[float, float]:
+def rescaled_end(steps: int, *, start: float, signal: float = PUBLISHED_SIGNAL) -> tuple[float, float]:
     """(start, end) of a schedule of `steps` whose last cumulative product is `signal`: x_T is noise for any number.
 
     The paper re-tunes so for its ablation over T. The start is kept where it can be; one step has one beta alone.

@@ -9,12 +9,13 @@ from typing import Any
 from torch import nn
 
 from diffir_sr.families.base import Family, Identity, Tensors
+from diffir_sr.families.basicsr import BASICSR
 from diffir_sr.families.diffir import DIFFIR
 from diffir_sr.families.dvsr import DVSR
 from diffir_sr.families.spandrel import SPANDREL
 from diffir_sr.families.sr3 import SR3
 
-FAMILIES: tuple[Family, ...] = (DIFFIR, SR3, DVSR, SPANDREL)
+FAMILIES: tuple[Family, ...] = (DIFFIR, SR3, DVSR, SPANDREL, BASICSR)
 
 
 def identify(tensors: Tensors, card: Mapping[str, Any] | None = None) -> Identity | None:
@@ -34,6 +35,13 @@ def fast_engine(network: nn.Module) -> Any | None:
     kind = f"{type(network).__module__}:{type(network).__qualname__}"
     named = next((family.engines[kind] for family in FAMILIES if kind in family.engines), None)
     return None if named is None else imported(named)
+
+
+def declaring(kind: Any) -> Any:
+    """What declares the options of a class or function: what stands for exactly this one, else itself."""
+    name = f"{getattr(kind, '__module__', '')}:{getattr(kind, '__qualname__', '')}"
+    named = next((family.stand_ins[name] for family in FAMILIES if name in family.stand_ins), None)
+    return kind if named is None else imported(named)
 
 
 def imported(name: str) -> Any:

@@ -124,6 +124,7 @@ class Family:
     raises CheckpointError for weights of the family that are damaged. `engines` maps the exact class of a network to
     an engine that is faster than the plain one; derived classes do not get it, because they may restore otherwise.
     `load(tensors, card)` is for families that build networks by themselves; it is asked after every `identify`.
+    `stand_ins` maps classes and functions of other packages to what declares their options (see `option_types`).
     """
 
     name: str
@@ -135,3 +136,4 @@ class Family:
     identify: Callable[[Tensors, Mapping[str, Any]], Identity | None] | None = None
     engines: Mapping[str, str] = field(default_factory=dict)
     load: Callable[[Tensors, Mapping[str, Any]], tuple[nn.Module, Identity] | None] | None = None
+    stand_ins: Mapping[str, str] = field(default_factory=dict)

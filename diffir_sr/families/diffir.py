@@ -92,7 +92,7 @@ def identify(tensors: Tensors, card: Mapping[str, Any]) -> DiffIRIdentity | None
     if width != PRIOR_WIDTH:
         arguments["prior_width"] = width
     if gt_alone:
-        arguments["prior_sees"] = "gt"
+        arguments["prior_input"] = "gt"
     if stage == 2 and "diffusion.betas" not in tensors:
         arguments["use_diffusion"] = False
     elif stage == 2:

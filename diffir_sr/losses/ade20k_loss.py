@@ -6,10 +6,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
 from diffir_sr.errors import CheckpointError
+from diffir_sr.option_types import NotNegative, Section
 from diffir_sr.weights.backbones import read_tensors
 from diffir_sr.weights.download import sha256_of
 from diffir_sr.weights.search import find
@@ -50,6 +52,16 @@ class DilatedResNet50(nn.Module):
         return features
 
 
+class ADE20KArguments(Section):
+    """Arguments of the loss."""
+
+    perceptual_weight: NotNegative = Field(description="Factor on the loss.")
+    weights_path: str = Field(
+        description="File with the weights of the dilated ResNet50; by default they are looked for."
+    )
+    sha256: str = Field(description="Checksum that the file must have; by default none is asked for.")
+
+
 class ADE20KPerceptualLoss(nn.Module):
     """Sum over four stages of the mean squared difference of features, times `perceptual_weight` (published: 30).
 
@@ -57,6 +69,8 @@ class ADE20KPerceptualLoss(nn.Module):
     trainings have them (see `weights.search`); nothing is downloaded, and nothing takes
     their place. `sha256` pins the file.
     """
+
+    ARGUMENTS = ADE20KArguments
 
     def __init__(
         self, perceptual_weight: float = 30.0, weights_path: str | None = None, sha256: str | None = None

@@ -6,7 +6,38 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
+
+from diffir_sr.option_types import Found, NotNegative, Section, View
+
+
+def needs_holes(view: View, at: tuple[str, ...]) -> Found:
+    """Losses that see the holes belong to the models that fill them."""
+    if not view.declares("FILLS_HOLES"):
+        fill = " and ".join(view.models_with("FILLS_HOLES"))
+        yield (*at, "type"), f"{view.get(*at, 'type')} needs masks, which only {fill} have"
+
+
+class MaskedL1Arguments(Section):
+    """Arguments of MaskedL1Loss."""
+
+    weight_known: NotNegative = Field(description="Factor on the difference at known pixels.")
+    weight_missing: NotNegative = Field(description="Factor on the difference in holes.")
+
+
+class MaskedGANArguments(Section):
+    """Arguments of MaskedGANLoss."""
+
+    loss_weight: NotNegative = Field(description="Factor on the generator's loss; the discriminator's is always 1.")
+    gp_coef: NotNegative = Field(description="Factor on the penalty of the discriminator's slope at true images (R1).")
+    mask_as_fake_target: bool = Field(description="Whether the discriminator learns that known pixels are true.")
+
+
+class FeatureMatchingArguments(Section):
+    """Arguments of FeatureMatchingLoss."""
+
+    loss_weight: NotNegative = Field(description="Factor on the distance.")
 
 
 class MaskedL1Loss(nn.Module):
@@ -14,6 +45,9 @@ class MaskedL1Loss(nn.Module):
 
     The published recipe counts known pixels 10 and missing ones 0: what fills a hole is left to the other losses.
     """
+
+    ARGUMENTS = MaskedL1Arguments
+    RULES = (needs_holes,)
 
     def __init__(self, weight_known: float = 10.0, weight_missing: float = 0.0) -> None:
         super().__init__()
@@ -31,6 +65,10 @@ class MaskedGANLoss(nn.Module):
     forward(logits) is the generator's loss, times `loss_weight`. The discriminator's has weight 1 and three parts:
     `real_loss`, `fake_loss` and `penalty`. As LaMa, which the published recipe takes it from.
     """
+
+    ARGUMENTS = MaskedGANArguments
+    RULES = (needs_holes,)
+    SEES_HOLES = True
 
     def __init__(self, loss_weight: float = 10.0, gp_coef: float = 0.001, mask_as_fake_target: bool = True) -> None:
         super().__init__()
@@ -63,6 +101,8 @@ class MaskedGANLoss(nn.Module):
 
 class FeatureMatchingLoss(nn.Module):
     """Mean over a discriminator's layers of the mean squared difference of its activations for fake and real."""
+
+    ARGUMENTS = FeatureMatchingArguments
 
     def __init__(self, loss_weight: float = 100.0) -> None:
         super().__init__()

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from diffir_sr.errors import OptionError
+from diffir_sr.option_types import NotNegative, Positive, Section
+
+
+class KDArguments(Section):
+    """Arguments of the loss."""
+
+    loss_weight: NotNegative = Field(description="Factor on the distance between the priors.")
+    temperature: Positive = Field(description="Of the KL divergence, which is logged and not trained on.")
+    criterion: Literal["l1", "l2", "kl"] = Field(
+        description="Distance between the priors: l1 (published, best in the paper), l2 or kl."
+    )
 
 
 class KDLoss(nn.Module):
@@ -16,6 +30,8 @@ class KDLoss(nn.Module):
     The paper's ablation found L1 better than L2 and KL (L_diff, section 4.4); the published code logs the KL
     term. It is KL(softmax(teacher / temperature) || softmax(estimate / temperature)), summed over D, mean over B.
     """
+
+    ARGUMENTS = KDArguments
 
     def __init__(self, loss_weight: float = 1.0, temperature: float = 0.15, criterion: str = "l1") -> None:
         super().__init__()

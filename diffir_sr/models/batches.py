@@ -9,16 +9,35 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from basicsr.utils.img_process_util import USMSharp
+from pydantic import Field
 from torch import Tensor
 
 from diffir_sr.data.online_degradation import OnlineDegradation
 from diffir_sr.errors import OptionError
 from diffir_sr.files.atomic import save_atomically
+from diffir_sr.option_types import Positive, Section
 
 logger = logging.getLogger("basicsr")
 Role = Literal["l1", "percep", "gan"]
 _ROLES: tuple[Role, ...] = ("l1", "percep", "gan")
 _KERNELS = ("kernel1", "kernel2", "sinc_kernel")
+
+
+class MixingAugs(Section):
+    """Mixup of the images in a batch, as in the published deblurring recipe."""
+
+    mixup: bool = Field(False, description="Whether images are mixed.")
+    mixup_beta: Positive = Field(1.2, description="Both parameters of the Beta distribution of the mixing weight.")
+    use_identity: bool = Field(True, description="Whether half of the batches stay unmixed.")
+
+
+class SharpenedTargets(Section):
+    """Which targets are sharpened (unsharp masking); at the top level of a file."""
+
+    gt_usm: bool = Field(False, description="Whether the ground truth is sharpened.")
+    l1_gt_usm: bool = Field(False, description="Whether the target of the pixel loss is sharpened.")
+    percep_gt_usm: bool = Field(False, description="Whether the target of the perceptual loss is sharpened.")
+    gan_gt_usm: bool = Field(False, description="Whether the discriminator's real images are sharpened.")
 
 
 class BatchPreparation:
@@ -30,15 +49,16 @@ class BatchPreparation:
 
     def __init__(self, opt: dict[str, Any], device: torch.device) -> None:
         self.device = device
-        self._roles = {role for role in _ROLES if opt.get("gt_usm") or opt.get(f"{role}_gt_usm")}
+        sharp = SharpenedTargets.of(opt)
+        self._roles = {role for role in _ROLES if sharp.gt_usm or getattr(sharp, f"{role}_gt_usm")}
         self._usm = USMSharp().to(device) if self._roles else None
         self._last: tuple[Tensor, Tensor] | None = None  # a ground truth and its sharpened form
         self.degradation: OnlineDegradation | None = None
         if str(opt["datasets"]["train"].get("type")).removesuffix("_basicsr") == "RealESRGANDataset":
             self.degradation = OnlineDegradation(opt, scale=int(opt.get("scale") or 1), device=device)
-        mixing = opt["train"].get("mixing_augs") or {}
-        self._beta = float(mixing.get("mixup_beta", 1.2)) if mixing.get("mixup") else None
-        self._often = 0.5 if mixing.get("use_identity") else 1.0
+        mixing = MixingAugs.of(opt["train"].get("mixing_augs"))
+        self._beta = mixing.mixup_beta if mixing.mixup else None
+        self._often = 0.5 if mixing.use_identity else 1.0
         self._seed = int(opt["manual_seed"])
         self.folder, self.rank = Path(opt["path"]["training_states"]), int(opt["rank"])
 

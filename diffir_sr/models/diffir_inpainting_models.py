@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, cast
 
 import torch
 from basicsr.losses import build_loss
@@ -16,10 +16,13 @@ from diffir_sr.checkpoints import fit, read_weights
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.losses.ade20k_loss import ADE20KPerceptualLoss, backbone_file
 from diffir_sr.losses.inpaint_losses import FeatureMatchingLoss, MaskedGANLoss, MaskedL1Loss
+from diffir_sr.models.basicsr_options import Adversarial, discriminator_is_given
 from diffir_sr.models.diffir_models import Stage2Model
+from diffir_sr.models.diffir_options import InpaintOptions, fills_holes, layers_can_be_compared, shipped, starts_cold
 from diffir_sr.models.discriminator import frozen
 from diffir_sr.models.distributed import average_gradients, broadcast_parameters
 from diffir_sr.models.restoration_model import Losses, RestorationModel
+from diffir_sr.options.schema import PathOptions
 
 Activations = Callable[[Tensor], list[Tensor]]
 
@@ -85,12 +88,21 @@ class MaskDiscriminator:
 logger = logging.getLogger("basicsr")
 
 
+class InpaintingOptions(Adversarial, InpaintOptions):
+    """What inpainting reads beyond what every model reads."""
+
+
 class InpaintModel(RestorationModel, ABC):
     """Trains a network that sees images with holes, (B, 4, H, W): RGB with zeros in the holes, then the mask.
 
     Batches are those of InpaintDataset. The generator has pixel, perceptual, adversarial and feature-matching losses
     of its raw output, as published; in what is validated and saved, known pixels are those of the input.
     """
+
+    OPTIONS = InpaintingOptions
+    WITHOUT_OPTIONS = ("mixing_augs",)
+    RULES = (discriminator_is_given, fills_holes, layers_can_be_compared)
+    FILLS_HOLES = True
 
     @classmethod
     def check_weights(cls, opt: dict[str, Any]) -> None:
@@ -109,11 +121,11 @@ class InpaintModel(RestorationModel, ABC):
 
     def setup_optimizers(self) -> None:
         super().setup_optimizers()
-        train, path = self.opt["train"], self.opt["path"]
+        train, path = self.opt["train"], PathOptions.of(self.opt["path"])
         net = self.build_net("network_d")
-        if path.get("pretrain_network_d"):
-            weights = read_weights(path["pretrain_network_d"], key=path.get("param_key_d", "params"))
-            strict = path.get("strict_load_d", True)
+        if path.pretrain_network_d:
+            weights = read_weights(path.pretrain_network_d, key=path.param_key_d)
+            strict = path.strict_load_d
             logger.info(f"Loaded {fit(net, weights, where='path.pretrain_network_d', strict=strict)}")
         broadcast_parameters(net)
         net.train()
@@ -155,6 +167,11 @@ class InpaintModel(RestorationModel, ABC):
 class DiffIRInpaintS1Model(InpaintModel):
     """Trains DiffIRS1 with `task: inpaint` against a discriminator; `test` needs whole images, as the network does."""
 
+    OPTIONS = ()
+    NETWORK_G = "DiffIRS1"
+    TITLE = "stage 1"
+    RECIPE = shipped("train_DiffIRS1")
+
     def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:
         self.output, _ = self.run_network(self.lq, self.target("l1"))
         return self.image_losses(self.output), {}
@@ -163,6 +180,12 @@ class DiffIRInpaintS1Model(InpaintModel):
 class DiffIRInpaintS2Model(InpaintModel, Stage2Model):
     """Trains all of DiffIRS2 with `task: inpaint` at once, against a discriminator, from the body of stage 1."""
 
+    OPTIONS = ()
+    MADE_BY: ClassVar[Mapping[str, str]] = {
+        "network_g": "DiffIRInpaintS1Model",
+        "network_S1": "DiffIRInpaintS1Model",
+    }
+    WARNINGS = (starts_cold,)
     starts_from_stage_1 = True
 
     def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:

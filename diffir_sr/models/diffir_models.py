@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,29 +15,47 @@ from torch.optim import Optimizer
 
 from diffir_sr.checkpoints import fit, read_weights
 from diffir_sr.errors import OptionError
+from diffir_sr.models.basicsr_options import Adversarial, Alternating, discriminator_is_given
+from diffir_sr.models.diffir_options import (
+    Stage2Options,
+    WarmUpOptions,
+    adversary_has_a_start,
+    rates_have_effect,
+    same_geometry,
+    shipped,
+    starts_cold,
+    warm_up_is_complete,
+)
 from diffir_sr.models.discriminator import Discriminator
 from diffir_sr.models.frozen import Frozen
 from diffir_sr.models.restoration_model import Losses, RestorationModel
 from diffir_sr.models.schedulers import step_decay_rate
+from diffir_sr.options.schema import PathOptions
 
 
 class Stage2Model(RestorationModel, ABC):
     """Trains DiffIRS2 to reach the prior of a frozen stage-1 teacher from the degraded image alone."""
 
+    OPTIONS = Stage2Options
+    RULES = (same_geometry,)
+    NETWORK_G = "DiffIRS2"
+    TITLE = "stage 2"
+    MADE_BY: ClassVar[Mapping[str, str]] = {"network_g": "DiffIRS1Model", "network_S1": "DiffIRS1Model"}
+    RECIPE = shipped("train_DiffIRS2")
     frozen_networks = (
         Frozen(
             "S1",
             role="stage 2 learns from a stage-1 network",
             source="the net_g file that a DiffIRS1Model training wrote",
             part="E",  # the prior encoder; the body of stage 1 is not needed
+            arch="DiffIRS1",
         ),
     )
 
     def init_training_settings(self) -> None:
-        train = self.opt["train"]
-        self.encoder_iter = int(train.get("encoder_iter") or 0)
-        self.trains_apart = train.get("diffusion_training", "joint") == "separate"
-        self.cri_kd = build_loss(train.get("kd_opt") or {"type": "KDLoss"}).to(self.device)
+        options = Stage2Options.of(self.opt["train"])
+        self.trains_apart = options.diffusion_training == "separate"
+        self.cri_kd = build_loss(self.opt["train"].get("kd_opt") or {"type": "KDLoss"}).to(self.device)
         super().init_training_settings()
 
     @property
@@ -94,6 +113,11 @@ class Stage2Model(RestorationModel, ABC):
 class DiffIRS1Model(RestorationModel):
     """Trains DiffIRS1 (body and CPEN_S1) on image losses; `test` needs the ground truth, as the network does."""
 
+    OPTIONS = ()
+    NETWORK_G = "DiffIRS1"
+    TITLE = "stage 1"
+    RECIPE = shipped("train_DiffIRS1")
+
     def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:
         restored, _ = self.run_network(self.lq, self.target("l1"))
         return self.image_losses(restored), {}
@@ -107,9 +131,14 @@ class DiffIRS2Model(Stage2Model):
     lr_sr * gamma_sr^((i - encoder_iter) // lr_decay_sr).
     """
 
+    OPTIONS = WarmUpOptions
+    RULES = (warm_up_is_complete,)
+    WARNINGS = (rates_have_effect, starts_cold)
+    WARMS_UP = True
     starts_from_stage_1 = True
 
     def init_training_settings(self) -> None:
+        self.encoder_iter = WarmUpOptions.of(self.opt["train"]).encoder_iter
         super().init_training_settings()
         self._warming_up = False
         if self.encoder_iter:
@@ -173,6 +202,10 @@ def _estimators(net: nn.Module) -> list[nn.Module]:
 logger = logging.getLogger("basicsr")
 
 
+class GANStageOptions(Adversarial, Alternating, WarmUpOptions):
+    """What the GAN stage reads beyond stage 2."""
+
+
 class DiffIRGANS2Model(Stage2Model):
     """Trains all of DiffIRS2 with pixel, prior, perceptual and GAN losses, from a trained stage 2.
 
@@ -180,25 +213,32 @@ class DiffIRGANS2Model(Stage2Model):
     lr_sr * gamma_sr^(i // lr_decay_sr); otherwise the scheduler's.
     """
 
+    OPTIONS = GANStageOptions
+    RULES = (discriminator_is_given, adversary_has_a_start, warm_up_is_complete)
+    WARNINGS = (rates_have_effect,)
+    TITLE = "the GAN stage"
+    MADE_BY: ClassVar[Mapping[str, str]] = {"network_g": "DiffIRS2Model", "network_S1": "DiffIRS1Model"}
+    RECIPE = shipped("train_DiffIRS2_GAN")
+
     def init_training_settings(self) -> None:
         if not self.opt["path"].get("pretrain_network_g"):
             raise OptionError(
                 "path.pretrain_network_g: the GAN phase starts from a trained stage 2 (the net_g file that a "
                 "DiffIRS2Model training wrote), and none is given; GAN losses from scratch diverge"
             )
-        train = self.opt["train"]
-        self.net_d_iters = int(train.get("net_d_iters") or 1)
-        self.net_d_init_iters = int(train.get("net_d_init_iters") or 0)
+        options = GANStageOptions.of(self.opt["train"])
+        self.encoder_iter = options.encoder_iter
+        self.net_d_iters, self.net_d_init_iters = options.net_d_iters, options.net_d_init_iters
         super().init_training_settings()
         self._law = self.law("sr") if self.encoder_iter else None
 
     def setup_optimizers(self) -> None:
         super().setup_optimizers()
         net = self.build_net("network_d")
-        path = self.opt["path"].get("pretrain_network_d")
-        if path:
-            weights = read_weights(path, key=self.opt["path"].get("param_key_d", "params"))
-            strict = self.opt["path"].get("strict_load_d", True)
+        path = PathOptions.of(self.opt["path"])
+        if path.pretrain_network_d:
+            weights = read_weights(path.pretrain_network_d, key=path.param_key_d)
+            strict = path.strict_load_d
             logger.info(f"Loaded {fit(net, weights, where='path.pretrain_network_d', strict=strict)}")
         net = self.model_to_device(net)
         net.train()

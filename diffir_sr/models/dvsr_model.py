@@ -18,6 +18,8 @@ class DvSRModel(NoisePredictionModel):
     [0, 1]): it falls, although no loss asks for it.
     """
 
+    OPTIONS = ()
+
     def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:
         noise, truth = self.noise_at(current_iter), self.target("l1")
         level = self.levels_at(noise, len(truth))
@@ -29,6 +31,8 @@ class DvSRModel(NoisePredictionModel):
 
 class DvSRRegressionModel(PlainModel):
     """Trains the predictor of DvSR alone on the pixels, as the paper's regression does with squared errors."""
+
+    OPTIONS = ()
 
     def __init__(self, opt: dict[str, Any]) -> None:
         super().__init__(opt)

@@ -23,13 +23,15 @@ class Frozen:
 
     `path.param_key_<name>` is the entry of the file, the averaged weights by default: BasicSR turns `param_key_g` to
     'params' when it resumes, which must not replace a helper in the middle of a training. `part` is the submodule
-    that is kept; `role` and `source` say in messages what it is for and which file it is.
+    that is kept, `arch` the class of network that it must be or derive from; `role` and `source` say in messages what
+    it is for and which file it is.
     """
 
     name: str
     role: str
     source: str
     part: str = ""
+    arch: str = ""
 
     @property
     def section(self) -> str:

@@ -12,5 +12,7 @@ class PlainModel(RestorationModel):
     the saved file says which network it holds.
     """
 
+    OPTIONS = ()
+
     def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:
         return self.image_losses(self.run_network(self.lq)), {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ import torch
 from basicsr.archs import build_network
 from basicsr.losses import build_loss
 from basicsr.models.sr_model import SRModel
+from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -25,17 +26,29 @@ from diffir_sr.errors import InputError, OptionError
 from diffir_sr.families.base import Restores
 from diffir_sr.metrics.images import protocol
 from diffir_sr.models import validation as measuring
-from diffir_sr.models.acceleration import accelerate, in_precision
-from diffir_sr.models.batches import BatchPreparation, Role
+from diffir_sr.models.acceleration import Acceleration, accelerate, in_precision
+from diffir_sr.models.basicsr_options import BuiltOnce, something_to_learn
+from diffir_sr.models.batches import BatchPreparation, MixingAugs, Role, SharpenedTargets
 from diffir_sr.models.finite import refuse_broken_values, refuse_broken_weights
 from diffir_sr.models.frozen import Frozen
 from diffir_sr.models.running_sums import load_sums, save_sums
 from diffir_sr.models.saving import CardFiles
 from diffir_sr.models.schedulers import build_scheduler
+from diffir_sr.option_types import Positive, Rule, View
+from diffir_sr.options.schema import PathOptions, TrainLoop, ValOptions
 from diffir_sr.weights.backbones import load_vgg
 
 logger = logging.getLogger("basicsr")
 Losses = dict[str, Tensor]
+
+
+class RestorationOptions(BuiltOnce, Acceleration):
+    """What every model of this package reads."""
+
+    clip_grad_norm: Positive | None = Field(
+        None, description="Largest total norm of network_g's gradient; by default there is no limit."
+    )
+    mixing_augs: MixingAugs | None = Field(None, description="Mixup; needed by published deblurring files.")
 
 
 class RestorationModel(SRModel, ABC):
@@ -56,6 +69,16 @@ class RestorationModel(SRModel, ABC):
 
     # Set-up
 
+    # What option files may say (see `option_types`); derived classes add their own.
+    OPTIONS: ClassVar[Any] = RestorationOptions
+    TOP_OPTIONS: ClassVar[Any] = SharpenedTargets
+    RULES: ClassVar[tuple[Rule, ...]] = (something_to_learn,)
+    STANDARD_LOOP: ClassVar[bool] = True  # it trains by the loop, the schedulers and the `val` of this package
+    NETWORK_G: ClassVar[str] = ""  # the class of network that it trains, if only one will do
+    TITLE: ClassVar[str] = ""  # of the training, in messages: "stage 1"
+    MADE_BY: ClassVar[Mapping[str, str]] = {}  # of network_<x>, the model type that writes its weights
+    RECIPE: ClassVar[Callable[[View], str | None] | None] = None  # the shipped recipe for a file's network
+
     takes_bytes: ClassVar[bool] = True  # whether training batches may be uint8
     frozen_networks: ClassVar[tuple[Frozen, ...]] = ()  # what a training uses and does not train, as `self.frozen`
     starts_from_stage_1: ClassVar[bool] = False  # whether a training may take the body of a stage-1 file
@@ -66,11 +89,11 @@ class RestorationModel(SRModel, ABC):
 
         Called before a run makes its folders; reads what loading will read again.
         """
-        path, is_train = opt["path"], opt["is_train"]
-        if path.get("pretrain_network_g"):
-            weights = read_weights(path["pretrain_network_g"], key=path.get("param_key_g", "params_ema"))
-            start = cls.starts_from_stage_1 and is_train and not path.get("resume_state")
-            strict = path.get("strict_load_g", True)
+        path, is_train = PathOptions.of(opt["path"]), opt["is_train"]
+        if path.pretrain_network_g:
+            weights = read_weights(path.pretrain_network_g, key=path.param_key_g)
+            start = cls.starts_from_stage_1 and is_train and not path.resume_state
+            strict = path.strict_load_g
             net = build_network(opt["network_g"])
             fitting(net, weights, where="path.pretrain_network_g", strict=strict, from_stage_1=start)
         if is_train:
@@ -99,8 +122,8 @@ class RestorationModel(SRModel, ABC):
     def init_training_settings(self) -> None:
         train = self.opt["train"]
         self.net_g.train()
-        accelerate(self.get_bare_model(self.net_g), train, self.device)
-        self.ema_decay = train.get("ema_decay", 0)
+        accelerate(self.get_bare_model(self.net_g), Acceleration.of(train), self.device)
+        self.ema_decay = TrainLoop.of(train).ema_decay
         if self.ema_decay > 0:
             self.net_g_ema = self._start_average()
         self.frozen = {helper.name: helper.load(self.opt, self.device) for helper in self.frozen_networks}
@@ -181,7 +204,7 @@ class RestorationModel(SRModel, ABC):
     def run_network(self, *inputs: Tensor, **options: Any) -> Any:
         """net_g(*inputs, **options) in the precision of `train.autocast`; what it returns is float32."""
         return in_precision(
-            lambda: self.net_g(*inputs, **options), self.opt["train"].get("autocast", "none"), self.device
+            lambda: self.net_g(*inputs, **options), Acceleration.of(self.opt["train"]).autocast, self.device
         )
 
     def optimizer_at(self, current_iter: int) -> Optimizer:
@@ -245,7 +268,7 @@ class RestorationModel(SRModel, ABC):
 
     def restored(self, net: nn.Module) -> Tensor:
         """The current batch restored as `diffir restore` does it, with `val.seed` as its seed."""
-        seed = int((self.opt.get("val") or {}).get("seed") or 0)
+        seed = ValOptions.of(self.opt.get("val")).seed
         conditions: dict[str, Tensor] = {}
         if isinstance(net, Restores) and "gt" in net.conditions:
             if self.gt is None:
@@ -271,15 +294,13 @@ class RestorationModel(SRModel, ABC):
 
     def nondist_validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool) -> None:
         """Restore and measure every image of a dataset; ranks share the images, rank 0 reports."""
-        dataset, opt = dataloader.dataset, self.opt.get("val") or {}
+        dataset, opt = dataloader.dataset, ValOptions.of(self.opt.get("val"))
         rank, world_size = self.opt["rank"], self.opt["world_size"]
-        metrics = opt.get("metrics") or {}
+        metrics = opt.metrics or {}
         watch, scores = measuring.Stopwatch(), {}
         names = measuring.result_names(dataset)
         unreadable: list[str] | None = None if self.is_train else []
-        shown = measuring.samples(
-            dataset, rank=rank, world_size=world_size, progress=opt.get("pbar", True), unreadable=unreadable
-        )
+        shown = measuring.samples(dataset, rank=rank, world_size=world_size, progress=opt.pbar, unreadable=unreadable)
         for index, batch in shown:
             self.feed_data(batch)
             self.test()
@@ -300,7 +321,7 @@ class RestorationModel(SRModel, ABC):
         folder = Path(self.opt["path"]["visualization"])
         if self.is_train:
             return folder / name / f"{name}_{current_iter}.png"
-        suffix = (self.opt.get("val") or {}).get("suffix") or self.opt["name"]
+        suffix = ValOptions.of(self.opt.get("val")).suffix or self.opt["name"]
         return folder / dataset.opt["name"] / f"{name}_{suffix}.png"
 
     def _report(

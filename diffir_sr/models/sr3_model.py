@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from diffir_sr.diffusion.noise import Noise
@@ -12,8 +13,27 @@ from diffir_sr.diffusion.sampling import drawn_levels, noised_to
 from diffir_sr.errors import OptionError
 from diffir_sr.families.base import WalksInSteps
 from diffir_sr.models.restoration_model import Losses, RestorationModel
+from diffir_sr.option_types import Probability, Section, Whole
 
-_SAMPLING = ("steps", "sampler", "eta", "variance")  # options of `val`
+
+class NoiseOptions(Section):
+    """Training to find the noise in pictures."""
+
+    share_t: bool = Field(
+        False,
+        description="Whether a batch shares one step of the schedule, between whose levels samples are drawn.",
+    )
+
+
+class SamplingOptions(Section):
+    """How validation draws pictures; by default as network_g says."""
+
+    steps: Annotated[Whole, Field(ge=1, le=100_000)] | None = Field(None, description="Steps of the sampler.")
+    sampler: Literal["ddpm", "ddim"] | None = Field(None, description="Kind of the steps.")
+    eta: Probability | None = Field(None, description="Share of ddpm's noise that steps of ddim add.")
+    variance: Literal["fixed_small", "fixed_large"] | None = Field(
+        None, description="Noise that steps of ddpm add, the posterior's or beta's."
+    )
 
 
 class NoisePredictionModel(RestorationModel):
@@ -25,19 +45,19 @@ class NoisePredictionModel(RestorationModel):
     `val.variance`.
     """
 
-    OPTIONS: ClassVar[Any] = ("share_t", "clip_grad_norm")
+    OPTIONS: ClassVar[Any] = NoiseOptions
+    VAL_OPTIONS: ClassVar[Any] = SamplingOptions
 
     def __init__(self, opt: dict[str, Any]) -> None:
         super().__init__(opt)
-        changes = {name: (opt.get("val") or {}).get(name) for name in _SAMPLING}
+        changes = SamplingOptions.of(opt.get("val")).model_dump()
         for net in (self.get_bare_model(self.net_g), self.net_g_ema):
             if isinstance(net, WalksInSteps):
                 net.sampling = net.sampling.changed(**changes)
 
     def init_training_settings(self) -> None:
         train, starts_anew = self.opt["train"], not self.opt["path"].get("pretrain_network_g")
-        if not isinstance(train.get("share_t", False), bool):
-            raise OptionError(f"train.share_t: expected true or false, found {train['share_t']!r}")
+        self.share_t = NoiseOptions.of(train).share_t
         if train.get("perceptual_opt"):
             raise OptionError(f"train.perceptual_opt: {type(self).__name__} compares noise, not pictures; leave it out")
         net = self.get_bare_model(self.net_g)
@@ -54,7 +74,7 @@ class NoisePredictionModel(RestorationModel):
             net.trained_schedule,
             noise.normal((count, 2), "level"),
             space=net.level_space,
-            share_t=bool(self.opt["train"].get("share_t")),
+            share_t=self.share_t,
         ).to(self.device)
 
     def noise_losses(self, found: Tensor, eps: Tensor) -> Losses:
@@ -64,6 +84,8 @@ class NoisePredictionModel(RestorationModel):
 
 class SR3Model(NoisePredictionModel):
     """Trains SR3 to find the noise in the ground truth, given the degraded picture."""
+
+    OPTIONS = ()
 
     def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:
         noise, net = self.noise_at(current_iter), self.get_bare_model(self.net_g)

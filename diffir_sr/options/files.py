@@ -6,31 +6,23 @@ import os
 import re
 from functools import partial
 
+from basicsr.utils.registry import MODEL_REGISTRY
+
+from diffir_sr.errors import OptionError
+from diffir_sr.families import declaring
+from diffir_sr.option_types import Found
+from diffir_sr.options.check import find
 from diffir_sr.options.recipes import recipe_names, recipes_folder
 from diffir_sr.options.report import Report
-from diffir_sr.options.rules import ADVERSARIAL, TAUGHT, Found, apply_rules
-from diffir_sr.options.rules_data import ROOTS, is_lmdb, roots_in
-from diffir_sr.options.view import View
-
-_MAKER = {
-    "DiffIRS1Model": "train_DiffIRS1",
-    "DiffIRS2Model": "train_DiffIRS2",
-    "DiffIRGANS2Model": "train_DiffIRS2_GAN",
-    "DiffIRInpaintS1Model": "train_DiffIRS1",
-    "DiffIRInpaintS2Model": "train_DiffIRS2",
-}
-_STAGE = {"DiffIRS1Model": "stage 1", "DiffIRS2Model": "stage 2", "DiffIRGANS2Model": "the GAN stage"}
-_STAGE |= {"DiffIRInpaintS1Model": "stage 1", "DiffIRInpaintS2Model": "stage 2"}
-# What the weights of network_g that a training starts from were trained as.
-_BEFORE = {"DiffIRS2Model": "DiffIRS1Model", "DiffIRGANS2Model": "DiffIRS2Model"}
-_BEFORE |= {"DiffIRInpaintS2Model": "DiffIRInpaintS1Model"}
+from diffir_sr.options.rules import ROOTS, OptionView, asked, is_lmdb, roots_in
+from diffir_sr.options.source import read_source
 
 
-def apply_file_rules(view: View, report: Report) -> None:
+def apply_file_rules(view: OptionView, report: Report) -> None:
     """Add to the report every file and folder that is named and missing."""
     names = [name for name, _ in view.datasets()]
     weights = [key for key in view.values.get("path") or {} if str(key).startswith("pretrain_network_")]
-    apply_rules(
+    report.problems += asked(
         [
             state_exists,
             vgg_exists,
@@ -40,31 +32,30 @@ def apply_file_rules(view: View, report: Report) -> None:
             *(partial(list_exists, name=name, key=key) for name in names for key in ("meta_info_file", "meta_info")),
         ],
         view,
-        report,
     )
 
 
-def weights_exist(view: View, key: str) -> Found:
+def weights_exist(view: OptionView, key: str) -> Found:
     """Weights to start from are there; a missing file is told with the command that makes it."""
     network = key.removeprefix("pretrain_")
-    is_teacher = network == "network_S1"
-    if is_teacher and not view.is_train:  # tests need no teacher
+    is_helper = network in [helper.section for helper in view.declares("frozen_networks") or ()]
+    if is_helper and not view.is_train:  # tests need none
         return
-    if view.has("path", "resume_state") and not is_teacher:  # the run that is resumed has its own
+    if view.has("path", "resume_state") and not is_helper:  # the run that is resumed has its own
         return
     path = view.get("path", key)
     if path and not os.path.isfile(os.path.expanduser(path)):
         yield ("path", key), f"{_absent('file', path)}; {_origin(view, network)}"
 
 
-def state_exists(view: View) -> Found:
+def state_exists(view: OptionView) -> Found:
     """The training state to resume from is there."""
     path = view.get("path", "resume_state")
     if path and not os.path.isfile(os.path.expanduser(path)):
         yield ("path", "resume_state"), f"{_absent('file', path)}; training writes states to training_states/"
 
 
-def vgg_exists(view: View) -> Found:
+def vgg_exists(view: OptionView) -> Found:
     """The file with VGG's weights is there."""
     path = view.get("train", "perceptual_opt", "vgg_path")
     if path and not os.path.isfile(os.path.expanduser(path)):
@@ -74,7 +65,7 @@ def vgg_exists(view: View) -> Found:
         )
 
 
-def backbone_exists(view: View) -> Found:
+def backbone_exists(view: OptionView) -> Found:
     """The file with the weights of a perceptual loss's own network is there."""
     path = view.get("train", "perceptual_opt", "weights_path")
     if isinstance(path, str) and not os.path.isfile(os.path.expanduser(path)):
@@ -84,7 +75,7 @@ def backbone_exists(view: View) -> Found:
         )
 
 
-def data_exists(view: View, name: str, root: str) -> Found:
+def data_exists(view: OptionView, name: str, root: str) -> Found:
     """A folder or LMDB of images is there."""
     for path in roots_in({root: view.get("datasets", name, root)}, root):
         if not os.path.isdir(os.path.expanduser(path)) and not _is_list(path):
@@ -96,7 +87,7 @@ def _is_list(path: str) -> bool:
     return path.endswith((".txt", ".jsonl")) and os.path.isfile(os.path.expanduser(path))
 
 
-def list_exists(view: View, name: str, key: str) -> Found:
+def list_exists(view: OptionView, name: str, key: str) -> Found:
     """A list of images is there."""
     path = view.get("datasets", name, key)
     if path and isinstance(path, str) and not os.path.isfile(os.path.expanduser(path)):
@@ -109,32 +100,30 @@ def _absent(what: str, path: str) -> str:
     return f"no such {what}: {path}{seen_from}"
 
 
-def _origin(view: View, network: str) -> str:
-    model = view.get("model_type")
-    if network == "network_S1":
-        maker = _BEFORE.get(model, model) if model in TAUGHT else None
-        maker = "DiffIRS1Model" if maker == "DiffIRS2Model" else maker  # the GAN stage has the same teacher
-    elif network == "network_g":
-        maker = _BEFORE.get(model) if view.is_train else model
-    else:
-        maker = model if network == "network_d" and model in ADVERSARIAL else None
-    if maker not in _MAKER:
+def _origin(view: OptionView, network: str) -> str:
+    """Which training writes such weights, and by which command."""
+    made_by = (view.declares("MADE_BY") or {}) if view.is_train else {"network_g": view.model}
+    if view.is_train and view.has(network) and network not in made_by and network != "network_g":
+        made_by = {**made_by, network: view.model}  # what a training has beside network_g it writes itself
+    maker = declaring(find(MODEL_REGISTRY, made_by.get(network)))
+    title, recipe_of = getattr(maker, "TITLE", ""), getattr(maker, "RECIPE", None)
+    if not title:
         return "correct the path, or remove the option to start without"
-    recipe = _recipe_of(view.get("path", f"pretrain_{network}"))
-    if network == "network_d" and recipe and "GAN" not in recipe and view.task() == "sr":
-        recipe = None  # published fine-tuning files look for it where stage 2 writes, which has none
-    if recipe is None and view.task() == "sr":
-        recipe = f"options/{_MAKER[maker]}_x{view.scale()}.yml"
-    made_by = f": basicsr train -opt {recipe}" if recipe else f" (model_type {maker})"
-    return f"{_STAGE[maker]} makes it{made_by}"
+    recipe = _recipe_of(view.get("path", f"pretrain_{network}"), made_by[network])
+    recipe = recipe or (recipe_of(view) if recipe_of else None)
+    how = f": basicsr train -opt options/{recipe}.yml" if recipe else f" (model_type {made_by[network]})"
+    return f"{title} makes it{how}"
 
 
-def _recipe_of(weights: str) -> str | None:
-    """The recipe whose run writes a file, found by the name of its folder; None if it is none of ours."""
+def _recipe_of(weights: str, model: str) -> str | None:
+    """The recipe of a model whose run writes a file, found by the name of its folder; None if it is none of ours."""
     run = re.search(r"experiments/([^/]+)/models/", weights)
     folder = recipes_folder()
     for name in recipe_names(folder) if run else ():
         written = re.search(r"^name: *([^\s#]+)", (folder / f"{name}.yml").read_text(encoding="utf-8"), re.MULTILINE)
         if run and written and written[1] == run[1]:
-            return f"options/{name}.yml"
+            try:
+                return name if read_source(folder / f"{name}.yml").values.get("model_type") == model else None
+            except OptionError:
+                return None
     return None

@@ -1,33 +1,27 @@
-"""From an option file to checked options."""
+"""From an option file to checked options: read, renamed, repaired, checked, completed."""
 
 from __future__ import annotations
 
 import copy
 import importlib
 import os
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffir_sr.options.corrections import (
-    set_defaults,
-    settle_task,
-    settle_window,
-    warn_of_a_cold_start,
-    warn_of_a_misleading_name,
-    warn_of_dead_options,
-)
+from diffir_sr.families import declaring
+from diffir_sr.option_types import Section, found, inherited
+from diffir_sr.options.check import gathered
 from diffir_sr.options.files import apply_file_rules
-from diffir_sr.options.hydra import refuse_hydra
-from diffir_sr.options.overrides import apply_overrides
-from diffir_sr.options.report import Report, fail_on_problems, found, told
-from diffir_sr.options.rules import RULES, apply_rules
-from diffir_sr.options.rules_data import apply_dataset_rules
-from diffir_sr.options.source import Source, read_source
-from diffir_sr.options.structure import check_structure, elsewhere
-from diffir_sr.options.view import View
+from diffir_sr.options.recipes import refuse_hydra
+from diffir_sr.options.report import Report, fail_on_problems, told
+from diffir_sr.options.rules import ROOTS, OptionView, apply_rules, apply_warnings, is_lmdb, roots_in
+from diffir_sr.options.schema import LoggerOptions, Options, ValOptions
+from diffir_sr.options.source import Source, apply_overrides, read_source
+from diffir_sr.options.structure import check_structure, elsewhere, named_classes
 
 
 @dataclass(frozen=True)
@@ -53,19 +47,18 @@ def load_options(
     refuse_hydra(source.values, file=str(path))
     report = Report(elsewhere=elsewhere(source.values))
     values = copy.deepcopy(source.values)
-    settle_task(values, report)
+    _rename(values, source, report)
+    _correct(values, report)
     values = check_structure(values, report, is_train=is_train)
-    view = View(values, report, is_train=is_train)
-    apply_rules(RULES, view, report)
-    apply_dataset_rules(view, report)
+    view = OptionView(values, report, is_train=is_train)
+    apply_rules(view, report)
     if check_files:
         apply_file_rules(view, report)
     fail_on_problems(report, source.places, file=str(path))
-    settle_window(view, report)
-    warn_of_dead_options(view, report)
-    warn_of_a_misleading_name(view, report)
-    warn_of_a_cold_start(view, report)
-    set_defaults(values, scale=view.scale(), is_train=is_train)
+    _settle_window(view, report)
+    _warn_of_a_misleading_name(view, report)
+    apply_warnings(view, report)
+    _complete(values, view)
     return LoadedOptions(values, told(report.warnings, source.places), Path(path))
 
 
@@ -85,3 +78,112 @@ def _import_plugins(source: Source, *, file: str) -> None:
         except Exception as error:
             report.problem(("plugins", index), f"plugin {module!r} cannot be imported: {type(error).__name__}: {error}")
     fail_on_problems(report, source.places, file=file)
+
+
+# Earlier names and published files
+
+
+def _rename(values: dict[str, Any], source: Source, report: Report) -> None:
+    """Take earlier names of options for their new ones, in their own sections and at the top level."""
+    for keys, kind in list(named_classes(values)):
+        renamed = {old: new for one in inherited(declaring(kind), "RENAMED") for old, new in one.items()}
+        for section_keys in dict.fromkeys((keys, ())):
+            section = _section_at(values, section_keys)
+            for old in [old for old in renamed if old in section and renamed[old] not in section]:
+                report.warn((*section_keys, old), f"is now called {renamed[old]}")
+                # In the place of the old one, so that the order stays.
+                items = [(renamed[key] if key == old else key, value) for key, value in section.items()]
+                section.clear()
+                section.update(items)
+                before, now = (*section_keys, old), (*section_keys, renamed[old])
+                for place, at in list(source.places.items()):
+                    if place[: len(before)] == before:
+                        source.places[now + place[len(before) :]] = at
+
+
+def _section_at(values: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    section: Any = values
+    for key in keys:
+        section = section[key]
+    return section
+
+
+def _correct(values: dict[str, Any], report: Report) -> None:
+    """What classes know to be wrong in published files, each change with a warning."""
+    for keys, kind in list(named_classes(values)):
+        for correction in gathered(kind, "CORRECTIONS"):
+            report.warnings.extend(correction(values, keys))
+
+
+def _settle_window(view: OptionView, report: Report) -> None:
+    """Published x2 and x1 files carry a window_size that is too small; nothing reads it, but it must not mislead."""
+    if not view.has("val", "window_size"):
+        return
+    size, rule = view.get("val", "window_size"), view.size_rule()
+    if rule and size % rule.multiple_of:
+        report.warn(
+            ("val", "window_size"),
+            f"corrected from {size} to {rule.multiple_of}: padding is a property of the network, and this one pads "
+            f"to multiples of {rule.multiple_of} whatever is written here",
+        )
+        view.values["val"]["window_size"] = rule.multiple_of
+        return
+    pads = f"this one pads to multiples of {rule.multiple_of}" if rule else "it alone decides"
+    report.warn(("val", "window_size"), f"has no effect: padding is a property of the network ({pads})")
+
+
+def _warn_of_a_misleading_name(view: OptionView, report: Report) -> None:
+    """A run called after another scale would write its results among those of that scale's run."""
+    named = re.search(r"_x([1248])(?=_|$)", view.get("name", default=""))
+    if named and view.scale() not in (None, int(named[1])):
+        other = f"x{named[1]}"
+        report.warn(
+            ("name",),
+            f"says {other}, but the scale is {view.scale()}: results go where those of {other} would; rename it",
+        )
+
+
+# What is absent
+
+
+def _complete(values: dict[str, Any], view: OptionView) -> None:
+    """Fill in what BasicSR reads without asking whether it is there."""
+    values.setdefault("num_gpu", Options.model_fields["num_gpu"].default)
+    if values.get("scale") is None and view.scale() is not None:
+        values["scale"] = view.scale()
+    _complete_path(values, view)
+    if "val" not in values or values["val"] is not None or not view.is_train:  # `val: ~` switches it off in training
+        values["val"] = _filled(values.get("val"), ValOptions, save_img=not view.is_train)
+    if view.is_train:
+        values["logger"] = _filled(values.get("logger"), LoggerOptions)
+    for dataset in _sections(values["datasets"]):
+        _set_backend(dataset)
+
+
+def _filled(given: Mapping[str, Any] | None, section: type[Section], **instead: Any) -> dict[str, Any]:
+    """A section with the default of every absent option."""
+    defaults = {name: copy.copy(info.default) for name, info in section.model_fields.items()}
+    return {**defaults, **instead, **(given or {})}
+
+
+def _complete_path(values: dict[str, Any], view: OptionView) -> None:
+    """Networks that are not trained keep their weights when a training resumes."""
+    path = values["path"] = dict(values.get("path") or {})
+    helpers = [one for one in view.declares("frozen_networks") or () if values.get(one.section) is not None]
+    for helper in helpers:
+        path.setdefault(f"param_key_{helper.name}", "params_ema")
+    if view.is_train or "ignore_resume_networks" in path:
+        ignored = path.get("ignore_resume_networks") or []
+        path["ignore_resume_networks"] = list(dict.fromkeys([*ignored, *(helper.section for helper in helpers)]))
+
+
+def _set_backend(dataset: dict[str, Any]) -> None:
+    kinds = {is_lmdb(path) for root in ROOTS for path in roots_in(dataset, root)}
+    # One folder and one LMDB: the dataset itself must see to it.
+    if dataset.get("io_backend") is None and len(kinds) == 1:
+        dataset["io_backend"] = {"type": "lmdb" if kinds.pop() else "disk"}
+
+
+def _sections(values: Any) -> Iterator[dict[str, Any]]:
+    members: Iterable[Any] = values.values() if isinstance(values, dict) else ()
+    yield from (one for one in members if isinstance(one, dict))

@@ -1,4 +1,4 @@
-"""The reference of all options: text for people and a JSON schema for editors, made from the schemas."""
+"""The reference of all options: text for people and a JSON schema for editors, made from what is declared."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY
+from pydantic import create_model
 from pydantic.fields import FieldInfo
 
-from diffir_sr.options.arguments import ARGUMENTS
-from diffir_sr.options.constructors import find
-from diffir_sr.options.fields import Built, Section
-from diffir_sr.options.schema_data import DATASETS, BoxMasks, IoBackend, IrregularMasks, Loader, MaskGenerator
-from diffir_sr.options.schema_top import (
-    Degradation,
+from diffir_sr.families import declaring
+from diffir_sr.option_types import Section
+from diffir_sr.options.check import Declared, Known, arguments_of, declared, fields_of, is_built, nested_section
+from diffir_sr.options.schema import (
+    SCHEDULERS,
     DistParams,
+    IoBackend,
+    Loader,
     LoggerOptions,
     Options,
     PathOptions,
+    TrainLoop,
     ValOptions,
     WandbOptions,
 )
-from diffir_sr.options.schema_train import SCHEDULERS, MixingAugs, TrainOptions
-from diffir_sr.options.sections import nested_section
+from diffir_sr.options.structure import readers, standard_models, top_readers
 
 _REGISTRIES = {"network": ARCH_REGISTRY, "loss": LOSS_REGISTRY, "metric": METRIC_REGISTRY}
 _INTRODUCTION = """# Options
@@ -41,52 +43,69 @@ Every option that a file for `basicsr train` or `basicsr test` may hold. This pa
   are merged, lists and single values replaced.
 - On the command line, `--force_yml train:total_iter=1000 val:save_img=true` overrides a file.
 - Networks, losses, metrics and optimizers take the arguments of their classes. A class of a plugin is checked
-  in the same way, against its signature and its annotations. Datasets and models of plugins say what they take
-  with a class attribute `OPTIONS` (a pydantic model, or names); without it their keys pass unchecked, with a
-  warning.
+  in the same way, against its signature and its annotations. Datasets and models, this package's and those of
+  plugins, say what they read with a class attribute `OPTIONS`; without it their keys pass unchecked, with a
+  warning. `diffir_sr.option_types` describes it, and rules that classes may add.
+- Networks are built and optimizers tried while a file is checked, so that what their classes refuse is told, too.
 """
 
 
 def render_reference() -> str:
     """The reference as Markdown, one table per section."""
     parts = [_INTRODUCTION]
-    parts += _section("Top level", Options, leave_out=Degradation)
-    parts += _section("`datasets.train`, `val`, `val_<name>`, `test`, `test_<name>`: every type", Loader)
-    for name, schema in DATASETS.items():
-        parts += _section(f"Datasets of type `{name}`", schema, leave_out=Loader)
-    parts += _section("`io_backend` of a dataset", IoBackend)
-    parts += _section("`mask_gen` of an InpaintDataset", MaskGenerator)
-    parts += _section("`mask_gen.irregular_kwargs`", IrregularMasks)
-    parts += _section("`mask_gen.box_kwargs`", BoxMasks)
-    parts += _section("`path`", PathOptions)
-    parts += _section("`train`", TrainOptions)
-    for schema in dict.fromkeys(SCHEDULERS.values()):
-        names = " or ".join(f"`{name}`" for name, other in SCHEDULERS.items() if other is schema)
-        parts += _section(f"`train.scheduler` of type {names}", schema)
-    parts += _section("`train.mixing_augs`", MixingAugs)
-    parts += _section("`val`", ValOptions)
-    parts += _section("`logger`", LoggerOptions)
-    parts += _section("`logger.wandb`", WandbOptions)
-    parts += _section("`dist_params`", DistParams)
-    parts += _section("Top level, real-world super-resolution", Degradation)
-    for (kind, name), arguments in ARGUMENTS.items():
-        parts += _constructor(kind, name, arguments)
+    parts += _table("Top level", Options)
+    parts += _table("`datasets.train`, `val`, `val_<name>`, `test`, `test_<name>`: every type", Loader)
+    for name, options in datasets().items():
+        parts += _table(f"Datasets of type `{name}`", next(iter(reversed(options.known.values())))[0], options.known)
+    parts += _table("`io_backend` of a dataset", IoBackend)
+    parts += _nested("datasets.*", [known for options in datasets().values() for known in options.known.items()])
+    parts += _table("`path`", PathOptions)
+    parts += _frozen_networks()
+    parts += _table("`train`: every model", TrainLoop)
+    parts += _grouped("`train`", readers(), without=TrainLoop)
+    for section in dict.fromkeys(SCHEDULERS.values()):
+        names = " or ".join(f"`{name}`" for name, other in SCHEDULERS.items() if other is section)
+        parts += _table(f"`train.scheduler` of type {names}", section)
+    parts += _nested("train", [(name, options.known[name]) for name, (options, _) in readers().items()])
+    parts += _table("`val`", ValOptions)
+    parts += _grouped("`val`", readers("VAL_OPTIONS"))
+    parts += _table("`logger`", LoggerOptions)
+    parts += _table("`logger.wandb`", WandbOptions)
+    parts += _table("`dist_params`", DistParams)
+    parts += _grouped("Top level", top_readers())
+    for kind, registry in _REGISTRIES.items():
+        for name, target in registry:
+            if arguments_of(target) and name == name.removesuffix("_basicsr"):
+                parts += _constructor(kind, name, target)
     return "\n".join(parts)
+
+
+def datasets() -> dict[str, Declared]:
+    """What every registered dataset that declares its options reads beyond what all read; BasicSR's names bare."""
+    found = {name.removesuffix("_basicsr"): declared(kind) for name, kind in DATASET_REGISTRY}
+    return {name: options for name, options in found.items() if options.whole}
 
 
 def json_schema() -> dict[str, Any]:
     """A JSON schema (draft 2020-12) of option files, for completion and checks in editors."""
-    schema = Options.model_json_schema()
+    top = {name: options.known[name] for name, (options, _) in top_readers().items()}
+    schema = _model("Options", {**top, **fields_of(Options)}).model_json_schema()
     definitions = schema["$defs"]
-    definitions |= {name: _definition(model, definitions) for name, model in DATASETS.items()}
-    definitions["TrainOptions"]["patternProperties"] = {"^.*_opt$|^optim_": {"$ref": "#/$defs/Built"}}
+    loaders = {name: {**fields_of(Loader), **options.known} for name, options in datasets().items()}
+    definitions |= {name: _definition(name, known, definitions) for name, known in loaders.items()}
+    train = {name: options.known[name] for name, (options, _) in readers().items()}
+    definitions["TrainLoop"] = _definition("TrainLoop", {**train, **fields_of(TrainLoop)}, definitions)
+    val = {name: options.known[name] for name, (options, _) in readers("VAL_OPTIONS").items()}
+    definitions["ValOptions"] = _definition("ValOptions", {**val, **fields_of(ValOptions)}, definitions)
+    definitions["TrainLoop"]["required"] = ["total_iter"]  # the others are needed by some models
+    definitions["TrainLoop"]["patternProperties"] = {"^.*_opt$|^optim_": {"$ref": "#/$defs/Built"}}
     definitions["PathOptions"]["patternProperties"] = {"^(pretrain_network|param_key|strict_load)_": {}}
     choices = [
         {
             "if": {"properties": {"type": {"enum": [name, f"{name}_basicsr"]}}},
             "then": {"$ref": f"#/$defs/{name}"},
         }
-        for name in DATASETS
+        for name in loaders
     ]
     one = {"type": "object", "required": ["name", "type"], "allOf": choices}
     schema["properties"]["datasets"] = {
@@ -95,39 +114,84 @@ def json_schema() -> dict[str, Any]:
         "patternProperties": {"^(train|(val|test)(_.+)?)$": one},
         "additionalProperties": False,
     }
-    schema["patternProperties"] = {"^network_": {"$ref": "#/$defs/Built"}}
+    schema["patternProperties"] = {"^network_": {"anyOf": [{"$ref": "#/$defs/Built"}, {"type": "null"}]}}
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "diffir_sr option file"
-    if "base" in Options.model_fields:  # what a file lacks, its base may have
-        del schema["required"]
+    del schema["required"]  # what a file lacks, its base may have
     return schema
 
 
-def _definition(model: type[Section], definitions: dict[str, Any]) -> dict[str, Any]:
-    definition = model.model_json_schema(ref_template="#/$defs/{model}")
+def _definition(name: str, known: Known, definitions: dict[str, Any]) -> dict[str, Any]:
+    definition = _model(name, known).model_json_schema(ref_template="#/$defs/{model}")
     definitions |= definition.pop("$defs", {})
     return definition
 
 
-def _section(title: str, schema: type[Section], *, leave_out: type[Section] | None = None) -> Iterator[str]:
-    inherited = set(leave_out.model_fields) if leave_out else set()
-    yield f"## {title}\n\n{inspect.getdoc(schema)}\n"
+def _model(name: str, known: Known) -> type[Section]:
+    fields: dict[str, Any] = {}
+    for option, (section, field) in known.items():
+        info = section.model_fields[field]
+        fields[option] = (info.annotation, info)
+    return create_model(name, __base__=Section, **fields)
+
+
+def _table(title: str, section: type[Section], known: Known | None = None, *, about: str = "") -> Iterator[str]:
+    yield f"## {title}\n\n{about or inspect.getdoc(section)}\n"
     yield "| option | kind | default | meaning |\n|---|---|---|---|"
-    for name, field in schema.model_fields.items():
-        if name not in inherited:
-            yield f"| `{name}` | {_kind(field)} | {_default(field)} | {_cell(field.description or '')} |"
+    for name, (owner, field) in (known or fields_of(section)).items():
+        info = owner.model_fields[field]
+        yield f"| `{name}` | {_kind(info)} | {_default(info)} | {_cell(info.description or '')} |"
     yield ""
 
 
-def _constructor(kind: str, name: str, sentences: dict[str, str]) -> Iterator[str]:
-    target = find(_REGISTRIES[kind], name)
-    parameters = inspect.signature(target).parameters if target else {}
+def _grouped(
+    where: str, several: dict[str, tuple[Declared, list[str]]], *, without: type[Section] | None = None
+) -> Iterator[str]:
+    """One table for each set of classes that read the same options."""
+    groups: dict[tuple[str, ...], dict[str, Any]] = {}
+    for name, (options, names) in several.items():
+        if without is None or name not in without.model_fields:
+            groups.setdefault(tuple(names), {})[name] = options.known[name]
+    for names, known in groups.items():
+        listed = ", ".join(f"`{name}`" for name in names)
+        yield from _table(f"{where}: {listed}", Section, known, about="Read by these alone; elsewhere without effect.")
+
+
+def _nested(where: str, several: list[tuple[str, Any]]) -> Iterator[str]:
+    """The sections inside sections that classes declare."""
+    for name, (owner, field) in dict(several).items():
+        section = nested_section(owner.model_fields[field])
+        if section is not None:
+            yield from _table(f"`{where}.{name}`", section)
+            yield from _nested(f"{where}.{name}", list(fields_of(section).items()))
+
+
+def _frozen_networks() -> Iterator[str]:
+    yield "## Networks that are used and not trained\n"
+    yield (
+        "Each is described by a section `network_<x>` and has its weights at `path.pretrain_network_<x>`; "
+        "`path.param_key_<x>` (default `params_ema`) is their entry in the file.\n"
+    )
+    yield "| section | models | meaning |\n|---|---|---|"
+    found: dict[Any, list[str]] = {}
+    for name, kind in standard_models().items():
+        for helper in getattr(declaring(kind), "frozen_networks", ()):
+            found.setdefault(helper, []).append(name)
+    for helper, names in found.items():
+        listed = ", ".join(f"`{name}`" for name in names)
+        yield f"| `{helper.section}` | {listed} | {_cell(f'{helper.role[0].upper()}{helper.role[1:]}.')} |"
+    yield ""
+
+
+def _constructor(kind: str, name: str, target: Any) -> Iterator[str]:
+    parameters = inspect.signature(target).parameters
     yield f"## {kind.capitalize()} `{name}`\n"
-    yield "| option | default | meaning |\n|---|---|---|"
-    for argument, sentence in sentences.items():
-        default = parameters[argument].default if argument in parameters else None
+    yield "| option | kind | default | meaning |\n|---|---|---|---|"
+    for argument, (section, field) in arguments_of(target).items():
+        info = section.model_fields[field]
+        default = parameters[argument].default if argument in parameters else info.default
         shown = "required" if default is inspect.Parameter.empty else _plain(default)
-        yield f"| `{argument}` | {shown} | {_cell(sentence)} |"
+        yield f"| `{argument}` | {_kind(info)} | {shown} | {_cell(info.description or '')} |"
     yield ""
 
 
@@ -144,7 +208,7 @@ def _plain(value: Any) -> str:
 
 
 def _kind(field: FieldInfo) -> str:
-    if nested_section(field) or Built in (field.annotation, *typing.get_args(field.annotation)):
+    if nested_section(field) or is_built(field):
         return "section"
     return _kind_of(field.annotation)
 

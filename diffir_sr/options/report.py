@@ -5,11 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from diffir_sr.errors import OptionError
-
-Keys = tuple[str | int, ...]  # the way from the top of a file to a value
+from diffir_sr.option_types import Keys
 
 
 @dataclass(frozen=True)
@@ -85,21 +83,6 @@ def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | No
     by_lower = {other.lower(): other for other in known}
     found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
     return by_lower[found[0]] if found else None
-
-
-def found(value: Any) -> str:
-    """A value as it is named in messages."""
-    if value is None:
-        return "nothing (~)"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, dict):
-        return "a section with keys " + (", ".join(map(str, list(value)[:5])) or "(none)")
-    if isinstance(value, str):
-        return f"{value!r} (text)"
-    text = repr(value) if isinstance(value, (int, float, list)) else str(value)
-    text = text if len(text) <= 60 else text[:57] + "..."
-    return f"the list {text}" if isinstance(value, list) else text
 
 
 def _hint(keys: Keys, known: list[str], elsewhere: Mapping[str, Iterable[str]]) -> str:

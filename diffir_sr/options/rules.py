@@ -1,181 +1,209 @@
-"""Rules about more than one option. Each yields (keys, what is wrong and what to do)."""
+"""Rules about more than one option: those that hold for every model and dataset, and how classes' own are asked.
+
+Each yields (keys, what is wrong and what to do). Rules of one kind of model, dataset or network are declared on its
+class; see `option_types`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import copy
+import json
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache, partial
+from typing import Any
 
-from basicsr.utils.registry import ARCH_REGISTRY
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
+from pydantic.fields import FieldInfo
 
-from diffir_sr.archs.geometry import geometry_of
 from diffir_sr.errors import OptionError
-from diffir_sr.options.constructors import find
-from diffir_sr.options.report import Keys, Report
-from diffir_sr.options.schema_train import SCHEDULERS
-from diffir_sr.options.training import BASICSR_MODELS
-from diffir_sr.options.view import InvalidValue, View
+from diffir_sr.families import declaring
+from diffir_sr.option_types import Found, Keys, SizeRule
+from diffir_sr.options.check import declared, find, gathered, nested_section
+from diffir_sr.options.report import Report
+from diffir_sr.options.schema import SCHEDULERS, Loader
+from diffir_sr.options.structure import named_classes, readers, standard_models, top_readers
 
-Found = Iterator[tuple[Keys, str]]
-Rule = Callable[[View], Found]
-
-INPAINTING = ("DiffIRInpaintS1Model", "DiffIRInpaintS2Model")
-_STAGE_OF_MODEL = {"DiffIRS1Model": "DiffIRS1", "DiffIRS2Model": "DiffIRS2", "DiffIRGANS2Model": "DiffIRS2"}
-_STAGE_OF_MODEL |= {"DiffIRInpaintS1Model": "DiffIRS1", "DiffIRInpaintS2Model": "DiffIRS2"}
-TAUGHT = ("DiffIRS2Model", "DiffIRGANS2Model", "DiffIRInpaintS2Model")
-WARMED_UP = ("DiffIRS2Model", "DiffIRGANS2Model")  # those that read encoder_iter
-ADVERSARIAL = ("DiffIRGANS2Model", "SRGANModel", "ESRGANModel", *INPAINTING)
+MISSING: Any = object()
+ROOTS = ("dataroot_gt", "dataroot_lq")
+_LARGEST = 10**6  # of whole numbers that say how large a network is
 
 
-def apply_rules(rules: Iterable[Rule], view: View, report: Report) -> None:
-    """Add to the report what the rules find; a rule that needs a value with a problem says nothing."""
+class InvalidValue(Exception):  # noqa: N818 - a signal, not an error: the rule has nothing to say
+    """A rule asked for a value that has a problem of its own."""
+
+
+class OptionView:
+    """Read access to checked options for rules that look at more than one of them; see `option_types.View`."""
+
+    def __init__(self, values: dict[str, Any], report: Report, *, is_train: bool) -> None:
+        self.values = values
+        self.is_train = is_train
+        self._report = report
+
+    @property
+    def model(self) -> str:
+        """The model type. Raises InvalidValue if there is no such model."""
+        return self.get("model_type")
+
+    def get(self, *keys: str, default: Any = None) -> Any:
+        """The value, or `default` where it is absent or ~. Raises InvalidValue if it has a problem."""
+        if self._report.touches(keys):
+            raise InvalidValue
+        value = self._at(keys)
+        return default if value is MISSING or value is None else value
+
+    def has(self, *keys: str) -> bool:
+        """Whether the key is there and not ~, right or wrong."""
+        return self._at(keys) not in (MISSING, None)
+
+    def kind(self, *keys: str) -> Any:
+        """The class that a section names; without keys the model's. None if there is none."""
+        registry = {"datasets": DATASET_REGISTRY, "train": LOSS_REGISTRY}.get(keys[0] if keys else "", ARCH_REGISTRY)
+        return find(registry, self.get(*keys, "type")) if keys else find(MODEL_REGISTRY, self.model)
+
+    def declares(self, name: str, *keys: str) -> Any:
+        """The attribute `name` of `kind(*keys)`, or of what stands for a class that cannot have it; else None."""
+        return getattr(declaring(self.kind(*keys)), name, None)
+
+    def datasets(self, *, phase: str | None = None) -> Iterator[tuple[str, str]]:
+        """(name, type without BasicSR's suffix) of each dataset, or of one phase: train, val or test."""
+        for name, options in (self._at(("datasets",)) if self.has("datasets") else {}).items():
+            if isinstance(options, dict) and phase in (None, name.split("_")[0]):
+                yield name, str(options.get("type")).removesuffix("_basicsr")
+
+    def models_with(self, name: str) -> list[str]:
+        """The model types whose class has a true attribute `name`."""
+        return [model for model, kind in standard_models().items() if getattr(declaring(kind), name, False)]
+
+    def size_rule(self, network: str = "network_g") -> SizeRule | None:
+        """The size rule of a network, None if its class says none. Raises InvalidValue if there is no such network."""
+        arch = self.kind(network)
+        if rule := getattr(arch, "size_rule_of", None):
+            try:
+                return rule(lambda name, default: self.get(network, name, default=default))
+            except OptionError:
+                raise InvalidValue from None
+        multiple_of, scale = getattr(arch, "multiple_of", None), getattr(arch, "scale", None)
+        return SizeRule(multiple_of, scale) if isinstance(multiple_of, int) and isinstance(scale, int) else None
+
+    def scale(self) -> int | None:
+        """Output size over input size, as the network has it or else as the file says."""
+        rule = self.size_rule()
+        return rule.scale if rule else self.get("scale")
+
+    def patch_fault(self, size: int) -> str | None:
+        """What is wrong with training patches of `size` ground-truth pixels; None if they fit."""
+        rule, scale = self.size_rule(), self.scale() or 1
+        multiple = (rule.multiple_of if rule else 1) * scale
+        if size % multiple == 0:
+            return None
+        lower = size // multiple * multiple
+        near = f"{lower} or {lower + multiple}" if lower else str(multiple)
+        takes = f"multiples of {rule.multiple_of}" if rule else "a whole number of"
+        return (
+            f"{size} does not fit: at scale {scale}, degraded patches must have {takes} pixels; "
+            f"choose a multiple of {multiple}, for example {near}"
+        )
+
+    def _at(self, keys: tuple[str, ...]) -> Any:
+        value: Any = self.values
+        for key in keys:
+            if not isinstance(value, dict) or key not in value:
+                return MISSING
+            value = value[key]
+        return value
+
+
+Rule = Callable[[OptionView], Found]
+
+
+def apply_rules(view: OptionView, report: Report) -> None:
+    """Add to the report what all rules find."""
+    datasets = [name for name, _ in view.datasets()]
+    report.problems += asked(
+        [
+            *RULES,
+            *(partial(rule, name=name) for name in datasets for rule in DATASET_RULES),
+            *_declared_rules(view, "RULES"),
+        ],
+        view,
+    )
+    networks = [name for name in view.values if name.startswith("network_")]
+    train = view.values.get("train")
+    optimizers = [name for name in train if name.startswith("optim_")] if isinstance(train, dict) else []
+    report.problems += asked(
+        [
+            *(partial(network_can_be_built, name=name) for name in networks),
+            *(partial(optimizer_works, name=name) for name in optimizers),
+        ],
+        view,
+    )
+
+
+def apply_warnings(view: OptionView, report: Report) -> None:
+    """Add to the report what has to be known and stops no run."""
+    report.warnings += asked([*WARNINGS, *_declared_rules(view, "WARNINGS")], view)
+
+
+def asked(rules: Iterable[Rule], view: OptionView) -> list[tuple[Keys, str]]:
+    """What rules find; one that needs a value with a problem says nothing."""
     found: list[tuple[Keys, str]] = []
     for rule in rules:
         try:
             found.extend(rule(view))
         except InvalidValue:
             continue
-    report.problems.extend(found)
+    return found
 
 
-def right_network(view: View) -> Found:
-    """A model trains or tests the network of its stage."""
-    wanted = _STAGE_OF_MODEL.get(view.model)
-    if wanted and view.has("network_g", "type") and view.stage("network_g") != wanted:
+def _declared_rules(view: OptionView, attribute: str) -> Iterator[Rule]:
+    for keys, kind in named_classes(view.values):
+        yield from (partial(rule, at=keys) for rule in gathered(kind, attribute))
+
+
+# Rules about the whole file
+
+
+def right_network(view: OptionView) -> Found:
+    """A model trains or tests the network that it is for, or one derived from it."""
+    wanted = view.declares("NETWORK_G")
+    if wanted and view.has("network_g", "type") and not _derives(view.kind("network_g"), wanted):
         given = view.get("network_g", "type")
         yield ("network_g", "type"), f"{view.model} works on a {wanted} network, found {given!r}"
 
 
-def right_teacher(view: View) -> Found:
-    """Stage 2 is taught by a stage-1 network."""
-    if view.model in TAUGHT and view.has("network_S1", "type") and view.stage("network_S1") != "DiffIRS1":
-        given = view.get("network_S1", "type")
-        yield ("network_S1", "type"), f"the teacher of stage 2 is a DiffIRS1 network, found {given!r}"
+def helpers_are_right(view: OptionView) -> Found:
+    """Networks that a training uses and does not train are given, each of its kind and with its weights."""
+    for helper in view.declares("frozen_networks") or ():
+        weights = f"pretrain_{helper.section}"
+        if view.is_train and not view.has(helper.section):
+            yield (helper.section,), f"missing: {helper.role}; describe that network as it was trained"
+        if view.is_train and not view.has("path", weights):
+            yield ("path", weights), f"missing: {helper.role}; give its weights ({helper.source})"
+        if helper.arch and view.has(helper.section, "type") and not _derives(view.kind(helper.section), helper.arch):
+            given = view.get(helper.section, "type")
+            yield (helper.section, "type"), f"{helper.role}: expected a {helper.arch} network, found {given!r}"
 
 
-def teacher_is_given(view: View) -> Found:
-    """Training stage 2 needs the teacher's network and its weights."""
-    if not view.is_train or view.model not in TAUGHT:
-        return
-    if not view.has("network_S1"):
-        yield (
-            ("network_S1",),
-            f"missing: {view.model} learns from stage 1; give the network as stage 1 trained it",
-        )
-    if not view.has("path", "pretrain_network_S1"):
-        yield (
-            ("path", "pretrain_network_S1"),
-            f"missing: {view.model} learns from stage 1; give its weights, experiments/<name>/models/net_g_latest.pth",
-        )
+def _derives(kind: Any, name: str) -> bool:
+    return any(one.__name__ == name for one in getattr(kind, "__mro__", ()))
 
 
-def adversary_has_a_start(view: View) -> Found:
-    """The GAN stage starts from a trained stage 2, or resumes."""
-    resumes = view.has("path", "resume_state")
-    if (
-        view.is_train
-        and view.model == "DiffIRGANS2Model"
-        and not resumes
-        and not view.has("path", "pretrain_network_g")
-    ):
-        yield (
-            ("path", "pretrain_network_g"),
-            "missing: the GAN stage needs a stage-2 start; give the weights of a DiffIRS2Model training",
-        )
-
-
-def adversary_is_complete(view: View) -> Found:
-    """A GAN training has a discriminator, its loss and its optimizer."""
-    if view.is_train and view.model in ADVERSARIAL and view.has("train"):
-        for keys in (("network_d",), ("train", "optim_d"), ("train", "gan_opt")):
-            if not view.has(*keys):
-                yield keys, f"missing: {view.model} trains against a discriminator"
-
-
-def losses_suit_the_task(view: View) -> Found:
-    """Losses that see the holes belong to inpainting, and inpainting to them."""
-    if not view.is_train or view.model not in (*TAUGHT, *ADVERSARIAL, *_STAGE_OF_MODEL):
-        return
-    fills = view.model in INPAINTING
-    for section in ("pixel_opt", "gan_opt"):
-        kind = view.get("train", section, "type") if view.has("train", section) else None
-        masked = kind in ("MaskedL1Loss", "MaskedGANLoss")
-        if kind and masked and not fills:
-            yield ("train", section, "type"), f"{kind} needs masks, which only {' and '.join(INPAINTING)} have"
-        if kind and section == "gan_opt" and fills and not masked:
-            yield ("train", section, "type"), f"{view.model} takes MaskedGANLoss, found {kind!r}"
-    if fills and view.has("network_g") and view.task() != "inpaint":
-        yield ("network_g", "task"), f"{view.model} fills holes: set task: inpaint, found {view.task()!r}"
-
-
-def layers_can_be_compared(view: View) -> Found:
-    """Feature matching needs a discriminator that shows what its layers make of an image."""
-    if not view.is_train or view.model not in INPAINTING or not view.has("train", "feature_matching_opt"):
-        return
-    arch = find(ARCH_REGISTRY, view.get("network_d", "type"))
-    if arch is not None and not hasattr(arch, "activations"):
-        yield (
-            ("network_d", "type"),
-            f"{view.get('network_d', 'type')} does not show its layers, which train.feature_matching_opt compares; "
-            "choose NLayerDiscriminator, or remove feature_matching_opt",
-        )
-
-
-def something_to_learn(view: View) -> Found:
-    """A training compares images with the ground truth in some way."""
-    if view.is_train and view.model in (*_STAGE_OF_MODEL, "SRModel") and view.has("train"):
-        losses = ("pixel_opt", "perceptual_opt")
-        if not any(view.has("train", loss) for loss in losses):
-            yield (
-                ("train", "pixel_opt"),
-                "missing: neither pixel_opt nor perceptual_opt is given; nothing is learnt",
-            )
-
-
-def warm_up_is_complete(view: View) -> Found:
-    """The warm-up has learning rates of its own, which must be given."""
-    if not view.is_train or view.model not in WARMED_UP or view.get("train", "encoder_iter", default=0) == 0:
-        return
-    for part in ("encoder", "sr") if view.model == "DiffIRS2Model" else ("sr",):
-        for key in (f"lr_{part}", f"gamma_{part}", f"lr_decay_{part}"):
-            if not view.has("train", key):
-                yield ("train", key), "missing: it rules the learning rate, because encoder_iter is above 0"
-
-
-def teacher_has_the_same_geometry(view: View) -> Found:
-    """Teacher and student see the same task at the same scale."""
-    if view.model in TAUGHT and view.has("network_S1"):
-        ours, theirs = view.geometry(), view.geometry("network_S1")
-        if ours and theirs and ours != theirs:
-            yield (
-                ("network_S1",),
-                f"teacher and student differ: task {theirs.task!r}, scale {theirs.scale} here, "
-                f"task {ours.task!r}, scale {ours.scale} in network_g",
-            )
-
-
-def geometry_exists(view: View) -> Found:
-    """There is a network for this task and scale."""
-    for network in ("network_g", "network_S1"):
-        if view.has(network, "type") and view.stage(network):
-            task, scale = view.task(network), view.get(network, "scale")
-            try:
-                geometry_of(task, scale)
-            except OptionError as error:
-                yield (network, "task" if str(error).startswith("task") else "scale"), str(error)
-
-
-def scales_agree(view: View) -> Found:
+def scales_agree(view: OptionView) -> Found:
     """The file's scale is that of its network."""
-    geometry = view.geometry()
-    if geometry and view.has("scale") and view.get("scale") != geometry.scale:
-        told = f"network_g.scale is {geometry.scale}" if view.has("network_g", "scale") else (
-            f"network_g restores at scale {geometry.scale} (task {geometry.task!r}, no scale given)"
-        )  # fmt: skip
+    rule = view.size_rule()
+    if rule and view.has("scale") and view.get("scale") != rule.scale:
+        told = f"network_g.scale is {rule.scale}"
+        if not view.has("network_g", "scale"):
+            told = f"network_g restores at scale {rule.scale} (it gives no scale)"
         yield ("scale",), f"{view.get('scale')} here, but {told}; make both the same"
 
 
-def scale_is_known(view: View) -> Found:
+def scale_is_known(view: OptionView) -> Found:
     """Pairs of images have a scale between them, which the file or its network tells."""
-    paired = [name for name, kind in view.datasets() if kind in ("PairedDataset", "PairedImageDataset")]
+    paired = [name for name, _ in view.datasets() if view.declares("NEEDS_SCALE", "datasets", name)]
     if paired and view.scale() is None:
         yield (
             ("scale",),
@@ -183,7 +211,7 @@ def scale_is_known(view: View) -> Found:
         )
 
 
-def phases_fit(view: View) -> Found:
+def phases_fit(view: OptionView) -> Found:
     """A training trains and validates; a test does neither."""
     if view.is_train and "train" not in dict(view.datasets()):
         yield ("datasets", "train"), "missing: there is nothing to train on"
@@ -202,19 +230,7 @@ def phases_fit(view: View) -> Found:
         yield ("datasets",), "there is nothing to test; give a dataset test_<name>"
 
 
-def optimizers_exist_in_basicsr(view: View) -> Found:
-    """BasicSR's models build one optimizer and fewer schedulers than ours."""
-    if view.is_train and view.model in BASICSR_MODELS:
-        for optimizer in ("optim_g", "optim_d"):
-            kind = view.get("train", optimizer, "type", default="Adam")
-            if kind != "Adam":
-                yield ("train", optimizer, "type"), f"BasicSR's {view.model} knows Adam alone, found {kind!r}"
-        kind = view.get("train", "scheduler", "type")
-        if kind == "CosineAnnealingRestartCyclicLR":
-            yield ("train", "scheduler", "type"), f"BasicSR's {view.model} has no {kind}"
-
-
-def schedule_is_consistent(view: View) -> Found:
+def schedule_is_consistent(view: OptionView) -> Found:
     """Lists that belong together have one length."""
     keys = ("train", "scheduler")
     kind = view.get(*keys, "type")
@@ -225,14 +241,14 @@ def schedule_is_consistent(view: View) -> Found:
     else:
         lists = {"periods": view.get(*keys, "periods", default=[])}
     lists["restart_weights"] = view.get(*keys, "restart_weights", default=[1])
-    if kind == "CosineAnnealingRestartCyclicLR":
+    if "eta_mins" in SCHEDULERS[kind].model_fields:
         lists["eta_mins"] = view.get(*keys, "eta_mins", default=[0])
     if len({len(values) for values in lists.values()}) > 1:
         counts = ", ".join(f"{name} has {len(values)}" for name, values in lists.items())
         yield keys, f"these lists must be of one length: {counts}"
 
 
-def schedule_lasts(view: View) -> Found:
+def schedule_lasts(view: OptionView) -> Found:
     """A schedule of periods covers the whole training."""
     periods = view.get("train", "scheduler", "periods", default=[])
     iterations = view.get("train", "total_iter", default=0)
@@ -243,7 +259,7 @@ def schedule_lasts(view: View) -> Found:
         )
 
 
-def wandb_has_its_source(view: View) -> Found:
+def wandb_has_its_source(view: OptionView) -> Found:
     """Weights & Biases copies TensorBoard's log."""
     if view.is_train and view.has("logger", "wandb", "project") and not view.get("logger", "use_tb_logger"):
         yield ("logger", "wandb", "project"), "needs logger.use_tb_logger: true, whose log it copies"
@@ -251,21 +267,230 @@ def wandb_has_its_source(view: View) -> Found:
 
 RULES: tuple[Rule, ...] = (
     right_network,
-    right_teacher,
-    teacher_is_given,
-    adversary_has_a_start,
-    adversary_is_complete,
-    losses_suit_the_task,
-    layers_can_be_compared,
-    something_to_learn,
-    warm_up_is_complete,
-    geometry_exists,
-    teacher_has_the_same_geometry,
+    helpers_are_right,
     scales_agree,
     scale_is_known,
     phases_fit,
-    optimizers_exist_in_basicsr,
     schedule_is_consistent,
     schedule_lasts,
     wandb_has_its_source,
 )
+
+
+# What can be built
+
+
+def network_can_be_built(view: OptionView, name: str) -> Found:
+    """The constructor takes what the file says; asked without memory for the weights where the network allows it."""
+    arch, section = view.kind(name), view.get(name)
+    if arch is None or not section:
+        return
+    for keys, value in _leaves(section, (name,)):
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) > _LARGEST:
+            yield keys, f"expected {_LARGEST:,} or less, found {value}: no such network can be built"
+            return
+    fault = _building_fault(arch, json.dumps({key: section[key] for key in section if key != "type"}, default=str))
+    if fault:
+        yield (name,), f"{section['type']} cannot be built of these options: {fault}"
+
+
+@cache
+def _building_fault(arch: Callable[..., Any], arguments: str) -> str | None:
+    given = json.loads(arguments)
+    random_state = torch.get_rng_state()
+    try:
+        # Constructors that read values (SwinIR) cannot be built without memory; they are built for a moment.
+        for device in ("meta", "cpu"):
+            try:
+                with torch.device(device), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of weights that are not there
+                    arch(**copy.deepcopy(given))
+                return None
+            except OptionError as error:
+                return str(error)
+            except Exception as error:
+                fault = f"{type(error).__name__}: {error}"
+        return fault
+    finally:
+        torch.set_rng_state(random_state)
+
+
+def optimizer_works(view: OptionView, name: str) -> Found:
+    """An optimizer takes its arguments, and makes a step with nothing but gradients."""
+    section = view.get("train", name)
+    kind = getattr(torch.optim, str(section.get("type")), None) if isinstance(section, Mapping) else None
+    if kind is None:
+        return
+    arguments = {key: value for key, value in section.items() if key != "type"}
+    weight = torch.nn.Parameter(torch.zeros(2, 2))
+    weight.grad = torch.ones_like(weight)
+    try:
+        kind([weight], **copy.deepcopy(arguments)).step()
+    except Exception as error:
+        yield ("train", name), f"{section['type']} does not work with these options: {type(error).__name__}: {error}"
+
+
+def _leaves(value: Any, keys: Keys) -> Iterator[tuple[Keys, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, (*keys, key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _leaves(inner, (*keys, index))
+    else:
+        yield keys, value
+
+
+# Rules about one dataset: patch sizes, loaders, storage
+
+
+def is_lmdb(path: str) -> bool:
+    """Whether a dataset's root names an LMDB (or its manifest) and not a folder of images."""
+    return path.rstrip("/\\").removesuffix(".manifest.jsonl").endswith(".lmdb")
+
+
+def roots_in(options: Mapping[str, Any], key: str) -> list[str]:
+    """The paths that a dataset names under a key, which may be one or a list."""
+    given = options.get(key)
+    return [path for path in (given if isinstance(given, list) else [given]) if isinstance(path, str)]
+
+
+def training_loader_is_complete(view: OptionView, name: str) -> Found:
+    """Training data says how it is cut and loaded."""
+    if name != "train" or not view.is_train:
+        return
+    known = declared(view.kind("datasets", name), base=Loader).known
+    needed = view.declares("NEEDED_IN_TRAINING", "datasets", name) or ()
+    for key in ("batch_size_per_gpu", "num_worker_per_gpu", *needed):
+        if not view.has("datasets", name, key) and key in known:
+            section, field = known[key]
+            yield ("datasets", name, key), f"missing: {section.model_fields[field].description}"
+
+
+def patches_fit(view: OptionView, name: str) -> Found:
+    """Whole pixels in the degraded patch, and sides that the network can take."""
+    if not view.is_train or name != "train":
+        return
+    cut = "gt_size" in (view.declares("NEEDED_IN_TRAINING", "datasets", name) or ())
+    at = ("datasets", name)
+    sizes: dict[Keys, Any] = {(*at, "gt_size"): view.get(*at, "gt_size")}
+    sizes |= {(*at, "gt_sizes", index): size for index, size in enumerate(view.get(*at, "gt_sizes", default=[]))}
+    for keys, size in sizes.items() if cut else ():
+        if size is not None and (fault := view.patch_fault(size)):
+            yield keys, fault
+
+
+def readers_exist(view: OptionView, name: str) -> Found:
+    """Reader processes can only persist where there are any."""
+    if view.get("datasets", name, "persistent_workers", default=False):
+        if name != "train":
+            yield (
+                ("datasets", name, "persistent_workers"),
+                "only training has reader processes; remove it here",
+            )
+        elif view.get("datasets", name, "num_worker_per_gpu", default=1) == 0:
+            yield ("datasets", name, "persistent_workers"), "needs num_worker_per_gpu above 0"
+
+
+def prefetching_is_possible(view: OptionView, name: str) -> Found:
+    """Prefetching to the GPU needs pinned memory."""
+    at = ("datasets", name)
+    if view.get(*at, "prefetch_mode") == "cuda" and not view.get(*at, "pin_memory", default=False):
+        yield (*at, "prefetch_mode"), "cuda needs pin_memory: true"
+
+
+def storage_is_consistent(view: OptionView, name: str) -> Found:
+    """Roots are what `io_backend` says they are."""
+    at = ("datasets", name)
+    known = declared(view.kind(*at), base=Loader).known
+    given = {root: view.get(*at, root) for root in ROOTS if root in known and view.has(*at, root)}
+    stored = view.get(*at, "io_backend", "type")
+    for root, path in [(name, path) for name in given for path in roots_in(given, name)]:
+        if stored == "lmdb" and not is_lmdb(path):
+            yield (*at, root), f"io_backend is lmdb, but {path!r} does not end in .lmdb; remove io_backend"
+        if stored == "disk" and is_lmdb(path):
+            yield (*at, root), f"io_backend is disk, but {path!r} names an LMDB; remove io_backend"
+
+
+def sources_are_paired(view: OptionView, name: str) -> Found:
+    """Several roots come with as many partners and weights."""
+    at = ("datasets", name)
+    known = declared(view.kind(*at), base=Loader).known
+    if "source_weights" not in known:
+        return
+    given = {key: view.get(*at, key) for key in (*ROOTS, "source_weights") if key in known and view.has(*at, key)}
+    counts = {key: len(value) if isinstance(value, list) else 1 for key, value in given.items()}
+    lq, gt = (counts.get(root) for root in reversed(ROOTS))
+    if lq and gt and lq != gt:
+        yield (*at, "dataroot_lq"), f"names {lq} places and dataroot_gt {gt}; give as many of each"
+    elif "source_weights" in counts and counts["source_weights"] != max(counts.get(root, 0) for root in ROOTS):
+        count = max(counts.get(root, 0) for root in ROOTS)
+        yield (*at, "source_weights"), f"{counts['source_weights']} weights for {count} sources; give one for each"
+
+
+DATASET_RULES: tuple[Callable[..., Found], ...] = (
+    training_loader_is_complete,
+    patches_fit,
+    readers_exist,
+    prefetching_is_possible,
+    storage_is_consistent,
+    sources_are_paired,
+)
+
+
+# What has no effect
+
+
+def options_of_other_models(view: OptionView) -> Found:
+    """Option files are handed from one model to the next; what only others read has no effect."""
+    if not view.declares("STANDARD_LOOP"):
+        return
+    for section, attribute in (("train", "OPTIONS"), ("val", "VAL_OPTIONS")) if view.is_train else ():
+        own, known = declared(view.kind(), attribute).all_names, readers(attribute)
+        others: dict[tuple[str, ...], list[str]] = {}
+        for key in [key for key in view.get(section, default={}) if key in known and key not in own]:
+            options, models = known[key]
+            owner, field = options.known[key]
+            if _is_on(view.get(section, key), owner.model_fields[field]):
+                others.setdefault(tuple(models), []).append(key)
+        for models, keys in others.items():
+            yield (
+                (section, keys[0]),
+                f"has no effect{_also(keys)}: {view.model} does not read it (only {', '.join(models)})",
+            )
+
+
+def top_options_of_others(view: OptionView) -> Found:
+    """The same for options at the top level, which models and datasets read."""
+    if not view.declares("STANDARD_LOOP"):
+        return
+    kinds = [view.kind(), *(view.kind("datasets", name) for name, _ in view.datasets())]
+    own = {name for kind in kinds for name in declared(kind, "TOP_OPTIONS").known}
+    others: dict[tuple[str, ...], list[str]] = {}
+    known = top_readers()
+    for key in [key for key in view.values if key in known and key not in own and view.has(key)]:
+        others.setdefault(tuple(known[key][1]), []).append(key)
+    for names, keys in others.items():
+        yield (keys[0],), f"has no effect{_also(keys)}: only {', '.join(names)} reads it"
+
+
+def shuffling_is_always_on(view: OptionView) -> Found:
+    """Published files carry a switch that nothing reads."""
+    for name, _ in view.datasets(phase="train"):
+        if view.get("datasets", name, "use_shuffle", default=True) is False:
+            yield ("datasets", name, "use_shuffle"), "has no effect: training data is always shuffled"
+
+
+def _is_on(value: Any, info: FieldInfo) -> bool:
+    """Whether an option asks for anything; a section of switches does if one of them is not as by default."""
+    nested = nested_section(info)
+    if nested is None or not isinstance(value, Mapping):
+        return bool(value)
+    return any(given and given != nested.model_fields[name].default for name, given in value.items())
+
+
+def _also(keys: list[str]) -> str:
+    return f" (also {', '.join(keys[1:])})" if keys[1:] else ""
+
+
+WARNINGS: tuple[Rule, ...] = (options_of_other_models, top_options_of_others, shuffling_is_always_on)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
 
 from diffir_sr.errors import OptionError
-from diffir_sr.options.report import Keys, Place, found
+from diffir_sr.option_types import Keys, found
+from diffir_sr.options.report import Place, dotted
 
 
 @dataclass
@@ -24,8 +27,26 @@ class Source:
     places: dict[Keys, Place] = field(default_factory=dict)
 
 
+_LARGEST_FILE = 10**7  # bytes; the largest recipe has 5,000
+_DEEPEST = 50  # sections inside each other
+_MOST_VALUES = 100_000  # after aliases (*name) are put in: a file of a few lines can ask for billions
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 of plain values, where 5e3 and 1e-4 are numbers too (as in YAML 1.2)."""
+
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """As yaml's, which would end in Python's own limit where values lie too deep."""
+        self._depth += 1
+        try:
+            if self._depth > _DEEPEST:
+                problem = f"more than {_DEEPEST} sections or lists inside each other"
+                raise ComposerError(None, None, problem, self.peek_event().start_mark)
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
 
 
 _Loader.add_implicit_resolver(
@@ -115,14 +136,29 @@ class NoSuchFileError(OptionError, FileNotFoundError):
 def _text_of(path: Path) -> str:
     if path.is_dir():
         raise OptionError(f"{path} is a folder; expected an option file (.yml)")
+    if path.exists() and not path.is_file():
+        raise OptionError(f"{path} is no file (a pipe or a device); expected an option file (.yml)")
+    if path.is_file() and (size := path.stat().st_size) > _LARGEST_FILE:
+        raise OptionError(f"{path}: {size:,} bytes are no option file; expected {_LARGEST_FILE:,} or less")
     try:
-        return path.read_text(encoding="utf-8")
+        return _decoded(path.read_bytes(), path)
     except FileNotFoundError:
         similar = _similar_files(path)
         hint = f"similar files: {', '.join(similar)}" if similar else "`diffir options list` names the recipes"
         raise NoSuchFileError(f"no such option file: {path} (current folder: {Path.cwd()}); {hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise OptionError(f"{path}: cannot be read as text: {error}") from error
+
+
+def _decoded(data: bytes, path: Path) -> str:
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise OptionError(f"{path}:1: cannot be read as text: it is in UTF-16; save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        told = f"the byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        raise OptionError(f"{path}:{line}: cannot be read as text: {told}") from None
 
 
 def _similar_files(path: Path) -> list[str]:
@@ -141,6 +177,11 @@ def _parse(text: str, *, file: str, numbered: bool = True) -> tuple[Any, dict[Ke
             value = None if node is None else reader.value(node, ())
         finally:
             loader.dispose()
+    except yaml.reader.ReaderError as error:
+        place = Place(file, text.count("\n", 0, error.position) + 1 if numbered else 0)
+        code = error.character if isinstance(error.character, int) else ord(error.character)
+        told = f"the character U+{code:04X} must not be in a text file; remove it"
+        raise OptionError(f"{place}: not valid YAML: {told}") from None
     except yaml.YAMLError as error:
         raise OptionError(_explain(error, file=file, numbered=numbered)) from None
     return value, {(): Place(file, 1), **reader.places}
@@ -150,10 +191,16 @@ def _explain(error: yaml.YAMLError, *, file: str, numbered: bool) -> str:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     place = f"{file}:{mark.line + 1}" if mark and numbered else file
     problem = getattr(error, "problem", None) or str(error)
+    if problem == "second occurrence":  # yaml says the rest in the context
+        problem = f"{getattr(error, 'context', '')}".split(";")[0] + " (&name), which names two values"
     if "could not determine a constructor" in problem:
         return f"{place}: {problem}; option files hold plain values only (text, numbers, true, false, lists)"
     hint = "; indent with spaces, not tabs" if "'\\t'" in problem else ""
     return f"{place}: not valid YAML: {problem}{hint}"
+
+
+_KINDS = {"int": "a whole number", "float": "a number", "timestamp": "a date", "bool": "true or false"}
+_KINDS |= {"binary": "encoded bytes", "null": "nothing"}
 
 
 class _Reader:
@@ -165,10 +212,13 @@ class _Reader:
         self._file = file
         self._open: set[int] = set()
         self._unique: set[int] = set()
+        self._merging: set[int] = set()
+        self._count = 0
 
     def value(self, node: yaml.Node, keys: Keys) -> Any:
+        self._counted(node)
         if isinstance(node, yaml.ScalarNode):
-            return self._loader.construct_object(node)
+            return self._scalar(node, keys)
         if id(node) in self._open:
             raise OptionError(f"{self._place(node)}: a YAML alias (*name) contains itself")
         self._open.add(id(node))
@@ -183,22 +233,61 @@ class _Reader:
             None, None, f"could not determine a constructor for the tag {node.tag!r}", node.start_mark
         )
 
+    def _counted(self, node: yaml.Node) -> None:
+        self._count += 1
+        if self._count > _MOST_VALUES:
+            raise OptionError(
+                f"{self._place(node)}: more than {_MOST_VALUES:,} values (aliases, *name, count each time); "
+                "an option file has a few hundred"
+            )
+
+    def _scalar(self, node: yaml.ScalarNode, keys: Keys) -> Any:
+        try:
+            return self._loader.construct_object(node)
+        except (ValueError, KeyError, AttributeError, TypeError, IndexError, OverflowError):
+            kind = _KINDS.get(node.tag.rsplit(":", 1)[-1], "a value")
+            where = f"{dotted(keys)}: " if keys else ""
+            told = f"{self._place(node)}: {where}looks like {kind} and is none, found {found(node.value)}"
+            raise OptionError(f"{told}; put it in quotes if it is text") from None
+
     def _element(self, node: yaml.Node, keys: Keys) -> Any:
         self.places[keys] = self._place(node)
         return self.value(node, keys)
 
     def _items(self, node: yaml.MappingNode, keys: Keys) -> Iterator[tuple[str, yaml.Node]]:
         self._check_unique(node, keys)
-        self._loader.flatten_mapping(node)  # '<<: *other' becomes the keys of the other mapping
         children: dict[str, yaml.Node] = {}
-        for key_node, child in node.value:
+        for key_node, child in self._merged(node):
             name = self._name(key_node)
             self.places[(*keys, name)] = self._place(key_node)
             children[name] = child
         yield from children.items()
 
+    def _merged(self, node: yaml.MappingNode) -> list[tuple[yaml.Node, yaml.Node]]:
+        """The items of a mapping after those that `<<: *other` takes over; later ones win, as in YAML 1.1."""
+        self._counted(node)
+        if id(node) in self._merging:
+            raise OptionError(f"{self._place(node)}: a YAML alias (*name) contains itself")
+        self._merging.add(id(node))
+        try:
+            taken: list[tuple[yaml.Node, yaml.Node]] = []
+            own: list[tuple[yaml.Node, yaml.Node]] = []
+            for key, child in node.value:
+                if key.tag != "tag:yaml.org,2002:merge":
+                    own.append((key, child))
+                    continue
+                several = child.value if isinstance(child, yaml.SequenceNode) else [child]
+                for other in reversed(several):  # of several the first wins
+                    if not isinstance(other, yaml.MappingNode):
+                        raise OptionError(f"{self._place(key)}: '<<' takes the keys of a section or of a list of such")
+                    taken += self._merged(other)
+            names = {self._name(key): (key, child) for key, child in taken}
+            return [*names.values(), *own]
+        finally:
+            self._merging.discard(id(node))
+
     def _check_unique(self, node: yaml.MappingNode, keys: Keys) -> None:
-        if id(node) in self._unique:  # met again through an alias, flattened by now
+        if id(node) in self._unique:  # met again through an alias
             return
         self._unique.add(id(node))
         first: dict[Any, int] = {}
@@ -211,10 +300,49 @@ class _Reader:
             first[name] = line
 
     def _name(self, node: yaml.Node) -> str:
-        name = self._loader.construct_object(node, deep=True)
+        name = self._scalar(node, ()) if isinstance(node, yaml.ScalarNode) else None
+        if name is None and not isinstance(node, yaml.ScalarNode):
+            raise OptionError(f"{self._place(node)}: expected the name of an option, found a list or a section")
         if isinstance(name, str):
             return name
         raise OptionError(f"{self._place(node)}: expected the name of an option, found {found(name)}; quote it")
 
     def _place(self, node: yaml.Node) -> Place:
         return Place(self._file, node.start_mark.line + 1)
+
+
+# Options of the command line: BasicSR's `--force_yml section:key=value`, without its eval and exec
+
+
+def apply_overrides(source: Source, entries: Iterable[str]) -> None:
+    """Write each entry into the source; whether a new key may be is for the schema. Raises OptionError."""
+    for entry in entries:
+        _apply(source, entry)
+
+
+def _apply(source: Source, entry: str) -> None:
+    told = f"--force_yml {entry}"
+    names, equals, text = entry.partition("=")
+    keys: Keys = tuple(name.strip() for name in names.split(":"))
+    if not equals or not all(keys):
+        raise OptionError(f"{told}: expected section:key=value, for example train:ema_decay=0.999")
+    section = _section_for(source, keys, told)
+    value = read_value(text, file=told)
+    for old in [place for place in source.places if place[: len(keys)] == keys]:
+        del source.places[old]
+    # BasicSR reads none, in any case, as nothing.
+    section[str(keys[-1])] = None if text.strip().lower() == "none" else value.values["value"]
+    source.places |= {(*keys, *inner[1:]): place for inner, place in value.places.items()}
+
+
+def _section_for(source: Source, keys: Keys, told: str) -> dict[str, Any]:
+    section: Any = source.values
+    for depth, name in enumerate(keys[:-1], start=1):
+        if section.get(name) is None:
+            section[name] = {}
+            source.places[keys[:depth]] = Place(told, 0)
+        section = section[name]
+        if not isinstance(section, dict):
+            way = ":".join(map(str, keys[:depth]))
+            raise OptionError(f"{told}: {way} is no section, it is {found(section)} ({source.places[keys[:depth]]})")
+    return section

@@ -14,7 +14,7 @@ import torch
 
 from diffir_sr.data.arrays import to_tensor
 from diffir_sr.data.degradation import Degradation, StepRanges, ranges_from_options
-from diffir_sr.data.kernels import KernelRanges, blur_kernel, final_kernel
+from diffir_sr.data.kernels import KernelOptions, KernelRanges, blur_kernel, final_kernel
 from diffir_sr.data.sources import FolderSource
 from diffir_sr.errors import InputError
 from diffir_sr.files.images import decode, read_file
@@ -40,7 +40,7 @@ def recipe(top: Mapping[str, Any], dataset: Mapping[str, Any], *, scale: int, se
         raise InputError(f"--scale: expected 1 or more, got {scale}")
     first, second = ranges_from_options(top)
     kernels = KernelRanges.from_options(dataset, step=1), KernelRanges.from_options(dataset, step=2)
-    return Recipe(scale, seed, first, second, kernels, float(dataset.get("final_sinc_prob", 0.8)))
+    return Recipe(scale, seed, first, second, kernels, KernelOptions.of(dataset).final_sinc_prob)
 
 
 @dataclass(frozen=True)

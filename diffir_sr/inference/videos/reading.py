@@ -8,7 +8,7 @@ import re
 import struct
 import threading
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
@@ -41,8 +41,8 @@ class Video:
     """What the first frame and the header say; sizes are those of stored frames, before `turn` makes them upright.
 
     `turn` is (quarter turns counter-clockwise, mirrored left to right before them), or None where the frames are turned
-    by another angle. `frames` is the number of frames (0: unknown), `aspect` the width of a stored pixel over its
-    height. `mastering` and `light` are ffmpeg's structures of HDR metadata.
+    by another angle. `frames` is how many there are, `aspect` the width of a stored pixel over its height. `mastering`
+    and `light` are ffmpeg's structures of HDR metadata.
     """
 
     index: int
@@ -52,7 +52,6 @@ class Video:
     time_base: Fraction
     rate: Fraction | None
     frames: int
-    exact_frames: bool
     aspect: Fraction | None
     turn: tuple[int, bool] | None
     interlaced: bool
@@ -100,8 +99,9 @@ def opened(path: Path) -> Iterator[Any]:
     if not path.stat().st_size:
         raise InputError(f"{path}: is empty (0 bytes); get the file again")
     try:
-        # An absolute path, or a name such as http:a.mp4 would be taken for an address.
-        container = av.open(str(path.absolute()), metadata_errors="replace")
+        with log_of_this_thread():  # for the words of an error
+            # An absolute path, or a name such as http:a.mp4 would be taken for an address.
+            container = av.open(str(path.absolute()), metadata_errors="replace")
     except av.FFmpegError as error:
         raise InputError(f"{path}: no video is found in it ({words_of(error)}); check the file") from error
     with container:
@@ -142,23 +142,23 @@ def main_stream(container: Any, path: Path) -> Any:
 
 
 def probe(path: Path) -> Video:
-    """What a video is, by its header and its first frame; raises InputError for what cannot be restored."""
-    with opened(path) as container, log_of_this_thread():
+    """What a video is, by its header, its first frame and its packets; raises InputError for what is not restored."""
+    with opened(path) as container:
         stream = main_stream(container, path)
-        frame = next(_decoded(container, stream, path, []), None)
+        with contextlib.closing(_decoded(container, stream, path, [])) as frames:
+            frame = next(frames, None)
         if frame is None:
             raise InputError(f"{path}: no frame is in it; check the file")
         data = {one.type.name: bytes(one) for one in frame.side_data}
-        frames, exact = _stated_frames(container, stream)
+        colours = colours_of(frame, str(path))
         return Video(
             index=stream.index,
             height=frame.height,
             width=frame.width,
-            colours=colours_of(frame, str(path)),
+            colours=replace(colours, alpha=colours.alpha or stream.metadata.get("alpha_mode") == "1"),
             time_base=stream.time_base,
             rate=_rate(stream),
-            frames=frames,
-            exact_frames=exact,
+            frames=_count_whole(path),
             aspect=_aspect(stream),
             turn=_turn(_integers(data.get("DISPLAYMATRIX"), 9)),
             interlaced=frame.interlaced_frame,
@@ -166,6 +166,34 @@ def probe(path: Path) -> Video:
             light=_integers(data.get("CONTENT_LIGHT_LEVEL"), 2),
             frame_data=tuple(dict.fromkeys(word for name, word in _FRAME_DATA.items() if name in data)),
         )
+
+
+def _count_whole(path: Path) -> int:
+    """How many packets are to be shown, one a frame with most codecs; raises InputError for a file that is cut short.
+
+    Nothing is decoded, so that this is known before the first frame is restored.
+    """
+    with log_of_this_thread() as said, opened(path) as container:
+        stream = main_stream(container, path)
+        stated = len(stream.index_entries) if "mp4" in container.format.name else round(stream.frames * 0.98) - 2
+        read, shown, end = 0, 0, 0
+        try:
+            for packet in container.demux(stream):
+                read += packet.size > 0
+                shown += packet.size > 0 and not packet.is_discard
+                end = max(end, (packet.pts or 0) + (packet.duration or 0))
+        except import_av().FFmpegError as error:
+            raise InputError(f"{path}: cannot be read after frame {read} ({words_of(error)}); get it whole") from error
+        words = next((found.group() for _, _, text in said if (found := _CUT_SHORT.search(text))), None)
+        if words:
+            raise InputError(f"{path}: is cut short after frame {read} ({words}); get it whole")
+        if read < stated:
+            raise InputError(f"{path}: {read} frames found, {stated} stated by the file; it is cut short, get it whole")
+        found_s, stated_s = float(end * stream.time_base), _stated_seconds(stream)
+        if found_s < stated_s * 0.98 - 1:
+            lengths = f"{found_s:.1f} s found, {stated_s:.1f} s stated by the file"
+            raise InputError(f"{path}: {lengths}; it is cut short, get it whole")
+        return shown
 
 
 def _integers(data: bytes | None, count: int) -> tuple[int, ...] | None:
@@ -180,17 +208,6 @@ def _aspect(stream: Any) -> Fraction | None:
 def _rate(stream: Any) -> Fraction | None:
     stated = (stream.average_rate, stream.guessed_rate)
     return next((rate for rate in stated if rate and 0 < rate <= _MOST_FRAMES_PER_SECOND), None)
-
-
-def _stated_frames(container: Any, stream: Any) -> tuple[int, bool]:
-    """How many frames there are by the header (0: unknown), and whether that is exact."""
-    if "mp4" in container.format.name:  # its index lists every sample
-        return len(stream.index_entries), True
-    if stream.frames:
-        return stream.frames, False
-    rate = _rate(stream)
-    seconds = _stated_seconds(stream) or (container.duration or 0) / 1_000_000
-    return (round(seconds * rate) if rate else 0), False
 
 
 def _stated_seconds(stream: Any) -> float:
@@ -214,7 +231,7 @@ def _turn(matrix: tuple[int, ...] | None) -> tuple[int, bool] | None:
     return turns.get((a, b, c, d))
 
 
-def _decoded(container: Any, stream: Any, path: Path, packets: list[int | None]) -> Iterator[Any]:
+def _decoded(container: Any, stream: Any, path: Path, packets: list[int | None]) -> Generator[Any, None, None]:
     """Every frame that is to be shown; raises InputError at the first that the decoder finds damaged.
 
     The decoding time of every packet read is added to `packets`.
@@ -226,17 +243,18 @@ def _decoded(container: Any, stream: Any, path: Path, packets: list[int | None])
     context.options = {"err_detect": "explode"}
     number = 0
     try:
-        for packet in container.demux(stream):
-            if packet.size:
-                packets.append(packet.dts)
-            damaged = packet.is_corrupt
-            for frame in packet.decode():
-                if damaged or frame.is_corrupt:
-                    raise InputError(f"{_place(path, number, frame.time)} is damaged; get the file again")
-                yield frame
-                number += 1
-            if damaged:
-                raise InputError(f"{_place(path, number, None)} is damaged; get the file again")
+        with log_of_this_thread():  # or its errors would have no words
+            for packet in container.demux(stream):
+                if packet.size:
+                    packets.append(packet.dts)
+                damaged = packet.is_corrupt
+                for frame in packet.decode():
+                    if damaged or frame.is_corrupt:
+                        raise InputError(f"{_place(path, number, frame.time)} is damaged; get the file again")
+                    yield frame
+                    number += 1
+                if damaged:
+                    raise InputError(f"{_place(path, number, None)} is damaged; get the file again")
     except av.FFmpegError as error:
         said = f"cannot be decoded ({words_of(error)})"
         raise InputError(f"{_place(path, number, None)} {said}; get the file again") from error
@@ -251,12 +269,12 @@ def read_frames(
 ) -> Generator[Frame, None, None]:
     """All frames in the order of showing; only those `wanted` by their number are converted.
 
-    Raises InputError for a damaged or cut file, another size in its middle, and time stamps that jump back.
+    Raises InputError for a damaged frame, another size in the middle, and time stamps that jump back.
     """
     last, length, moved, number = None, 0, 0, 0
     packets: list[int | None] = []
     has_stamps = False
-    with opened(path) as container, log_of_this_thread() as said:
+    with opened(path) as container:
         stream = main_stream(container, path)
         for number, frame in enumerate(_decoded(container, stream, path, packets), start=1):
             if (frame.height, frame.width) != (video.height, video.width):
@@ -276,7 +294,6 @@ def read_frames(
             last, length = pts, frame.duration or length
             rgb = _upright(to_rgb(frame, video.colours), video.turn) if wanted(number - 1) else None
             yield Frame(number - 1, pts, frame.duration, rgb)
-        _check_whole(path, video, stream, said, packets, number, None if last is None else last + length)
     if moved:
         say(f"{path}: {moved} of its {number} frames have the time stamp of another; they come one tick later")
 
@@ -286,33 +303,6 @@ def _upright(rgb: np.ndarray, turn: tuple[int, bool] | None) -> np.ndarray:
         return rgb
     assert turn is not None
     return np.ascontiguousarray(np.rot90(rgb[:, ::-1] if turn[1] else rgb, turn[0]))
-
-
-def _check_whole(
-    path: Path,
-    video: Video,
-    stream: Any,
-    said: list[tuple[int, str, str]],
-    packets: list[int | None],
-    frames: int,
-    end: int | None,
-) -> None:
-    words = next((found.group() for _, _, text in said if (found := _CUT_SHORT.search(text))), None)
-    if words:
-        raise InputError(f"{path}: the file is cut short ({words}, after frame {frames - 1}); get it whole")
-    read = len(packets)
-    short = read < video.frames if video.exact_frames else stream.frames and frames < stream.frames * 0.98 - 2
-    if short:
-        stated = video.frames or stream.frames
-        raise InputError(
-            f"{path}: {read} frames read, {stated} stated by the file; it seems to be cut short, get it whole"
-        )
-    seconds = _stated_seconds(stream)
-    if end is not None and float(end * video.time_base) < seconds * 0.98 - 1:
-        read_s = float(end * video.time_base)
-        raise InputError(
-            f"{path}: {read_s:.1f} s read, {seconds:.1f} s stated by the file; it is cut short, get it whole"
-        )
 
 
 def made_ahead(items: Generator[Item, None, None], count: int = 2) -> Generator[Item, None, None]:

@@ -78,10 +78,9 @@ class Unfinished:
         self._size = self._read_segments()
 
     def _take(self, target: Path) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            number = int(self._owner.read_text(encoding="ascii"))
-            if number != os.getpid() and is_running(number):
-                raise InputError(f"{target}: process {number} is restoring it; wait for it, or remove {self.folder}")
+        owner = self._owner.read_text(encoding="ascii") if self._owner.exists() else ""
+        if owner.isdigit() and int(owner) != os.getpid() and is_running(int(owner)):
+            raise InputError(f"{target}: process {owner} is restoring it; wait for it, or remove {self.folder}")
         self._owner.write_text(str(os.getpid()), encoding="ascii")
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import io
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -20,9 +21,10 @@ from diffir_sr.inference.videos.reading import Video, import_av, main_stream, op
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".avi": "avi"}
 CONTAINERS |= {".ts": "mpegts", ".mts": "mpegts", ".m2ts": "mpegts", ".flv": "flv", ".3gp": "3gp"}
 _HOLDS_HEVC = ("mp4", "mov", "matroska", "mpegts")
+_LEAST_HEVC = 64  # pixels per side: below, x265 writes beyond its memory at 10 and 12 bits, and the process dies
 # What a transport stream can hold so that it is found again.
 _IN_TRANSPORT = ("mp2", "mp3", "aac", "ac3", "eac3", "dts", "truehd", "opus", "dvb_subtitle", "dvb_teletext")
-# The number of threads decides the bytes of H.264: the same on every machine.
+# H.264 differs with the number of threads: the same on every machine.
 _THREADS = 4
 # Written anew by the muxer, or true of the source's packets alone.
 _NOT_CARRIED = ("encoder", "duration", "number_of_frames", "number_of_bytes", "bps", "major_brand", "minor_version")
@@ -71,16 +73,20 @@ class Carried:
 def choose(video: Video, suffix: str, *, scale: int, quality: int, where: str) -> tuple[Encoding, list[str]]:
     """How restored frames are encoded, and what about it a user should know.
 
-    H.264 up to 8 bits and HEVC above, where the container holds it; VP9 in WebM. Depth, chroma, range and the colour
-    description stay. Raises InputError where this PyAV lacks the encoder.
+    H.264 up to 8 bits and HEVC above, where the container holds it; VP9 and AV1 in WebM. Depth, chroma, range and the
+    colour description stay. Raises InputError where this PyAV lacks the encoder.
     """
     container = CONTAINERS[suffix.lower()]
     height, width = (side * scale for side in video.size)
-    colours, notes = _colours_written(video, container, odd=bool(height % 2 or width % 2), lossless=quality == 100)
-    codec = _codec(container, colours)
+    hevc = container in _HOLDS_HEVC and min(height, width) >= _LEAST_HEVC
+    odd = bool(height % 2 or width % 2)
+    colours, notes = _colours_written(video, container, hevc=hevc, odd=odd, lossless=quality == 100)
+    codec = _codec(container, colours, hevc=hevc)
     _check_encoder(codec, where)
     time_base = video.time_base
     rate = video.rate or Fraction(0)
+    if codec == "libsvtav1":
+        rate = min(video.rate or Fraction(30), Fraction(240))  # it refuses others, and only plans its bits by it
     if container == "avi" and video.rate:
         time_base = 1 / rate  # AVI has no time stamps, only a rate
     encoding = Encoding(
@@ -96,20 +102,24 @@ def choose(video: Video, suffix: str, *, scale: int, quality: int, where: str) -
     return encoding, notes + _notes(video, encoding)
 
 
-def _colours_written(video: Video, container: str, *, odd: bool, lossless: bool) -> tuple[Colours, list[str]]:
+def _colours_written(
+    video: Video, container: str, *, hevc: bool, odd: bool, lossless: bool
+) -> tuple[Colours, list[str]]:
     found, notes = video.colours, []
     bits = 8 if found.bits <= 8 else 10 if found.bits <= 10 else 12
-    if bits == 12 and container not in (*_HOLDS_HEVC, "webm"):
-        bits = 10
+    bits = bits if hevc else min(bits, 10)
     if bits < found.bits:
         notes.append(f"its {found.bits} bits a sample become {bits}")
     if found.kind == "rgb":
-        if lossless and container in ("matroska", "mp4", "mov", "avi"):
+        if lossless and container in ("matroska", "mp4", "mov", "avi") and (bits == 8 or hevc):
             form = "rgb24" if bits == 8 else f"gbrp{bits}le"
             return replace(found, format=form, bits=bits, alpha=False, matrix=0), notes
         notes.append("its RGB becomes Y'CbCr 4:4:4 of BT.709")
         found = replace(found, kind="yuv", matrix=1, full=False, primaries=found.primaries, transfer=found.transfer)
     chroma = (1, 1) if found.kind == "grey" else found.chroma
+    if container == "webm" and bits > 8 and chroma != (1, 1):
+        chroma = (1, 1)
+        notes.append("its chroma becomes 4:2:0, all that WebM's encoder has above 8 bits")
     if chroma not in ((0, 0), (1, 0), (1, 1)):
         chroma = (1, 0) if chroma[1] == 0 else (0, 0) if chroma[0] == 0 else (1, 1)
     if odd and chroma != (0, 0) and container != "webm":
@@ -120,10 +130,10 @@ def _colours_written(video: Video, container: str, *, odd: bool, lossless: bool)
     return replace(found, format=form, kind="yuv", bits=bits, chroma=chroma, alpha=False), notes
 
 
-def _codec(container: str, colours: Colours) -> str:
+def _codec(container: str, colours: Colours, *, hevc: bool) -> str:
     if container == "webm":
-        return "libvpx-vp9"
-    if colours.bits > 8 and container in _HOLDS_HEVC:
+        return "libvpx-vp9" if colours.bits <= 8 else "libsvtav1"
+    if colours.bits > 8 and hevc:
         return "libx265"
     return "libx264rgb" if colours.format == "rgb24" else "libx264"
 
@@ -144,26 +154,37 @@ def _options(codec: str, colours: Colours, video: Video, quality: int, container
     if codec == "libvpx-vp9":
         loss = {"lossless": "1"} if quality == 100 else {"crf": str(round(20 + (95 - quality) * 0.45)), "b": "0"}
         return {**loss, "row-mt": "1", "tile-columns": "2", "cpu-used": "2"}
+    if codec == "libsvtav1":
+        params = [f"lp={_THREADS}", *_hdr_parameters(video, "mastering-display", "content-light", units=(1, 1))]
+        loss = {"crf": str(round(18 + (95 - quality) * 0.45))}
+        params += ["lossless=1"] if quality == 100 else []
+        return {**loss, "preset": "5", "svtav1-params": ":".join(params)}
     crf = str(round(16 + (95 - quality) * 0.35))
     if codec == "libx265":
         params = ["log-level=error", "frame-threads=2", *_hdr_parameters(video, "master-display", "max-cll")]
         params += ["lossless=1"] if quality == 100 else []
         return {"crf": crf, "x265-params": ":".join(params)}
     options = {"qp": "0"} if quality == 100 else {"crf": crf}
+    options |= {"mbtree": "0"}  # which reads memory that nothing was written to: other bytes from run to run
     options |= {"bf": "0"} if container == "avi" else {}
     params = _hdr_parameters(video, "mastering-display", "cll")
     return options | ({"x264-params": ":".join(params)} if params else {})
 
 
-def _hdr_parameters(video: Video, mastering: str, light: str) -> list[str]:
-    """Mastering display (SMPTE ST 2086) and content light levels as encoders take them."""
+def _hdr_parameters(video: Video, mastering: str, light: str, *, units: tuple[int, int] = (50000, 10000)) -> list[str]:
+    """Mastering display (SMPTE ST 2086) and content light levels as encoders take them.
+
+    `units` are how many make 1 in chromaticity, and one candela per square metre.
+    """
     found = []
     if video.mastering and video.mastering[20] and video.mastering[21]:
         numbers = video.mastering
         ratios = [Fraction(numbers[place], numbers[place + 1] or 1) for place in range(0, 20, 2)]
-        points = [(round(ratios[place] * 50000), round(ratios[place + 1] * 50000)) for place in range(0, 8, 2)]
-        red, green, blue, white = (f"({x},{y})" for x, y in points)
-        lowest, highest = (round(value * 10000) for value in ratios[8:])
+        scales = [units[0]] * 8 + [units[1]] * 2
+        scaled = [float(value * unit) for value, unit in zip(ratios, scales, strict=True)]
+        said = [f"{value:.6f}".rstrip("0").rstrip(".") for value in scaled]
+        red, green, blue, white = (f"({said[place]},{said[place + 1]})" for place in range(0, 8, 2))
+        lowest, highest = said[8:]
         found.append(f"{mastering}=G{green}B{blue}R{red}WP{white}L({highest},{lowest})")
     if video.light:
         found.append(f"{light}={video.light[0]},{video.light[1]}")
@@ -218,6 +239,7 @@ class Encoder:
         self._where = where
         self._durations: dict[int, int] = {}
         self._packets: list[Packet] = []
+        os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints to the terminal otherwise
         self._context = av.CodecContext.create(encoding.codec, "w")
         _set_up(self._context, encoding)
         self._time_base = encoding.time_base
@@ -303,6 +325,8 @@ def _codec_name(stream: Any) -> str | None:
 def _can_hold(encoding: Encoding, stream: Any, source_format: str) -> bool:
     """Whether a container takes a track: tried, with a file in memory that has it alone."""
     av = import_av()
+    if stream.type == "attachment":
+        return encoding.container == "matroska"  # others leave it out without an error
     if encoding.container == "mpegts" != source_format and _codec_name(stream) not in _IN_TRANSPORT:
         return False  # it would take any, as data that nobody can read
     try:
@@ -411,10 +435,11 @@ def _copied(container: Any, copies: dict[int, Any]) -> Iterator[Entry]:
         return
     last: dict[int, int] = {}
     for packet in container.demux(*(container.streams[number] for number in copies)):
-        if packet.dts is None and (packet.pts is None or not packet.size):
+        if packet.dts is None and not packet.size:
             continue  # what tells decoders that the end is reached
         number = packet.stream.index
-        packet.dts = packet.pts if packet.dts is None else packet.dts
+        if packet.dts is None:
+            packet.dts = packet.pts = last.get(number, -1) + 1 if packet.pts is None else packet.pts
         if number in last and packet.dts <= last[number]:
             packet.dts = last[number] + 1
             packet.pts = None if packet.pts is None else max(packet.pts, packet.dts)

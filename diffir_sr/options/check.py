@@ -1,0 +1,343 @@
+"""Checking one section: against fields, against the signature of what will be called, against what classes declare.
+
+Each option is checked on its own, so that one mistake never hides another.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Annotated, Any, cast
+
+from basicsr.utils.registry import Registry
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PydanticSchemaGenerationError,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic.fields import FieldInfo
+
+from diffir_sr.families import declaring
+from diffir_sr.option_types import Built, Keys, Section, explain, found, inherited
+from diffir_sr.options.report import Report, nearest
+
+Known = Mapping[str, tuple[type[Section], str]]  # option: the section and the field whose rules it follows
+_SUFFIX = "_basicsr"  # BasicSR registers some of its classes under names with this ending and finds them without
+_VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+# Sections
+
+
+def fields_of(section: type[Section]) -> dict[str, tuple[type[Section], str]]:
+    """The options of a section."""
+    return {name: (section, name) for name in section.model_fields}
+
+
+def check_section(
+    known: Known,
+    given: Mapping[str, Any],
+    keys: Keys,
+    report: Report,
+    *,
+    skip: Iterable[str] = (),
+    optional: Iterable[str] = (),
+) -> dict[str, Any]:
+    """`given` with every value as its field wants it (5000.0 as 5000 where a count belongs).
+
+    `skip` names options that others check, `optional` those that may be absent although their field is required.
+    Problems go to the report; values with problems stay as they are.
+    """
+    values, skip = dict(given), set(skip)
+    for name in [name for name in given if name not in skip]:
+        if name in known:
+            values[name] = _check_field(*known[name], given[name], (*keys, name), report)
+        else:
+            report.unknown((*keys, name), known)
+    for name, (section, field_name) in known.items():
+        info = section.model_fields[field_name]
+        if info.is_required() and name == field_name and name not in given and name not in {*skip, *optional}:
+            report.problem((*keys, name), f"missing: {info.description}")
+    return values
+
+
+def check_model(schema: type[BaseModel], given: Mapping[str, Any], keys: Keys, report: Report) -> dict[str, Any]:
+    """`given` as a plugin's pydantic model wants it; the model's own rules across options hold too."""
+    try:
+        checked = schema.model_validate(dict(given))
+    except ValidationError as error:
+        for detail in _possible(error):
+            if detail["type"] == "extra_forbidden":
+                report.unknown((*keys, *detail["loc"]), schema.model_fields)
+            else:
+                report.problem((*keys, *detail["loc"]), explain(detail))
+        return dict(given)
+    return {**given, **checked.model_dump(exclude_unset=True, by_alias=True)}
+
+
+def as_mapping(value: Any, keys: Keys, report: Report) -> dict[str, Any]:
+    """`value` if it is a section; otherwise nothing, and a problem unless it is absent or ~."""
+    if isinstance(value, dict):
+        return value
+    if value is not None:
+        report.problem(keys, f"expected a section (key: value), found {found(value)}")
+    return {}
+
+
+def nested_section(info: FieldInfo) -> type[Section] | None:
+    """The section that a field is, or None."""
+    for kind in (info.annotation, *typing.get_args(info.annotation)):
+        if isinstance(kind, type) and not isinstance(kind, types.GenericAlias) and issubclass(kind, Section):
+            return kind
+    return None
+
+
+def is_built(info: FieldInfo) -> bool:
+    """Whether a field is an object with a type and arguments."""
+    return Built in (info.annotation, *typing.get_args(info.annotation))
+
+
+def check_value(adapter: TypeAdapter[Any], value: Any, keys: Keys, report: Report) -> Any:
+    """`value` as the adapter's type wants it, or unchanged with problems in the report."""
+    try:
+        # Python counts true as 1; an option file does not.
+        return adapter.validate_python(value, strict=True if isinstance(value, bool) else None)
+    except ValidationError as error:
+        for detail in _possible(error):
+            steps = (step for step in detail["loc"] if isinstance(step, int))
+            report.problem((*keys, *steps), explain(detail))
+        return value
+
+
+def _possible(error: ValidationError) -> list[Any]:
+    """Of the choices `number or tensor`, a file can hold the number alone: only what it can hold is told."""
+    details = error.errors(include_url=False)
+    return [detail for detail in details if detail["type"] != "is_instance_of"] or details
+
+
+def _check_field(section: type[Section], name: str, value: Any, keys: Keys, report: Report) -> Any:
+    info = section.model_fields[name]
+    nested = nested_section(info)
+    if nested is not None and isinstance(value, dict):
+        return check_section(fields_of(nested), value, keys, report)
+    if nested is not None or is_built(info):
+        as_mapping(value, keys, report)
+        if value is None and info.is_required():
+            report.problem(keys, f"missing: {info.description}")
+        return value
+    return check_value(_adapter(section, name), value, keys, report)
+
+
+@cache
+def _adapter(section: type[Section], name: str) -> TypeAdapter[Any]:
+    info = section.model_fields[name]
+    kind: Any = Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
+    return TypeAdapter(kind, config=ConfigDict(strict=True))
+
+
+# Names in registries
+
+
+def find(registry: Registry, name: Any) -> Any | None:
+    """What BasicSR would build for this name, or None."""
+    known = dict(iter(registry))  # its keys() without [] confuses dict()
+    return known.get(name, known.get(f"{name}{_SUFFIX}")) if isinstance(name, str) else None
+
+
+def check_type(registry: Registry, given: Mapping[str, Any], keys: Keys, report: Report, *, kind: str) -> Any | None:
+    """What `given["type"]` names; None, with a problem, if there is no type or nothing of that name."""
+    if "type" not in given:
+        report.problem((*keys, "type"), f"missing: the name of {_a(kind)}")
+        return None
+    return named(registry, given["type"], (*keys, "type"), report, kind=kind)
+
+
+def named(registry: Registry, name: Any, keys: Keys, report: Report, *, kind: str) -> Any | None:
+    """What a name stands for in a registry, or None with a problem that lists what there is."""
+    thing = find(registry, name)
+    if thing is not None:
+        return thing
+    if not isinstance(name, str):
+        report.problem(keys, f"expected the name of {_a(kind)}, found {found(name)}")
+        return None
+    ours_last = sorted(registry, key=lambda entry: not entry[0].endswith(_SUFFIX))
+    origins = {known.removesuffix(_SUFFIX): getattr(thing, "__module__", "?") for known, thing in ours_last}
+    near = nearest(name, origins)
+    hint = f"did you mean {near!r}? " if near else ""
+    listed = ", ".join(f"{known} ({origin})" for known, origin in sorted(origins.items())) or "none"
+    report.problem(
+        keys,
+        f"no {kind} is called {name!r}; {hint}Known: {listed}. Plugins add names: installed, or under 'plugins'",
+    )
+    return None
+
+
+def _a(kind: str) -> str:
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
+
+
+# What classes declare
+
+
+@dataclass
+class Declared:
+    """What a class and its base classes say of their options; see `option_types`."""
+
+    known: dict[str, tuple[type[Section], str]] = field(default_factory=dict)
+    models: list[type[BaseModel]] = field(default_factory=list)  # of plugins, checked as a whole
+    names: set[str] = field(default_factory=set)  # known by name alone
+    whole: bool = False  # whether the class itself says what it reads, so that no other options can be right
+
+    @property
+    def all_names(self) -> set[str]:
+        """Every option that is known."""
+        return {*self.known, *self.names, *(name for model in self.models for name in _names(model))}
+
+
+def declared(kind: Any, attribute: str = "OPTIONS", *, base: type[Section] | None = None) -> Declared:
+    """What a class declares on top of the options of `base`."""
+    found, source = Declared(fields_of(base) if base else {}), declaring(kind)
+    found.whole = attribute in getattr(source, "__dict__", {})
+    for one in reversed(source.__mro__) if isinstance(source, type) else ():
+        for name in vars(one).get("WITHOUT_OPTIONS", ()):
+            found.known.pop(name, None)
+            found.names.discard(name)
+        given = vars(one).get(attribute, ())
+        if isinstance(given, type) and issubclass(given, Section):
+            found.known |= fields_of(given)
+        elif isinstance(given, type) and issubclass(given, BaseModel):
+            found.models.append(given)
+        else:
+            found.names |= set(cast("Iterable[str]", given))
+    return found
+
+
+def gathered(kind: Any, attribute: str) -> Iterator[Any]:
+    """The entries of tuples that a class and its base classes have under `attribute` (RULES, ...)."""
+    for several in inherited(declaring(kind), attribute):
+        yield from several
+
+
+def check_declared(
+    options: Declared,
+    given: Mapping[str, Any],
+    keys: Keys,
+    report: Report,
+    *,
+    what: str,
+    skip: Iterable[str] = (),
+    optional: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Check what a class declares; where it does not itself say what it reads, the others pass with one warning."""
+    theirs = {*options.names, *(name for model in options.models for name in _names(model))}
+    others = given.keys() - options.all_names - set(skip)
+    checked = check_section(options.known, given, keys, report, skip={*skip, *others, *theirs}, optional=optional)
+    for model in options.models:
+        mine = _names(model)
+        checked |= check_model(model, {name: given[name] for name in given if name in mine}, keys, report)
+    if others and not options.whole:
+        listed = ", ".join(sorted(others))
+        report.warn(keys, f"keys of {what} are not checked (the class declares no OPTIONS): {listed}")
+    elif not any(model.model_config.get("extra") == "allow" for model in options.models):
+        for name in sorted(others):
+            report.unknown((*keys, name), options.all_names)
+    return checked
+
+
+def _names(model: type[BaseModel]) -> set[str]:
+    return {info.alias or name for name, info in model.model_fields.items()}
+
+
+# Arguments of constructors
+
+
+def check_arguments(
+    target: Callable[..., Any],
+    given: Mapping[str, Any],
+    keys: Keys,
+    report: Report,
+    *,
+    leave_out: Iterable[str] = (),
+    also: Known | None = None,
+    any_keyword: bool = True,
+) -> dict[str, Any]:
+    """`given` with values as the class's ARGUMENTS, or else the annotations of its constructor, want them.
+
+    `type` stays as it is. `leave_out` names parameters that are not for option files, `also` options that `target` does
+    not take but somebody reads. `any_keyword` says whether a `**kwargs` of `target` makes every name right.
+    """
+    parameters, bounds = _parameters(target, frozenset(leave_out)), {**(also or {}), **arguments_of(target)}
+    if parameters is None:
+        return dict(given)
+    named = {name: p for name, p in parameters.items() if p.kind not in _VARIABLE}
+    # Some are not the constructor's: somebody reads them before. They have defaults, which the others do not need.
+    read_before = {name for name, (section, _) in bounds.items() if not section.model_fields[name].is_required()}
+    open_ended = any_keyword and any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    values = dict(given)
+    for name in [name for name in given if name != "type"]:
+        if name in named or name in read_before:
+            adapter = _adapter(*bounds[name]) if name in bounds else _annotation(target, name)
+            values[name] = _check_argument(adapter, named.get(name), given[name], (*keys, name), report)
+        elif not open_ended:
+            report.unknown((*keys, name), [*named, *read_before])
+    for name, parameter in named.items():
+        if parameter.default is inspect.Parameter.empty and name not in given:
+            report.problem((*keys, name), f"missing: {getattr(target, '__name__', target)} needs it")
+    return values
+
+
+def arguments_of(target: Any) -> dict[str, tuple[type[Section], str]]:
+    """The arguments that a class, or what stands for it, describes."""
+    described = getattr(declaring(target), "ARGUMENTS", None)
+    return fields_of(described) if described is not None else {}
+
+
+def argument_names(target: Any) -> set[str]:
+    """What a constructor can be given; nothing if there is none."""
+    parameters = _parameters(target, frozenset()) if target is not None else None
+    return {name for name, parameter in (parameters or {}).items() if parameter.kind not in _VARIABLE}
+
+
+def _check_argument(
+    adapter: TypeAdapter[Any] | None,
+    parameter: inspect.Parameter | None,
+    value: Any,
+    keys: Keys,
+    report: Report,
+) -> Any:
+    if adapter is None:
+        return value
+    default = parameter.default if parameter is not None else inspect.Parameter.empty
+    if value is None and default is None:  # "x: int = None" means that None is fine
+        return value
+    checked = check_value(adapter, value, keys, report)
+    # Anything else than plain values would not survive being logged and copied by BasicSR.
+    return checked if isinstance(checked, (bool, int, float, str, list)) else value
+
+
+@cache
+def _parameters(target: Callable[..., Any], leave_out: frozenset[str]) -> dict[str, inspect.Parameter] | None:
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):  # written in C, without a signature
+        return None
+    return {name: parameter for name, parameter in parameters.items() if name not in leave_out}
+
+
+@cache
+def _annotation(target: Callable[..., Any], name: str) -> TypeAdapter[Any] | None:
+    function: Any = target.__init__ if isinstance(target, type) else target
+    try:
+        # Each on its own: one name that cannot be resolved must not leave the others unchecked.
+        only = types.SimpleNamespace(__annotations__={name: function.__annotations__[name]})
+        hint = typing.get_type_hints(only, function.__globals__, include_extras=True)[name]
+        return None if hint is None else TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+    except (KeyError, NameError, TypeError, AttributeError, PydanticSchemaGenerationError, PydanticUserError):
+        return None  # an annotation that pydantic cannot read checks nothing
