@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffir_sr.diffusion.noise import PictureNoise
@@ -118,12 +118,12 @@ def network_method(
 
 def _multiplications(network: nn.Module, *, takes_mask: bool) -> tuple[float | None, str]:
     """Multiply-additions of matrix products and convolutions, counted on shapes alone; or why they cannot be."""
-    restores: Any = copy.deepcopy(network).to("meta")
-    lq = torch.zeros(1, 3, COUNTED_SIDE, COUNTED_SIDE, device="meta")
-    conditions = {"mask": lq[:, :1]} if takes_mask else {}
+    restores: Any = network  # `load_restorer` has refused those that do not
+    noise = PictureNoise(torch.zeros(1, 3, 8, 8))
     try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            restores.restore(lq, noise=PictureNoise(torch.zeros(1, 3, 8, 8)), **conditions)
+        with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter, torch.no_grad():
+            lq = torch.zeros(1, 3, COUNTED_SIDE, COUNTED_SIDE, device=next(network.parameters()).device)
+            restores.restore(lq, noise=noise, **({"mask": lq[:, :1]} if takes_mask else {}))
     except Exception as error:  # whatever a network does that needs values, not shapes
         return None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return counter.get_total_flops() / 2, ""
