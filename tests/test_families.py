@@ -1,15 +1,19 @@
 """Networks that are not DiffIR: a toy family end to end, derived classes, BasicSR's own archs."""
 
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
+import options_cases
 import pytest
 import torch
 from basicsr.archs import build_network
-from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, MODEL_REGISTRY
+from diffir_sr.option_types import Count, Number, Section
 from films import film, shown
 from pictures import SMALL
 from PIL import Image
+from pydantic import Field
 from torch import nn
 from toy import run_training, train_options, trained, write_pairs
 
@@ -19,6 +23,7 @@ from diffir_sr.archs.diffir_arch import DiffIRS2
 from diffir_sr.archs.layers import Block
 from diffir_sr.cards import write_card_file
 from diffir_sr.cli import basicsr_main, main
+from diffir_sr.data.paired_dataset import PairedDataset
 from diffir_sr.diffusion.noise import START, GivenNoise, IterationNoise, PictureNoise, picture_noise
 from diffir_sr.errors import CheckpointError, InputError, OptionError
 from diffir_sr.families.base import Family, Restores
@@ -56,22 +61,65 @@ class ToyWalk(nn.Module):
         return image
 
 
+class ToyOptions(Section):
+    """What the toy reads of `train` beyond what every model reads."""
+
+    walk_noise: Annotated[Number, Field(ge=0, le=1)] = Field(0.1, description="How strong the noise of a step is.")
+
+
+class ToySampling(Section):
+    """What it reads of `val`."""
+
+    walk_steps: Count | None = Field(None, description="Steps in validation.")
+
+
+def steps_need_noise(view, at):
+    """A rule of the toy's own."""
+    if view.get("train", "walk_noise") == 0 and view.size_rule().multiple_of == 2:
+        yield ("train", "walk_noise"), "0 leaves nothing to walk through; give more, or train a PlainModel"
+
+
+class ToyPairs(PairedDataset):
+    """Pairs of the toy, with an option of their own."""
+
+    class Own(Section):
+        """What they read."""
+
+        shade: Literal["dark", "light"] = Field("light", description="Which pairs are taken.")
+
+    OPTIONS = Own
+
+
 class ToyWalkModel(RestorationModel):
     """Trains ToyWalk to find the picture in noise."""
+
+    OPTIONS = ToyOptions
+    VAL_OPTIONS = ToySampling
+    RULES = (steps_need_noise,)
+    NETWORK_G = "ToyWalk"
 
     def compute_losses(self, current_iter):
         noisy = self.noise_at(current_iter).normal(self.gt.shape).to(self.gt)
         return self.image_losses(self.net_g(self.lq, noisy)), {}
 
 
-TOY = Family(name="toy", archs=(f"{__name__}:ToyWalk",), models=(f"{__name__}:ToyWalkModel",))
+TOY = Family(
+    name="toy",
+    archs=(f"{__name__}:ToyWalk",),
+    models=(f"{__name__}:ToyWalkModel",),
+    datasets=(f"{__name__}:ToyPairs",),
+)
 
 
 @pytest.fixture
 def toy_family(monkeypatch):
     """The one line that a family adds, and what `import diffir_sr` then does with it."""
     monkeypatch.setattr(diffir_sr.families, "FAMILIES", (*diffir_sr.families.FAMILIES, TOY))
-    for registry, kind in ((ARCH_REGISTRY, ToyWalk), (MODEL_REGISTRY, ToyWalkModel)):
+    for registry, kind in (
+        (ARCH_REGISTRY, ToyWalk),
+        (MODEL_REGISTRY, ToyWalkModel),
+        (DATASET_REGISTRY, ToyPairs),
+    ):
         monkeypatch.setitem(registry._obj_map, kind.__name__, kind)
 
 
@@ -128,6 +176,42 @@ def test_a_toy_family_trains_validates_resumes_is_described_and_restores(inside,
     for index in range(4):
         one = np.asarray(Image.open(f"results/toy_test/visualization/val/p{index}_toy_test.png"))
         assert np.array_equal(one, np.asarray(Image.open(f"out/p{index}.png")))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"train.walk_noise": 2}, "train.walk_noise: expected 1 or less, found 2"),
+        ({"train.walk_nois": 0.5}, "train.walk_nois: unknown option; did you mean 'walk_noise'?"),
+        (
+            {"train.walk_noise": 0},
+            "train.walk_noise: 0 leaves nothing to walk through; give more",
+        ),
+        ({"val.walk_steps": 0}, "val.walk_steps: expected 1 or more, found 0"),
+        ({"datasets.train.shade": "grey"}, "datasets.train.shade: expected 'dark' or 'light', found 'grey' (text)"),
+        (
+            {"datasets.train.gt_size": 12},
+            "datasets.train.gt_size: 12 does not fit: at scale 4",
+        ),
+        ({"network_g": {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3}}, "ToyWalkModel works on a ToyWalk network"),
+        ({"network_g.width": "wide"}, "network_g.width: expected a whole number, found 'wide' (text)"),
+    ],
+)
+def test_a_family_brings_its_own_options_bounds_and_rules(inside, toy_family, change, told):
+    right = options_cases.changed(toy_options(), {"datasets.train.type": "ToyPairs", "datasets.train.shade": "dark"})
+    right = options_cases.changed(right, {"train.walk_noise": 0.5, "val.walk_steps": 2})
+    assert options_cases.load(right).warnings == []
+    assert told in options_cases.refusal(options_cases.changed(right, change))
+
+
+def test_an_option_of_a_family_has_no_effect_elsewhere(inside, toy_family):
+    plain = toy_options(model_type="PlainModel", network_g=dict(type="EDSR", num_in_ch=3, num_out_ch=3))
+    found = options_cases.changed(plain, {"train.walk_noise": 0.5, "train.share_t": True})
+    told = options_cases.load(found).warnings
+    assert any(
+        "train.walk_noise: has no effect: PlainModel does not read it (only ToyWalkModel)" in one for one in told
+    )
+    assert len(told) == 2
 
 
 def test_a_toy_network_restores_odd_sizes_and_tiles(toy_family):
