@@ -114,11 +114,11 @@ def make_options(folder):
     from diffir_sr.cli import main
     from diffir_sr.options.recipes import recipe_names, recipes_folder
 
-    names = recipe_names(recipes_folder())
+    names = [name for name in recipe_names(recipes_folder()) if Path(name).name.startswith("train")]
     chosen = [names[index * len(names) // 4] for index in range(4)]
     with contextlib.redirect_stdout(io.StringIO()):
         assert main(["options", "copy", *chosen, "-o", str(folder / "options")]) == 0
-    return sorted((folder / "options").rglob("*.yml"))
+    return [path for path in sorted((folder / "options").rglob("*.yml")) if path.name.startswith("train")]
 
 
 def make_videos(folder, photo):
