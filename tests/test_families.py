@@ -9,7 +9,6 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, MODEL_REGISTRY
-from diffir_sr.option_types import Count, Number, Section
 from films import film, shown
 from pictures import SMALL
 from PIL import Image
@@ -33,6 +32,7 @@ from diffir_sr.inference.plain import CalledNetwork, LivingBytes, PlainEngine, e
 from diffir_sr.inference.strips.engine import StripEngine
 from diffir_sr.models import validation
 from diffir_sr.models.restoration_model import RestorationModel
+from diffir_sr.option_types import Count, Number, Section
 
 # The toy family: a network that walks from image noise to a picture in three steps, conditioned on the degraded one.
 

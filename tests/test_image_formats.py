@@ -519,3 +519,14 @@ def test_random_harm_never_ends_in_anything_but_a_sentence():
                 harmed[at] = rng.integers(256)
             with contextlib.suppress(InputError):  # and nothing else
                 read(bytes(harmed[: rng.integers(20, len(harmed) + 1)]))
+
+
+@pytest.mark.parametrize("tag", [256, 257, 262, 274])
+def test_a_tiff_whose_numbers_are_several_is_told_or_read(tag, tmp_path):
+    image = Image.new("L", (12, 9), 7)
+    image.save(tmp_path / "a.tif", tiffinfo={274: 1})
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    at = next(at for at in range(8, len(data)) if data[at : at + 2] == tag.to_bytes(2, "little") and data[at + 3] == 0)
+    data[at + 4 : at + 8] = (2).to_bytes(4, "little")
+    with contextlib.suppress(InputError):  # and nothing else
+        assert read_picture(bytes(data), where="a.tif").colours.shape == (9, 12, 1)

@@ -246,6 +246,10 @@ def tiff_header(file: BinaryIO, *, exif: bytes | None = None) -> Header:
 
     with tifffile.TiffFile(file) as opened:
         pages: list[Any] = [page.aspage() for page in opened.pages]
+    for page in pages:
+        numbers = (page.imagelength, page.imagewidth, page.subfiletype, page.photometric)
+        if not all(isinstance(number, int) for number in numbers):  # a count other than 1 makes them several
+            raise DamagedError("a size or a kind in its directory is no single number")
     whole = [page for page in pages if not page.subfiletype & 1] or pages
     if not whole:
         raise DamagedError("it holds no image")
@@ -259,7 +263,7 @@ def tiff_header(file: BinaryIO, *, exif: bytes | None = None) -> Header:
         dpi=_tiff_dpi(_tag(page, 282), _tag(page, 283), _tag(page, 296)),
         left_out=("IPTC",) if _tag(page, 33723) is not None or _tag(page, 34377) is not None else (),
         notes=(f"{left_out} smaller page{'s' * (left_out > 1)} (a preview) left out",) if left_out else (),
-        turn=_tag(page, 274),
+        turn=turn if isinstance(turn := _tag(page, 274), int) else None,
     )
     channels = 3 if page.photometric in (2, 3, 5, 6) else 1
     return Header(page.imagelength, page.imagewidth, channels, metadata, 1 + len(others), page)
