@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--measured", type=Path, help="what `diffir evaluate --json` wrote")
     args = parser.parse_args()
     tensors, card = read_card_file(args.weights)
-    card |= yaml.safe_load(args.card.read_text())
+    card |= yaml.safe_load(args.card.read_text())["card"]
     card["weights"] = f"{card['weights']}, stored in float16"
     if args.measured:
         found = json.loads(args.measured.read_text())
