@@ -8,6 +8,7 @@ import pytest
 import yaml
 from options_cases import STAGE_1, TEST, changed
 
+from diffir_sr.cli import main
 from diffir_sr.errors import InputError
 from diffir_sr.options.commands import add_options_parser
 from diffir_sr.options.recipes import recipes_folder
@@ -92,3 +93,20 @@ def test_copy_writes_recipes_that_can_be_loaded(capsys):
 def test_a_command_is_needed():
     with pytest.raises(SystemExit):
         _run()
+
+
+def test_findings_as_json(tmp_path, capsys):
+    (tmp_path / "wrong.yml").write_text("name: x\nmodel_type: PlainModel\nscale: 4\nnetwork_g: {type: EDSQ}\nhue: 3\n")
+    assert main(["options", "copy", "small/sr/train_S1", "-o", "mine"]) == 0
+    capsys.readouterr()
+    assert main(["options", "check", "wrong.yml", "mine/small/sr/train_S1.yml", "--no-files", "--json"]) == 1
+    wrong, right = json.loads(capsys.readouterr().out)
+    assert wrong["right"] is False
+    assert {"file", "line", "option", "message"} == set(wrong["problems"][0])
+    (unknown,) = [problem for problem in wrong["problems"] if problem["option"] == "hue"]
+    assert (unknown["file"], unknown["line"]) == ("wrong.yml", 5)
+    assert right["right"] is True
+    assert right["command"] == "basicsr train"
+    assert main(["options", "check", "absent.yml", "--json"]) == 1
+    (absent,) = json.loads(capsys.readouterr().out)
+    assert "absent.yml" in absent["problems"][0]["message"]

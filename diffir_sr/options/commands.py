@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from diffir_sr.errors import OptionError
 
@@ -19,6 +21,7 @@ def add_options_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentP
     check = commands.add_parser("check", help="tell what is wrong in option files, without running them")
     check.add_argument("files", nargs="+", metavar="FILE", help="option file; one with datasets.train is a training")
     check.add_argument("--no-files", action="store_true", help="do not ask whether weights and data exist")
+    check.add_argument("--json", action="store_true", help="for programs: the findings of each file with their lines")
     check.set_defaults(run=_check)
     reference = commands.add_parser("reference", help="explain every option (Markdown)")
     reference.add_argument("-o", "--output", type=Path, metavar="FILE", help="write here instead of the terminal")
@@ -38,25 +41,46 @@ def _check(args: argparse.Namespace) -> int:
     from diffir_sr.plugins import load_plugins
 
     load_plugins()
-    passed = [_passes(file, check_files=not args.no_files) for file in args.files]
-    return 0 if all(passed) else 1
+    checked = [_checked(file, check_files=not args.no_files) for file in args.files]
+    if args.json:
+        _say(json.dumps(checked, indent=2, ensure_ascii=False))
+    else:
+        for result in checked:
+            _tell(result)
+    return 0 if all(result["right"] for result in checked) else 1
 
 
-def _passes(file: str, *, check_files: bool) -> bool:
+def _checked(file: str, *, check_files: bool) -> dict[str, Any]:
+    """What is found in one file, as values for JSON; `text` is what a person reads of its problems."""
     from diffir_sr.options.load import load_options
+    from diffir_sr.options.report import OptionProblems
     from diffir_sr.options.source import read_source
 
+    found: dict[str, Any] = {"file": file, "right": False, "command": None, "problems": [], "warnings": []}
     try:
         datasets = read_source(file).values.get("datasets")
         is_train = isinstance(datasets, dict) and "train" in datasets
+        found["command"] = f"basicsr {'train' if is_train else 'test'}"
         loaded = load_options(file, is_train=is_train, check_files=check_files)
-    except OptionError as error:
-        _say(f"{error}")
-        return False
-    for warning in loaded.warnings:
-        _say(f"warning: {warning}")
-    _say(f"{file}: right, for `basicsr {'train' if is_train else 'test'}`")
-    return True
+    except OptionProblems as error:
+        return found | {"problems": [asdict(one) for one in error.findings], "text": str(error)}
+    except OptionError as error:  # the file cannot be read at all
+        return found | {
+            "problems": [{"file": file, "line": 0, "option": "", "message": str(error)}],
+            "text": str(error),
+        }
+    return found | {"right": True, "warnings": [asdict(one) for one in loaded.findings], "text": ""}
+
+
+def _tell(result: dict[str, Any]) -> None:
+    from diffir_sr.options.report import Finding
+
+    if result["right"]:
+        for warning in result["warnings"]:
+            _say(f"warning: {Finding(**warning)}")
+        _say(f"{result['file']}: right, for `{result['command']}`")
+    else:
+        _say(result["text"])
 
 
 def _reference(args: argparse.Namespace) -> int:

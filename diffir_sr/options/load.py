@@ -17,7 +17,7 @@ from diffir_sr.option_types import Section, found, inherited
 from diffir_sr.options.check import gathered
 from diffir_sr.options.files import apply_file_rules
 from diffir_sr.options.recipes import refuse_hydra
-from diffir_sr.options.report import Report, fail_on_problems, told
+from diffir_sr.options.report import Finding, Report, fail_on_problems, located
 from diffir_sr.options.rules import ROOTS, OptionView, apply_rules, apply_warnings, is_lmdb, roots_in
 from diffir_sr.options.schema import LoggerOptions, Options, ValOptions
 from diffir_sr.options.source import Source, apply_overrides, read_source
@@ -29,8 +29,13 @@ class LoadedOptions:
     """Checked options, in the structure and with the names that BasicSR reads."""
 
     values: dict[str, Any]
-    warnings: list[str]  # options without effect and corrections that were made, each with place and reason
+    findings: list[Finding]  # options without effect and corrections that were made, each with place and reason
     path: Path
+
+    @property
+    def warnings(self) -> list[str]:
+        """The findings as lines."""
+        return [str(finding) for finding in self.findings]
 
 
 def load_options(
@@ -59,7 +64,7 @@ def load_options(
     _warn_of_a_misleading_name(view, report)
     apply_warnings(view, report)
     _complete(values, view)
-    return LoadedOptions(values, told(report.warnings, source.places), Path(path))
+    return LoadedOptions(values, located(report.warnings, source.places), Path(path))
 
 
 def _import_plugins(source: Source, *, file: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from diffir_sr.errors import OptionError
@@ -50,17 +50,38 @@ def fail_on_problems(report: Report, places: Mapping[Keys, Place], *, file: str)
     """Raise one OptionError that names every problem in the order of the lines, if there is any."""
     if not report.problems:
         return
-    lines = told(report.problems, places)
-    count = f"{file}: {len(lines)} problems\n" if len(lines) > 1 else ""
-    raise OptionError(count + "\n".join(lines))
+    findings = located(report.problems, places)
+    count = f"{file}: {len(findings)} problems\n" if len(findings) > 1 else ""
+    raise OptionProblems(count + "\n".join(map(str, findings)), findings)
 
 
-def told(notes: Iterable[tuple[Keys, str]], places: Mapping[Keys, Place]) -> list[str]:
-    """`file:line: section.key: text` of each note, sorted by file (main file first) and line."""
+@dataclass(frozen=True)
+class Finding:
+    """A problem or warning with its place."""
+
+    file: str
+    line: int  # 0: a command line argument
+    option: str  # section.key
+    message: str
+
+    def __str__(self) -> str:
+        return f"{Place(self.file, self.line)}: {self.option}: {self.message}"
+
+
+class OptionProblems(OptionError):  # noqa: N818 - several errors at once
+    """Everything that is wrong with an option file."""
+
+    def __init__(self, text: str, findings: Sequence[Finding]) -> None:
+        super().__init__(text)
+        self.findings = tuple(findings)
+
+
+def located(notes: Iterable[tuple[Keys, str]], places: Mapping[Keys, Place]) -> list[Finding]:
+    """Each note once with its place, sorted by file (main file first) and line."""
     order = {file: rank for rank, file in enumerate(dict.fromkeys(place.file for place in places.values()))}
     found = [(place_of(keys, places), keys, text) for keys, text in notes]
     found.sort(key=lambda note: (note[0].line == 0, order.get(note[0].file, 0), note[0].line))
-    return list(dict.fromkeys(f"{place}: {dotted(keys)}: {text}" for place, keys, text in found))
+    return list(dict.fromkeys(Finding(place.file, place.line, dotted(keys), text) for place, keys, text in found))
 
 
 def place_of(keys: Keys, places: Mapping[Keys, Place]) -> Place:
