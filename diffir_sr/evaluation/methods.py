@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffir_sr.diffusion.noise import PictureNoise
 from diffir_sr.errors import InputError
 from diffir_sr.inference.restorer import load_restorer
-from diffir_sr.prepare.matlab_resize import bicubic_resize
+from diffir_sr.prepare.storable import bicubic_resize
 from diffir_sr.weights.download import sha256_of
 from diffir_sr.weights.search import choose
 

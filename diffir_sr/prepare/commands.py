@@ -1,23 +1,27 @@
-"""`diffir prepare JOB`: the list of jobs; subimages, downscale, meta and lmdb themselves."""
+"""The parsers of `diffir prepare JOB`; what a job needs is imported when it runs."""
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffir_sr.data.sources import open_source
-from diffir_sr.prepare import downscale, lmdb_build, meta_info, subimages
-from diffir_sr.prepare.degrade_command import add_degrade_parser
-from diffir_sr.prepare.gopro_command import add_gopro_parser
-from diffir_sr.prepare.masks_command import add_masks_parser
-from diffir_sr.prepare.multiscale_command import add_multiscale_parser
-from diffir_sr.prepare.pairs_command import add_pairs_parser
-from diffir_sr.prepare.parsing import add_job, add_overwrite, add_to_8bit, examples, folder, on_disk, say
-from diffir_sr.prepare.shake_command import add_shake_parser
-from diffir_sr.prepare.stored import Job, underway
+from diffir_sr.files.machine import available_cpus
+from diffir_sr.parsing import deferred
+from diffir_sr.prepare.parsing import (
+    FACTORS,
+    GOPRO_MIDDLE,
+    GOPRO_OVERLAP,
+    GOPRO_SIZE,
+    MASK_KINDS,
+    MASK_SIZES,
+    RESIZE_METHODS,
+    SHORTEST,
+    add_job,
+    add_overwrite,
+    add_running,
+    add_to_8bit,
+)
 
 
 def add_prepare_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -25,7 +29,11 @@ def add_prepare_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser = commands.add_parser("prepare", help="make training and test data")
     jobs = parser.add_subparsers(required=True, metavar="JOB")
 
-    cut = add_job(jobs, "subimages", _subimages, "cut images into overlapping squares <name>_s001.png ...")
+    cut = add_job(
+        jobs,
+        "subimages",
+        "cut images into overlapping squares <name>_s001.png ...",
+    )
     cut.add_argument("--size", type=int, default=480, help="side of a square in pixels (default 480)")
     cut.add_argument("--step", type=int, default=240, help="pixels from one square to the next (default 240)")
     cut.add_argument(
@@ -50,11 +58,11 @@ def add_prepare_parser(commands: argparse._SubParsersAction[Any]) -> None:
     add_overwrite(cut)
     add_to_8bit(cut)
 
-    shrink = add_job(jobs, "downscale", _downscale, "make low-resolution images")
+    shrink = add_job(jobs, "downscale", "make low-resolution images")
     shrink.add_argument("--scale", type=int, required=True, help="how many times smaller")
     shrink.add_argument(
         "--method",
-        choices=downscale.METHODS,
+        choices=RESIZE_METHODS,
         default="bicubic",
         help="bicubic is MATLAB's, antialiased (default)",
     )
@@ -63,22 +71,26 @@ def add_prepare_parser(commands: argparse._SubParsersAction[Any]) -> None:
     add_to_8bit(shrink)
 
     meta = add_job(
-        jobs, "meta", _meta, "list the images of a folder: 'name (h,w,c)' per line", source="folder or LMDB of images"
+        jobs,
+        "meta",
+        module="meta_info",
+        what="list the images of a folder: 'name (h,w,c)' per line",
+        source="folder or LMDB of images",
     )
     meta.add_argument("--overwrite", action="store_true", help="replace a list that exists (default: an error)")
 
     own = (
-        add_multiscale_parser,
-        add_pairs_parser,
-        add_gopro_parser,
-        add_shake_parser,
-        add_degrade_parser,
-        add_masks_parser,
+        _add_multiscale_parser,
+        _add_pairs_parser,
+        _add_gopro_parser,
+        _add_shake_parser,
+        _add_degrade_parser,
+        _add_masks_parser,
     )
     for add in own:
         add(jobs)
 
-    build = add_job(jobs, "lmdb", _lmdb, "put the images of a folder into one LMDB")
+    build = add_job(jobs, "lmdb", module="lmdb_build", what="put the images of a folder into one LMDB")
     build.add_argument("--pair-with", type=Path, metavar="GT", help="folder or LMDB that must hold the same names")
     build.add_argument("--scale", type=int, default=1, help="how many times larger the images of --pair-with are")
     build.add_argument("--compress-level", type=int, default=1, help="PNG compression, 0 to 9 (default 1)")
@@ -91,97 +103,129 @@ def add_prepare_parser(commands: argparse._SubParsersAction[Any]) -> None:
     add_to_8bit(build)
 
 
-def _alpha_note(done: Sequence[subimages.Done] | Sequence[downscale.Done]) -> list[str]:
-    count = sum(one.dropped_alpha for one in done)
-    return [f"alpha dropped in {count}"] if count else []
+def _add_degrade_parser(jobs: Any) -> None:
+    """Add `diffir prepare degrade`."""
+    what = "degrade images as real-world training does (blur, resize, noise, JPEG, twice)"
+    parser = jobs.add_parser("degrade", help=what, description=what[0].upper() + what[1:] + ".")
+    parser.add_argument("input", type=Path, help="folder of images, sub-folders included")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--opt", metavar="FILE", help="training option file that says how (default: as published)")
+    parser.add_argument("--scale", type=int, help="how many times smaller (default: that of --opt, or 4)")
+    parser.add_argument("--seed", type=int, default=0, help="a result follows from seed and name (default 0)")
+    parser.add_argument("--crop-gt", type=Path, help="also write the inputs, cropped to multiples of scale, here")
+    parser.add_argument("--jobs", type=int, default=available_cpus(), help="processes (default: one per core)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
+    parser.add_argument("--overwrite", action="store_true", help="make again what exists (default: keep it)")
+    parser.set_defaults(run=deferred("diffir_sr.prepare.degrade:command"))
 
 
-def _subimages(args: argparse.Namespace) -> int:
-    cuts = subimages.plan(
-        folder(args.input),
-        args.output,
-        size=args.size,
-        step=args.step,
-        threshold=args.threshold,
-        compress_level=args.compress_level,
-        drop_suffix=args.drop_suffix,
-        to_8bit=args.to_8bit,
-        small=args.small,
+def _add_gopro_parser(jobs: Any) -> None:
+    """Add `diffir prepare gopro`."""
+    what = "cut a deblurring set into training patches and validation crops"
+    source = "folder with train and test, each with input and target, or the original GoPro tree"
+    parser = add_job(jobs, "gopro", what, source=source)
+    parser.add_argument("--size", type=int, default=GOPRO_SIZE, help="side of a patch (default 512)")
+    parser.add_argument("--overlap", type=int, default=GOPRO_OVERLAP, help="pixels that neighbours share (default 256)")
+    parser.add_argument(
+        "--middle", type=int, default=GOPRO_MIDDLE, help="side of the middles of test images (default 256)"
     )
-    paths = [target.path for cut in cuts for target, _, _ in cut.outputs]
-    count = len(paths)
-    names = ("size", "step", "threshold", "compress_level", "drop_suffix", "to_8bit", "small")
-    job = Job(args.output, "subimages", {name: getattr(args, name) for name in names}, args.input)
-    if args.dry_run:
-        job.check(overwrite=args.overwrite)
-        return say(
-            f"would cut {len(cuts)} images into {count} squares of {args.size} pixels under {args.output}, "
-            f"{on_disk(count * args.size**2)}:{examples(paths)}"
-        )
-    with underway(job, overwrite=args.overwrite):
-        done = subimages.run(cuts, jobs=args.jobs, overwrite=args.overwrite)
-        notes = [f"of {len(cuts)} images", *_alpha_note(done)]
-        job.finish((square for one in done for square in one.squares), notes=notes, what="squares")
-    return 0
-
-
-def _downscale(args: argparse.Namespace) -> int:
-    shrinks = downscale.plan(
-        folder(args.input),
-        args.output,
-        scale=args.scale,
-        method=args.method,
-        crop_gt=args.crop_gt,
-        overwrite=args.overwrite,
-        to_8bit=args.to_8bit,
+    parser.add_argument(
+        "--whole-test", action="store_true", help="also copy whole test images to test/input and test/target"
     )
-    what = f"{len(shrinks)} images, x1/{args.scale} {args.method}"
-    given = {"scale": args.scale, "to_8bit": args.to_8bit}
-    job = Job(args.output, "downscale", {**given, "method": args.method}, args.input)
-    crops = Job(args.crop_gt, "crop", given, args.input) if args.crop_gt else None
-    planned = [one for one in (job, crops) if one is not None]
-    for one in planned:
-        one.check(overwrite=args.overwrite)
-    if args.dry_run:
-        also = f", cropped ground truth under {args.crop_gt}" if args.crop_gt else ""
-        pixels = sum(shrink.pixels for shrink in shrinks)
-        disk = on_disk(pixels / args.scale**2 + (pixels if args.crop_gt else 0))
-        paths = examples([shrink.output.path for shrink in shrinks])
-        return say(f"would write {what}, under {args.output}{also}, {disk}:{paths}")
-    with underway(*planned, overwrite=args.overwrite):
-        done = downscale.run(shrinks, jobs=args.jobs)
-        job.finish((one.small for one in done), notes=[f"x1/{args.scale} {args.method}", *_alpha_note(done)])
-        if crops is not None:
-            crops.finish(one.cropped for one in done if one.cropped is not None)
-    return 0
+    add_overwrite(parser)
 
 
-def _meta(args: argparse.Namespace) -> int:
-    source = open_source(args.input)
-    meta_info.check_output(args.output, overwrite=args.overwrite)
-    if args.dry_run:
-        paths = examples([Path(source.location(name)) for name in source.names])
-        return say(f"would list {len(source.names)} images in {args.output}:{paths}")
-    return say(f"{args.output}: {meta_info.write_meta(source, args.output, jobs=args.jobs)} images")
+def _add_masks_parser(jobs: Any) -> None:
+    """Add `diffir prepare masks`."""
+    what = "make the masks of the published inpainting evaluation, one per image"
+    parser = jobs.add_parser("masks", help=what, description=what[0].upper() + what[1:] + ".")
+    parser.add_argument("input", type=Path, nargs="?", help="folder of images, which names the masks; or --count")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder; each kind gets <kind>_<size> in it")
+    parser.add_argument("--count", type=int, metavar="N", help="N masks 000000.png, ... that belong to no images")
+    parser.add_argument("--kind", nargs="+", choices=MASK_KINDS, default=list(MASK_KINDS), help="default: all three")
+    parser.add_argument("--size", nargs="+", type=int, choices=MASK_SIZES, default=[256], help="side (default 256)")
+    parser.add_argument("--seed", type=int, default=0, help="a mask follows from seed, kind, size and name (default 0)")
+    parser.add_argument(
+        "--images-out", type=Path, metavar="DIR", help="also write square images of the same size to DIR/<size>"
+    )
+    parser.add_argument("--jobs", type=int, default=available_cpus(), help="processes (default: one per core)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
+    parser.add_argument("--overwrite", action="store_true", help="make again what exists (default: keep it)")
+    parser.set_defaults(run=deferred("diffir_sr.prepare.masks:command"))
 
 
-def _lmdb(args: argparse.Namespace) -> int:
-    started = time.perf_counter()
-    lmdb_build.check_output(args.output)
-    source, raw = folder(args.input), args.codec == "raw"
-    wanted = lmdb_build.plan(source, compress_level=args.compress_level, to_8bit=args.to_8bit, raw=raw)
-    files, pixels = lmdb_build.disk_cost(source) if raw or args.dry_run else (0, 0)
-    if raw:
-        say(f"raw: {pixels / 2**20:.1f} MiB on disk; the files now take {files / 2**20:.1f} MiB")
-    if args.pair_with:
-        lmdb_build.check_partner(args.input, args.pair_with, scale=args.scale)
-    if args.dry_run:
-        paths = examples([one.file for one in wanted])
-        size = f"{(pixels if raw else files) / 2**20:.1f} MiB"
-        return say(f"would store {len(wanted)} images in {args.output}, {size} (other formats than PNG more):{paths}")
-    parameters = {"codec": args.codec, "compress_level": args.compress_level, "to_8bit": args.to_8bit}
-    built = lmdb_build.build(wanted, args.output, jobs=args.jobs, source=args.input, parameters=parameters)
-    told = [f"{built.bytes / 2**20:.1f} MiB", f"{time.perf_counter() - started:.1f} s"]
-    told += [f"alpha dropped in {built.dropped_alpha}"] if built.dropped_alpha else []
-    told += [f"paired with {args.pair_with}"] if args.pair_with else []
-    return say(f"{args.output}: {built.count} images ({', '.join(told)}); listed in {built.listing}")
+def _add_multiscale_parser(jobs: Any) -> None:
+    """Add `diffir prepare multiscale`."""
+    parser = add_job(
+        jobs,
+        "multiscale",
+        "make smaller versions of sharp images, for real-world training",
+    )
+    parser.add_argument(
+        "--factors",
+        nargs="*",
+        type=float,
+        default=list(FACTORS),
+        metavar="F",
+        help="sizes <name>T0.png, T1, ... relative to the image (default 0.75 0.5 1/3)",
+    )
+    parser.add_argument(
+        "--shortest",
+        type=int,
+        default=SHORTEST,
+        metavar="PIXELS",
+        help="a last version with a shortest side of so many pixels; 0: none (default 400)",
+    )
+    parser.add_argument("--with-original", action="store_true", help="put the images themselves beside their versions")
+    add_overwrite(parser)
+    add_to_8bit(parser)
+
+
+def _add_pairs_parser(jobs: Any) -> None:
+    """Add `diffir prepare pairs`."""
+    what = "check pairs of your own and, with -o, make a clean copy of them"
+    parser = jobs.add_parser("pairs", help=what, description=what[0].upper() + what[1:] + ".")
+    parser.add_argument("lq", type=Path, help="folder (or, to check only, LMDB) of degraded images")
+    parser.add_argument("gt", type=Path, help="that of their ground truth; it may be the same folder")
+    parser.add_argument(
+        "-o", "--output", type=Path, help="write lq and gt under it, PNG, called alike (default: check)"
+    )
+    parser.add_argument(
+        "--folders",
+        nargs=2,
+        default=["lq", "gt"],
+        metavar=("LQ", "GT"),
+        help="what these two are called (default lq gt)",
+    )
+    parser.add_argument(
+        "--list", type=Path, metavar="FILE", help="write lines 'gt, lq': meta_info of a RealESRGANPairedDataset"
+    )
+    parser.add_argument("--scale", type=int, default=1, help="how many times larger the ground truth is (default 1)")
+    parser.add_argument(
+        "--template", default="{}", metavar="{}x4", help="name of a degraded image, {} being what both names share"
+    )
+    parser.add_argument("--gt-template", default="{}", metavar="{}_HR", help="name of a ground truth, likewise")
+    parser.add_argument("--crop-gt", action="store_true", help="cut ground truth to multiples of scale")
+    parser.add_argument("--gt-size", type=int, default=0, help="also refuse ground truth smaller than such patches")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out what does not fit (default: an error)")
+    add_overwrite(parser)
+    add_to_8bit(parser)
+    add_running(parser, "pairs")
+
+
+def _add_shake_parser(jobs: Any) -> None:
+    """Add `diffir prepare shake`."""
+    what = "blur images as a shaking camera does (frames along a random path, averaged in linear light)"
+    parser = add_job(jobs, "shake", what)
+    parser.add_argument(
+        "--length",
+        nargs=2,
+        type=float,
+        default=[4.0, 12.0],
+        metavar=("MIN", "MAX"),
+        help="pixels that the camera travels during an exposure (default 4 12); borders of MAX + 1 are cut off",
+    )
+    parser.add_argument("--count", type=int, default=1, help="exposures of each image (default 1)")
+    parser.add_argument("--seed", type=int, default=0, help="a path follows from seed and name (default 0)")
+    add_overwrite(parser)
+    add_to_8bit(parser)

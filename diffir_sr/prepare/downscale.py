@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +14,9 @@ from diffir_sr.data.sources import FolderSource, some
 from diffir_sr.errors import InputError
 from diffir_sr.files.picture import encode_png
 from diffir_sr.prepare.jobs import check_apart, run_all
-from diffir_sr.prepare.matlab_resize import bicubic_resize
-from diffir_sr.prepare.storable import read_storable
-from diffir_sr.prepare.stored import Stored, Target, relative
-
-METHODS = ("bicubic", "area", "lanczos")
+from diffir_sr.prepare.parsing import RESIZE_METHODS, alpha_note, examples, folder, on_disk, say
+from diffir_sr.prepare.storable import bicubic_resize, read_storable
+from diffir_sr.prepare.stored import Job, Stored, Target, relative, underway
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,8 @@ def plan(
     """What to make; raises InputError for an impossible scale, method or folder, or images smaller than `scale`."""
     if scale < 2:
         raise InputError(f"--scale: expected 2 or more, got {scale}")
-    if method not in METHODS:
-        raise InputError(f"--method: unknown {method!r}; known: {', '.join(METHODS)}")
+    if method not in RESIZE_METHODS:
+        raise InputError(f"--method: unknown {method!r}; known: {', '.join(RESIZE_METHODS)}")
     check_apart(source.path, output, crop_gt)
     if crop_gt is not None and crop_gt.resolve() == output.resolve():
         raise InputError(f"--crop-gt and --output are the same folder, {output.absolute()}; choose two")
@@ -113,3 +112,35 @@ def smaller(image: np.ndarray, *, scale: int, method: str = "bicubic") -> np.nda
         for index in range(image.shape[2])
     ]
     return np.stack(channels, axis=2)
+
+
+def command(args: argparse.Namespace) -> int:
+    """`diffir prepare downscale`."""
+    shrinks = plan(
+        folder(args.input),
+        args.output,
+        scale=args.scale,
+        method=args.method,
+        crop_gt=args.crop_gt,
+        overwrite=args.overwrite,
+        to_8bit=args.to_8bit,
+    )
+    what = f"{len(shrinks)} images, x1/{args.scale} {args.method}"
+    given = {"scale": args.scale, "to_8bit": args.to_8bit}
+    job = Job(args.output, "downscale", {**given, "method": args.method}, args.input)
+    crops = Job(args.crop_gt, "crop", given, args.input) if args.crop_gt else None
+    planned = [one for one in (job, crops) if one is not None]
+    for one in planned:
+        one.check(overwrite=args.overwrite)
+    if args.dry_run:
+        also = f", cropped ground truth under {args.crop_gt}" if args.crop_gt else ""
+        pixels = sum(shrink.pixels for shrink in shrinks)
+        disk = on_disk(pixels / args.scale**2 + (pixels if args.crop_gt else 0))
+        paths = examples([shrink.output.path for shrink in shrinks])
+        return say(f"would write {what}, under {args.output}{also}, {disk}:{paths}")
+    with underway(*planned, overwrite=args.overwrite):
+        done = run(shrinks, jobs=args.jobs)
+        job.finish((one.small for one in done), notes=[f"x1/{args.scale} {args.method}", *alpha_note(done)])
+        if crops is not None:
+            crops.finish(one.cropped for one in done if one.cropped is not None)
+    return 0

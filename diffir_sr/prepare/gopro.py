@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,12 +14,18 @@ from diffir_sr.data.sources import some
 from diffir_sr.errors import InputError
 from diffir_sr.files.images import header
 from diffir_sr.prepare.jobs import run_all
-from diffir_sr.prepare.parsing import folder
+from diffir_sr.prepare.parsing import (
+    GOPRO_MIDDLE,
+    GOPRO_OVERLAP,
+    GOPRO_SIZE,
+    folder,
+    on_disk,
+    say,
+)
 from diffir_sr.prepare.storable import read_storable
-from diffir_sr.prepare.stored import Stored, Target, relative
+from diffir_sr.prepare.stored import Job, Stored, Target, relative, underway
 from diffir_sr.prepare.subimages import starts
 
-SIZE, OVERLAP, MIDDLE = 512, 256, 256
 _BLURRED = ("input", "blur")  # names of folders: as prepared sets have them, and as the original set does
 _SHARP = ("target", "sharp")
 
@@ -81,7 +89,7 @@ def _paired(blurred: Path, sharp: Path, *, prefix: str, root: Path) -> list[Fram
 
 
 def plan_patches(
-    frames: list[Frame], output: Path, *, size: int = SIZE, overlap: int = OVERLAP, overwrite: bool = False
+    frames: list[Frame], output: Path, *, size: int = GOPRO_SIZE, overlap: int = GOPRO_OVERLAP, overwrite: bool = False
 ) -> list[Crops]:
     """Overlapping patches `<name>-1.png`, ... of every pair, to input_crops and target_crops."""
     if size < 1 or not 0 <= overlap < size:
@@ -98,7 +106,9 @@ def plan_patches(
     return _plan(frames, output, ("input_crops", "target_crops"), places, size=size, overwrite=overwrite)
 
 
-def plan_middles(frames: list[Frame], output: Path, *, size: int = MIDDLE, overwrite: bool = False) -> list[Crops]:
+def plan_middles(
+    frames: list[Frame], output: Path, *, size: int = GOPRO_MIDDLE, overwrite: bool = False
+) -> list[Crops]:
     """The middle of every pair, to input_crops and target_crops."""
 
     def places(height: int, width: int) -> list[tuple[str, int, int]]:
@@ -167,3 +177,57 @@ def _cut(crops: Crops) -> tuple[Stored, ...]:
             side = crops.size or max(image.image.shape)
             done.append(target.store_png(np.ascontiguousarray(image.image[top : top + side, left : left + side])))
     return tuple(done)
+
+
+# `diffir prepare gopro`.
+
+
+_SIDES = {"crops": ("input_crops", "target_crops"), "whole": ("input", "target")}
+
+
+def command(args: argparse.Namespace) -> int:
+    """`diffir prepare gopro`."""
+    splits = {name: args.input / name for name in ("train", "test") if (args.input / name).is_dir()}
+    if not splits:
+        raise InputError(f"{args.input.absolute()}: no folder train or test in it; name the folder that holds them")
+    if args.output.resolve() == args.input.resolve() and args.whole_test:
+        raise InputError(f"{args.output.absolute()}: whole test images would be copied onto themselves")
+    frames = {name: find_frames(split) for name, split in splits.items()}
+    plans: list[tuple[Path, str, str, dict[str, Any], list[Crops]]] = []
+    if "train" in frames:
+        cut = {"size": args.size, "overlap": args.overlap}
+        crops = plan_patches(frames["train"], args.output / "train_crops", **cut, overwrite=args.overwrite)
+        plans.append((args.output / "train_crops", "crops", "patches", cut, crops))
+    if "test" in frames:
+        crops = plan_middles(frames["test"], args.output / "val_crops", size=args.middle, overwrite=args.overwrite)
+        plans.append((args.output / "val_crops", "crops", "middles", {"size": args.middle}, crops))
+    if "test" in frames and args.whole_test:
+        crops = plan_copies(frames["test"], args.output / "test", overwrite=args.overwrite)
+        plans.append((args.output / "test", "whole", "whole", {}, crops))
+    work = [
+        ([Job(output / side, f"gopro {label}", parameters, args.input) for side in _SIDES[kind]], label, crops)
+        for output, kind, label, parameters, crops in plans
+    ]
+    for jobs, _, _ in work:
+        for job in jobs:
+            job.check(overwrite=args.overwrite)
+    for jobs, label, crops in work:
+        if args.dry_run:
+            _tell(label, crops, jobs[0].output.parent)
+        else:
+            _cut_and_store(args, jobs, label, crops)
+    return 0
+
+
+def _tell(label: str, crops: list[Crops], output: Path) -> None:
+    count = sum(len(crop.outputs) for crop in crops)
+    pixels = sum(len(crop.outputs) * crop.size**2 for crop in crops if crop.size)
+    disk = on_disk(pixels, copied=[crop.file for crop in crops if not crop.size])
+    say(f"would write {count // 2} pairs ({label}) under {output}, {disk}")
+
+
+def _cut_and_store(args: argparse.Namespace, jobs: list[Job], label: str, crops: list[Crops]) -> None:
+    with underway(*jobs, overwrite=args.overwrite):
+        done = run(crops, jobs=args.jobs, label=label)
+        for number, job in enumerate(jobs):  # blurred and sharp take turns
+            job.finish(one for stored in done[number::2] for one in stored)

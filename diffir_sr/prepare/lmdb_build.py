@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +22,7 @@ from diffir_sr.files.atomic import replacing, sweep
 from diffir_sr.files.picture import encode_png
 from diffir_sr.files.processes import hold
 from diffir_sr.prepare.jobs import stream
+from diffir_sr.prepare.parsing import examples, folder, say
 from diffir_sr.prepare.storable import read_storable
 from diffir_sr.version import __version__
 
@@ -163,3 +166,26 @@ def _encode(entry: Wanted) -> Encoded:
     size = (height, width, channels)
     held = Entry(entry.key, entry.origin, size, len(data), hashlib.sha256(data).hexdigest())
     return Encoded(held, data, line, stored.dropped_alpha)
+
+
+def command(args: argparse.Namespace) -> int:
+    """`diffir prepare lmdb`."""
+    started = time.perf_counter()
+    check_output(args.output)
+    source, raw = folder(args.input), args.codec == "raw"
+    wanted = plan(source, compress_level=args.compress_level, to_8bit=args.to_8bit, raw=raw)
+    files, pixels = disk_cost(source) if raw or args.dry_run else (0, 0)
+    if raw:
+        say(f"raw: {pixels / 2**20:.1f} MiB on disk; the files now take {files / 2**20:.1f} MiB")
+    if args.pair_with:
+        check_partner(args.input, args.pair_with, scale=args.scale)
+    if args.dry_run:
+        paths = examples([one.file for one in wanted])
+        size = f"{(pixels if raw else files) / 2**20:.1f} MiB"
+        return say(f"would store {len(wanted)} images in {args.output}, {size} (other formats than PNG more):{paths}")
+    parameters = {"codec": args.codec, "compress_level": args.compress_level, "to_8bit": args.to_8bit}
+    built = build(wanted, args.output, jobs=args.jobs, source=args.input, parameters=parameters)
+    told = [f"{built.bytes / 2**20:.1f} MiB", f"{time.perf_counter() - started:.1f} s"]
+    told += [f"alpha dropped in {built.dropped_alpha}"] if built.dropped_alpha else []
+    told += [f"paired with {args.pair_with}"] if args.pair_with else []
+    return say(f"{args.output}: {built.count} images ({', '.join(told)}); listed in {built.listing}")

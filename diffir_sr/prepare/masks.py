@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,16 +13,16 @@ import cv2
 import numpy as np
 
 from diffir_sr.data.masks import evaluation_mask
-from diffir_sr.data.sources import FolderSource
+from diffir_sr.data.sources import FolderSource, open_source
 from diffir_sr.errors import InputError
-from diffir_sr.files.atomic import write_report
+from diffir_sr.files.atomic import write_atomically, write_report
 from diffir_sr.files.images import decode, read_file
+from diffir_sr.files.picture import as_bits, encode_png
+from diffir_sr.prepare.contact_sheet import contact_sheet
 from diffir_sr.prepare.jobs import check_apart, run_all
 from diffir_sr.prepare.storable import read_storable
-from diffir_sr.prepare.stored import Stored, Target, relative
+from diffir_sr.prepare.stored import Job, Stored, Target, relative, underway
 
-KINDS = ("thin", "medium", "thick")
-SIZES = (256, 512)
 _BINS = tuple(range(0, 51, 10))  # per cent of the image that is missing
 
 
@@ -124,4 +126,77 @@ def write_sums(made: Sequence[Made], output: Path) -> Path:
     entries = sorted((one.mask.entry for one in made), key=lambda entry: entry.name)
     lines = (f"{entry.sha256}  {entry.name}\n" for entry in entries)
     write_report("".join(lines), path)
+    return path
+
+
+# `diffir prepare masks`.
+
+
+_SHOWN = 24
+
+
+def command(args: argparse.Namespace) -> int:
+    """`diffir prepare masks`."""
+    source = _images(args.input)
+    if args.images_out is not None and source is None:
+        raise InputError("--images-out: there are no images; name a folder of them instead of --count")
+    if args.count is not None and args.count < 1:
+        raise InputError(f"--count: expected 1 or more, got {args.count}")
+    if args.seed < 0:
+        raise InputError(f"--seed: expected 0 or more, got {args.seed}")
+    for size in args.size:
+        for kind in args.kind:
+            _make(args, source, kind=kind, size=size)
+    return 0
+
+
+def _images(folder: Path | None) -> FolderSource | None:
+    if folder is None:
+        return None
+    source = open_source(folder)
+    if not isinstance(source, FolderSource):
+        raise InputError(f"{folder.absolute()} is an LMDB; expected a folder of image files")
+    return source
+
+
+def _make(args: argparse.Namespace, source: FolderSource | None, *, kind: str, size: int) -> None:
+    output = args.output / f"{kind}_{size}"
+    squares = args.images_out / str(size) if args.images_out is not None else None
+    covers = plan(
+        source,
+        output,
+        kind=kind,
+        size=size,
+        seed=args.seed,
+        count=args.count,
+        squares=squares,
+        overwrite=args.overwrite,
+    )
+    where = source.path if source is not None else Path("names")
+    job = Job(output, "masks", {"kind": kind, "size": size, "seed": args.seed}, where)
+    images = Job(squares, "squares", {"size": size, "seed": args.seed}, where) if squares is not None else None
+    planned = [one for one in (job, images) if one is not None]
+    for one in planned:
+        one.check(overwrite=args.overwrite)
+    if args.dry_run:
+        also = f" and square images in {squares}" if squares else ""
+        sys.stdout.write(f"would write {len(covers)} {kind} masks of {size} pixels to {output}{also}\n")
+        return
+    with underway(*planned, overwrite=args.overwrite):
+        made = run(covers, jobs=args.jobs)
+        sums = write_sums(made, output)
+        sheet = write_sheet([(cover.name, cover.output.path) for cover in covers], output)
+        job.finish((one.mask for one in made), notes=[coverage(made), f"see {sheet} and {sums}"], what="masks")
+        if images is not None:
+            images.finish(one.square for one in made if one.square is not None)
+
+
+def write_sheet(pictures: Sequence[tuple[str, Path]], output: Path) -> Path:
+    """The first pictures of a folder on one page beside it; gives its path."""
+    tiles = []
+    for name, file in pictures[:_SHOWN]:
+        image = decode(read_file(file), where=str(file))
+        tiles.append((name, np.repeat(as_bits(image[::2, ::2, :1], np.uint8), 3, axis=2)))
+    path = output.with_name(f"{output.name}.sheet.png")
+    write_atomically(encode_png(contact_sheet(tiles, columns=8)), path)
     return path

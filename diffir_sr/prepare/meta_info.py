@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
 from diffir_sr.data.meta_info import read_meta
-from diffir_sr.data.sources import FolderSource, Source, name_of
+from diffir_sr.data.sources import FolderSource, Source, name_of, open_source
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import write_report
 from diffir_sr.files.images import header, without_suffix
 from diffir_sr.prepare.jobs import run_all
+from diffir_sr.prepare.parsing import examples, say
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:
@@ -47,3 +49,13 @@ def _listed_within(lmdb: Source) -> Iterator[tuple[str, str]]:
         name = name_of(without_suffix(line.name))
         if name in lmdb and line.size is not None:
             yield name, f"({line.size[0]},{line.size[1]},{line.channels})"
+
+
+def command(args: argparse.Namespace) -> int:
+    """`diffir prepare meta`."""
+    source = open_source(args.input)
+    check_output(args.output, overwrite=args.overwrite)
+    if args.dry_run:
+        paths = examples([Path(source.location(name)) for name in source.names])
+        return say(f"would list {len(source.names)} images in {args.output}:{paths}")
+    return say(f"{args.output}: {write_meta(source, args.output, jobs=args.jobs)} images")

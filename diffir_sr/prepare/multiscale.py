@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +12,16 @@ from PIL import Image
 from diffir_sr.data.sources import FolderSource
 from diffir_sr.errors import InputError
 from diffir_sr.prepare.jobs import check_apart, run_all
+from diffir_sr.prepare.parsing import (
+    FACTORS,
+    SHORTEST,
+    examples,
+    folder,
+    on_disk,
+    say,
+)
 from diffir_sr.prepare.storable import read_storable
-from diffir_sr.prepare.stored import Stored, Target, relative
-
-FACTORS = (0.75, 0.5, 1 / 3)
-SHORTEST = 400
+from diffir_sr.prepare.stored import Job, Stored, Target, relative, underway
 
 
 @dataclass(frozen=True)
@@ -133,3 +139,36 @@ def _resized(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
     plain = image[..., 0] if image.shape[2] == 1 else image
     made = np.asarray(Image.fromarray(plain).resize((size[1], size[0]), Image.Resampling.LANCZOS))
     return made.reshape(*size, -1)
+
+
+# `diffir prepare multiscale`.
+
+
+def command(args: argparse.Namespace) -> int:
+    """`diffir prepare multiscale`."""
+    shrinks = plan(
+        folder(args.input),
+        args.output,
+        factors=tuple(args.factors),
+        shortest=args.shortest,
+        with_original=args.with_original,
+        overwrite=args.overwrite,
+        to_8bit=args.to_8bit,
+    )
+    versions = [version for shrink in shrinks for version in shrink.versions]
+    names = ("factors", "shortest", "with_original", "to_8bit")
+    job = Job(args.output, "multiscale", {name: getattr(args, name) for name in names}, args.input)
+    if args.dry_run:
+        job.check(overwrite=args.overwrite)
+        pixels = sum(version.size[0] * version.size[1] for version in versions if version.size)
+        disk = on_disk(pixels, copied=[shrink.file for shrink in shrinks] if args.with_original else [])
+        return say(
+            f"would write {len(versions)} images, made of {len(shrinks)}, under {args.output}, {disk}:"
+            f"{examples([version.target.path for version in versions])}"
+        )
+    with underway(job, overwrite=args.overwrite):
+        done = run(shrinks, jobs=args.jobs)
+        small = sum(len(shrink.versions) < len(args.factors) + bool(args.shortest) for shrink in shrinks)
+        notes = [f"of {len(shrinks)}"] + ([f"{small} too small for all sizes"] if small else [])
+        job.finish((version for one in done for version in one.versions), notes=notes)
+    return 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from diffir_sr.data.pairs import degraded_name
-from diffir_sr.data.sources import FolderSource, Source, some
+from diffir_sr.data.sources import FolderSource, Source, open_source, some
 from diffir_sr.errors import InputError
+from diffir_sr.files.atomic import write_report
 from diffir_sr.prepare.jobs import check_apart, run_all
+from diffir_sr.prepare.meta_info import check_output
+from diffir_sr.prepare.parsing import on_disk, say
 from diffir_sr.prepare.storable import read_storable
-from diffir_sr.prepare.stored import Stored, Target, relative
+from diffir_sr.prepare.stored import Job, Stored, Target, relative, underway
 
 _MARK = "\0"  # no file name holds it
 
@@ -195,3 +200,75 @@ def _copy(copy: Copy) -> tuple[Stored, Stored]:
         else:
             done.append(target.store_png(np.ascontiguousarray(image)))
     return done[0], done[1]
+
+
+# `diffir prepare pairs`.
+
+
+def command(args: argparse.Namespace) -> int:
+    """`diffir prepare pairs`."""
+    lq, gt = open_source(args.lq), open_source(args.gt)
+    report = check(
+        lq,
+        gt,
+        scale=args.scale,
+        template=args.template,
+        gt_template=args.gt_template,
+        crop_gt=args.crop_gt,
+        gt_size=args.gt_size,
+    )
+    for fault in report.faults:
+        sys.stderr.write(f"{fault}\n")
+    told = f"{len(report.good)} pairs at scale {args.scale}, {len(report.faults)} faults"
+    if report.faults and not args.skip_bad:
+        raise InputError(f"{told}; mend them, or give --skip-bad to leave them out")
+    if not report.good:
+        raise InputError(f"{told}; nothing is left")
+    if args.output is None and args.list is None:
+        return say(told)
+    if not isinstance(lq, FolderSource) or not isinstance(gt, FolderSource):
+        raise InputError("pairs of LMDBs are checked only; name folders, or leave out --output and --list")
+    if args.list is not None:
+        _write_list(args, listed(report, lq, gt))
+    if args.output is not None:
+        _copy_pairs(args, report, lq, gt, told)
+    return 0
+
+
+def _write_list(args: argparse.Namespace, text: str) -> None:
+    check_output(args.list, overwrite=args.overwrite)
+    count = text.count("\n")
+    if args.dry_run:
+        say(f"would list {count} pairs in {args.list}")
+        return
+    write_report(text, args.list)
+    say(f"{args.list}: {count} pairs")
+
+
+def _copy_pairs(args: argparse.Namespace, report: Report, lq: FolderSource, gt: FolderSource, told: str) -> None:
+    low, high = args.folders
+    if (args.output / low).resolve() == (args.output / high).resolve():
+        raise InputError(f"--folders: expected two names, got {low!r} twice")
+    copies = plan(
+        report,
+        lq,
+        gt,
+        args.output,
+        scale=args.scale,
+        folders=(low, high),
+        overwrite=args.overwrite,
+        to_8bit=args.to_8bit,
+    )
+    names = ("scale", "template", "gt_template", "crop_gt", "to_8bit")
+    parameters = {name: getattr(args, name) for name in names}
+    jobs = [Job(args.output / side, "pairs", parameters, root) for side, root in ((low, args.lq), (high, args.gt))]
+    for job in jobs:
+        job.check(overwrite=args.overwrite)
+    if args.dry_run:
+        pixels = sum(pair.high[0] * pair.high[1] + pair.low[0] * pair.low[1] for pair in report.good)
+        say(f"{told}; would write {len(copies)} pairs under {args.output}, {on_disk(pixels)}")
+        return
+    with underway(*jobs, overwrite=args.overwrite):
+        done = run(copies, jobs=args.jobs)
+        for number, job in enumerate(jobs):
+            job.finish(one[number] for one in done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import zlib
 from collections.abc import Sequence
@@ -15,8 +16,9 @@ from diffir_sr.data.sources import FolderSource, some
 from diffir_sr.errors import InputError
 from diffir_sr.files.images import header
 from diffir_sr.prepare.jobs import check_apart, run_all
+from diffir_sr.prepare.parsing import folder, say
 from diffir_sr.prepare.storable import read_storable
-from diffir_sr.prepare.stored import Stored, Target, relative
+from diffir_sr.prepare.stored import Job, Stored, Target, relative, underway
 
 _FRAMES_PER_PIXEL = 8  # of the path; the averaged frames then stand for a continuous exposure
 _WOBBLE = 1.5  # how much the velocity strays during an exposure, in units of the velocity at its start
@@ -153,3 +155,24 @@ def _shake(task: Task) -> tuple[Stored, Stored]:
     inside = (slice(margin, image.shape[0] - margin), slice(margin, image.shape[1] - margin))
     blurred, sharp = (np.ascontiguousarray(one[inside]) for one in (exposure(image, path), image))
     return task.blurred.store_png(blurred), task.sharp.store_png(sharp)
+
+
+# `diffir prepare shake`.
+
+
+def command(args: argparse.Namespace) -> int:
+    """`diffir prepare shake`."""
+    source = folder(args.input)
+    given = Recipe((args.length[0], args.length[1]), args.seed)
+    tasks = plan(source, args.output, given, count=args.count, overwrite=args.overwrite, to_8bit=args.to_8bit)
+    parameters = {"length": list(given.length), "seed": given.seed, "count": args.count, "to_8bit": args.to_8bit}
+    jobs = [Job(args.output / side, "shake", parameters, source.path) for side in ("input", "target")]
+    for job in jobs:
+        job.check(overwrite=args.overwrite)
+    if args.dry_run:
+        return say(f"would write {len(tasks)} pairs to {args.output}/input and {args.output}/target")
+    with underway(*jobs, overwrite=args.overwrite):
+        done = run(tasks, jobs=args.jobs)
+        for number, job in enumerate(jobs):
+            job.finish(pair[number] for pair in done)
+    return 0

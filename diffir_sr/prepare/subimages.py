@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import numpy as np
 from diffir_sr.data.sources import FolderSource, some
 from diffir_sr.errors import InputError
 from diffir_sr.prepare.jobs import check_apart, run_all
+from diffir_sr.prepare.parsing import alpha_note, examples, folder, on_disk, say
 from diffir_sr.prepare.storable import read_storable
-from diffir_sr.prepare.stored import Stored, Target, relative
+from diffir_sr.prepare.stored import Job, Stored, Target, relative, underway
 
 
 @dataclass(frozen=True)
@@ -126,3 +128,33 @@ def _cut(cut: Cut, missing: set[Target]) -> Done:
         else:
             squares.append(target.keep())
     return Done(tuple(squares), stored.dropped_alpha)
+
+
+def command(args: argparse.Namespace) -> int:
+    """`diffir prepare subimages`."""
+    cuts = plan(
+        folder(args.input),
+        args.output,
+        size=args.size,
+        step=args.step,
+        threshold=args.threshold,
+        compress_level=args.compress_level,
+        drop_suffix=args.drop_suffix,
+        to_8bit=args.to_8bit,
+        small=args.small,
+    )
+    paths = [target.path for cut in cuts for target, _, _ in cut.outputs]
+    count = len(paths)
+    names = ("size", "step", "threshold", "compress_level", "drop_suffix", "to_8bit", "small")
+    job = Job(args.output, "subimages", {name: getattr(args, name) for name in names}, args.input)
+    if args.dry_run:
+        job.check(overwrite=args.overwrite)
+        return say(
+            f"would cut {len(cuts)} images into {count} squares of {args.size} pixels under {args.output}, "
+            f"{on_disk(count * args.size**2)}:{examples(paths)}"
+        )
+    with underway(job, overwrite=args.overwrite):
+        done = run(cuts, jobs=args.jobs, overwrite=args.overwrite)
+        notes = [f"of {len(cuts)} images", *alpha_note(done)]
+        job.finish((square for one in done for square in one.squares), notes=notes, what="squares")
+    return 0

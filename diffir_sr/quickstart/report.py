@@ -11,7 +11,7 @@ from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim
 from diffir_sr.inference.restorer import load_restorer
 from diffir_sr.metrics.image_api import calculate_lpips
 from diffir_sr.metrics.perceptual import prepare
-from diffir_sr.prepare.matlab_resize import bicubic_resize
+from diffir_sr.prepare.storable import bicubic_resize
 from diffir_sr.quickstart.cases import PROTOCOLS, SCALE, Case, cases, enlarged_case, read
 from diffir_sr.quickstart.photographs import HELD_OUT
 from diffir_sr.quickstart.pictures import LABELS, Versions, curves, sheet, strip
