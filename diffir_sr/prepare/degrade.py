@@ -25,11 +25,11 @@ from diffir_sr.files.picture import as_bits, encode_png
 from diffir_sr.options import load_options
 from diffir_sr.prepare.contact_sheet import centre, contact_sheet, enlarged
 from diffir_sr.prepare.jobs import check_apart, run_all
-from diffir_sr.prepare.stored import Job, Stored, Target, relative, underway
+from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, relative, underway
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DegradeRecipe:
     """Everything that decides what a degraded image looks like, besides the image."""
 
     scale: int
@@ -40,75 +40,76 @@ class Recipe:
     final_sinc_prob: float
 
 
-def recipe(top: Mapping[str, Any], dataset: Mapping[str, Any], *, scale: int, seed: int) -> Recipe:
+def recipe(top: Mapping[str, Any], dataset: Mapping[str, Any], *, scale: int, seed: int) -> DegradeRecipe:
     """The degradation of an option file: its top level and its training dataset; published where they are silent."""
     if scale < 1:
         raise InputError(f"--scale: expected 1 or more, got {scale}")
     first, second = ranges_from_options(top)
     kernels = KernelRanges.from_options(dataset, step=1), KernelRanges.from_options(dataset, step=2)
-    return Recipe(scale, seed, first, second, kernels, KernelOptions.of(dataset).final_sinc_prob)
+    return DegradeRecipe(scale, seed, first, second, kernels, KernelOptions.of(dataset).final_sinc_prob)
 
 
 @dataclass(frozen=True)
-class Task:
+class DegradeTask:
     """One image to degrade."""
 
     name: str
     file: Path
-    output: Target
-    cropped: Target | None
-    recipe: Recipe
+    output: StoredTarget
+    cropped: StoredTarget | None
+    recipe: DegradeRecipe
     overwrite: bool
 
 
 @dataclass(frozen=True)
-class Done:
+class Degraded:
     """What became of one image."""
 
-    lq: Stored
-    cropped: Stored | None
+    lq: StoredImage
+    cropped: StoredImage | None
 
 
-def plan(
-    source: FolderSource, output: Path, given: Recipe, *, crop_gt: Path | None = None, overwrite: bool = False
-) -> list[Task]:
+def plan_degradations(
+    source: FolderSource, output: Path, given: DegradeRecipe, *, crop_gt: Path | None = None, overwrite: bool = False
+) -> list[DegradeTask]:
     """What to degrade; the result follows from the recipe and the image's name, not from the order."""
     check_apart(source.path, output, crop_gt)
     tasks = []
     for name in source.names:
         file = source.file(name)
         lq, gt = (
-            Target(root, f"{name}.png", relative(file, source.path)) if root else None for root in (output, crop_gt)
+            StoredTarget(root, f"{name}.png", relative(file, source.path)) if root else None
+            for root in (output, crop_gt)
         )
         assert lq is not None
-        tasks.append(Task(name, file, lq, gt, given, overwrite))
+        tasks.append(DegradeTask(name, file, lq, gt, given, overwrite))
     return tasks
 
 
-def run(tasks: Sequence[Task], *, jobs: int) -> list[Done]:
+def degrade_all(tasks: Sequence[DegradeTask], *, jobs: int) -> list[Degraded]:
     """Degrade; images that exist are kept unless `overwrite`."""
     return run_all(_degrade, tasks, jobs=jobs, label="degrade")
 
 
 @lru_cache(maxsize=1)
-def _degradation(given: Recipe) -> Degradation:
+def _degradation(given: DegradeRecipe) -> Degradation:
     torch.set_num_threads(1)  # the processes share the cores
     return Degradation(scale=given.scale, first=given.first, second=given.second)
 
 
-def _degrade(task: Task) -> Done:
+def _degrade(task: DegradeTask) -> Degraded:
     given = task.recipe
     targets = [target for target in (task.output, task.cropped) if target is not None]
     if not task.overwrite and all(target.path.exists() for target in targets):
-        return Done(task.output.keep(), task.cropped.keep() if task.cropped else None)
+        return Degraded(task.output.keep(), task.cropped.keep() if task.cropped else None)
     image = decode(read_file(task.file), where=str(task.file))
     height, width = (side // given.scale * given.scale for side in image.shape[:2])
     gt = image[:height, :width]
     cropped = task.cropped.store_png(_eight_bit_rgb(gt)) if task.cropped else None
-    return Done(task.output.store_png(degraded(gt, given, name=task.name)), cropped)
+    return Degraded(task.output.store_png(degraded(gt, given, name=task.name)), cropped)
 
 
-def degraded(gt: np.ndarray, given: Recipe, *, name: str) -> np.ndarray:
+def degraded(gt: np.ndarray, given: DegradeRecipe, *, name: str) -> np.ndarray:
     """An image (H, W, C) degraded to uint8 RGB (H / scale, W / scale, 3): a function of recipe and name."""
     rng = np.random.default_rng((given.seed, zlib.crc32(f"degrade/{name}".encode())))
     first, second = (torch.from_numpy(blur_kernel(rng, ranges))[None] for ranges in given.kernels)
@@ -139,9 +140,9 @@ def command(args: argparse.Namespace) -> int:
     if args.seed < 0:
         raise InputError(f"--seed: expected 0 or more, got {args.seed}")
     given = _recipe(args)
-    tasks = plan(source, args.output, given, crop_gt=args.crop_gt, overwrite=args.overwrite)
-    job = Job(args.output, "degrade", asdict(given), source.path)
-    crops = Job(args.crop_gt, "crop", {"scale": given.scale}, source.path) if args.crop_gt else None
+    tasks = plan_degradations(source, args.output, given, crop_gt=args.crop_gt, overwrite=args.overwrite)
+    job = PrepareJob(args.output, "degrade", asdict(given), source.path)
+    crops = PrepareJob(args.crop_gt, "crop", {"scale": given.scale}, source.path) if args.crop_gt else None
     planned = [one for one in (job, crops) if one is not None]
     for one in planned:
         one.check(overwrite=args.overwrite)
@@ -149,7 +150,7 @@ def command(args: argparse.Namespace) -> int:
         sys.stdout.write(f"would degrade {len(tasks)} images, x1/{given.scale}, seed {args.seed}, to {args.output}\n")
         return 0
     with underway(*planned, overwrite=args.overwrite):
-        done = run(tasks, jobs=args.jobs)
+        done = degrade_all(tasks, jobs=args.jobs)
         sheet = _write_sheet(tasks, args.output, given.scale)
         job.finish((one.lq for one in done), notes=[f"x1/{given.scale}", f"see {sheet}"])
         if crops is not None:
@@ -157,7 +158,7 @@ def command(args: argparse.Namespace) -> int:
     return 0
 
 
-def _recipe(args: argparse.Namespace) -> Recipe:
+def _recipe(args: argparse.Namespace) -> DegradeRecipe:
     top: dict[str, Any] = load_options(args.opt, check_files=False).values if args.opt else {}
     dataset = (top.get("datasets") or {}).get("train") or {}
     if args.opt and str(dataset.get("type")).removesuffix("_basicsr") != "RealESRGANDataset":
@@ -165,7 +166,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     return recipe(top, dataset, scale=args.scale or int(top.get("scale") or 4), seed=args.seed)
 
 
-def _write_sheet(tasks: Sequence[Task], output: Path, scale: int) -> Path:
+def _write_sheet(tasks: Sequence[DegradeTask], output: Path, scale: int) -> Path:
     """The middle of the first images beside what became of it, on one page; gives its path."""
     tiles = []
     side = _TILE // scale * scale

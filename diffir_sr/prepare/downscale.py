@@ -16,7 +16,7 @@ from diffir_sr.files.picture import encode_png
 from diffir_sr.prepare.jobs import check_apart, run_all
 from diffir_sr.prepare.parsing import RESIZE_METHODS, alpha_note, examples, folder, on_disk, say
 from diffir_sr.prepare.storable import bicubic_resize, read_storable
-from diffir_sr.prepare.stored import Job, Stored, Target, relative, underway
+from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, relative, underway
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Shrink:
     """One image, where its small version goes, and where its cropped self goes (None: nowhere)."""
 
     file: Path
-    output: Target
-    cropped: Target | None
+    output: StoredTarget
+    cropped: StoredTarget | None
     scale: int
     method: str
     overwrite: bool
@@ -34,15 +34,15 @@ class Shrink:
 
 
 @dataclass(frozen=True)
-class Done:
+class ShrunkImage:
     """What became of one image."""
 
-    small: Stored
-    cropped: Stored | None
+    small: StoredImage
+    cropped: StoredImage | None
     dropped_alpha: bool = False
 
 
-def plan(
+def plan_shrinks(
     source: FolderSource,
     output: Path,
     *,
@@ -67,8 +67,8 @@ def plan(
     return [
         Shrink(
             source.file(name),
-            Target(output, f"{name}.png", relative(source.file(name), source.path)),
-            Target(crop_gt, f"{name}.png", relative(source.file(name), source.path)) if crop_gt else None,
+            StoredTarget(output, f"{name}.png", relative(source.file(name), source.path)),
+            StoredTarget(crop_gt, f"{name}.png", relative(source.file(name), source.path)) if crop_gt else None,
             scale,
             method,
             overwrite,
@@ -79,15 +79,15 @@ def plan(
     ]
 
 
-def run(shrinks: list[Shrink], *, jobs: int) -> list[Done]:
+def shrink_all(shrinks: list[Shrink], *, jobs: int) -> list[ShrunkImage]:
     """Make them. What exists is kept unless asked to overwrite."""
     return run_all(_shrink, shrinks, jobs=jobs, label="downscale")
 
 
-def _shrink(shrink: Shrink) -> Done:
+def _shrink(shrink: Shrink) -> ShrunkImage:
     targets = [target for target in (shrink.output, shrink.cropped) if target is not None]
     if not shrink.overwrite and all(target.path.exists() for target in targets):
-        return Done(shrink.output.keep(), shrink.cropped.keep() if shrink.cropped else None)
+        return ShrunkImage(shrink.output.keep(), shrink.cropped.keep() if shrink.cropped else None)
     stored = read_storable(shrink.file, to_8bit=shrink.to_8bit)
     height, width = (side - side % shrink.scale for side in stored.image.shape[:2])
     image = np.ascontiguousarray(stored.image[:height, :width])
@@ -96,7 +96,7 @@ def _shrink(shrink: Shrink) -> Done:
         whole = stored.png if image.shape == stored.image.shape else None
         cropped = shrink.cropped.store(whole or encode_png(image), image)
     small = smaller(image, scale=shrink.scale, method=shrink.method)
-    return Done(shrink.output.store_png(small), cropped, stored.dropped_alpha)
+    return ShrunkImage(shrink.output.store_png(small), cropped, stored.dropped_alpha)
 
 
 def smaller(image: np.ndarray, *, scale: int, method: str = "bicubic") -> np.ndarray:
@@ -116,7 +116,7 @@ def smaller(image: np.ndarray, *, scale: int, method: str = "bicubic") -> np.nda
 
 def command(args: argparse.Namespace) -> int:
     """`diffir prepare downscale`."""
-    shrinks = plan(
+    shrinks = plan_shrinks(
         folder(args.input),
         args.output,
         scale=args.scale,
@@ -127,8 +127,8 @@ def command(args: argparse.Namespace) -> int:
     )
     what = f"{len(shrinks)} images, x1/{args.scale} {args.method}"
     given = {"scale": args.scale, "to_8bit": args.to_8bit}
-    job = Job(args.output, "downscale", {**given, "method": args.method}, args.input)
-    crops = Job(args.crop_gt, "crop", given, args.input) if args.crop_gt else None
+    job = PrepareJob(args.output, "downscale", {**given, "method": args.method}, args.input)
+    crops = PrepareJob(args.crop_gt, "crop", given, args.input) if args.crop_gt else None
     planned = [one for one in (job, crops) if one is not None]
     for one in planned:
         one.check(overwrite=args.overwrite)
@@ -139,7 +139,7 @@ def command(args: argparse.Namespace) -> int:
         paths = examples([shrink.output.path for shrink in shrinks])
         return say(f"would write {what}, under {args.output}{also}, {disk}:{paths}")
     with underway(*planned, overwrite=args.overwrite):
-        done = run(shrinks, jobs=args.jobs)
+        done = shrink_all(shrinks, jobs=args.jobs)
         job.finish((one.small for one in done), notes=[f"x1/{args.scale} {args.method}", *alpha_note(done)])
         if crops is not None:
             crops.finish(one.cropped for one in done if one.cropped is not None)

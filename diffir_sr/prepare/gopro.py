@@ -23,7 +23,7 @@ from diffir_sr.prepare.parsing import (
     say,
 )
 from diffir_sr.prepare.storable import read_storable
-from diffir_sr.prepare.stored import Job, Stored, Target, relative, underway
+from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, relative, underway
 from diffir_sr.prepare.subimages import starts
 
 _BLURRED = ("input", "blur")  # names of folders: as prepared sets have them, and as the original set does
@@ -31,7 +31,7 @@ _SHARP = ("target", "sharp")
 
 
 @dataclass(frozen=True)
-class Frame:
+class FramePair:
     """A blurred image and its sharp partner; `name` is what their crops are called after.
 
     Both lie below `root`, relative to which manifests name them.
@@ -48,12 +48,12 @@ class Crops:
     """One image of a pair and the crops to cut: where to, top, left."""
 
     file: Path
-    outputs: tuple[tuple[Target, int, int], ...]
+    outputs: tuple[tuple[StoredTarget, int, int], ...]
     size: int | None  # None: the whole image
     overwrite: bool
 
 
-def find_frames(split: Path) -> list[Frame]:
+def find_frames(split: Path) -> list[FramePair]:
     """The pairs of a split: folders input and target in it, or the original tree GOPR.../blur and sharp.
 
     Raises InputError where neither is found or partners are missing.
@@ -77,7 +77,7 @@ def find_frames(split: Path) -> list[Frame]:
     return found
 
 
-def _paired(blurred: Path, sharp: Path, *, prefix: str, root: Path) -> list[Frame]:
+def _paired(blurred: Path, sharp: Path, *, prefix: str, root: Path) -> list[FramePair]:
     lows, highs = folder(blurred), folder(sharp)
     alone = sorted(set(lows.names) ^ set(highs.names))
     if alone:
@@ -85,11 +85,18 @@ def _paired(blurred: Path, sharp: Path, *, prefix: str, root: Path) -> list[Fram
             f"{len(alone)} images of {blurred.absolute()} and {sharp.absolute()} have no partner: {some(alone)}; "
             "add or remove images"
         )
-    return [Frame(f"{prefix}{name}".replace("/", "-"), lows.file(name), highs.file(name), root) for name in lows.names]
+    return [
+        FramePair(f"{prefix}{name}".replace("/", "-"), lows.file(name), highs.file(name), root) for name in lows.names
+    ]
 
 
 def plan_patches(
-    frames: list[Frame], output: Path, *, size: int = GOPRO_SIZE, overlap: int = GOPRO_OVERLAP, overwrite: bool = False
+    frames: list[FramePair],
+    output: Path,
+    *,
+    size: int = GOPRO_SIZE,
+    overlap: int = GOPRO_OVERLAP,
+    overwrite: bool = False,
 ) -> list[Crops]:
     """Overlapping patches `<name>-1.png`, ... of every pair, to input_crops and target_crops."""
     if size < 1 or not 0 <= overlap < size:
@@ -107,7 +114,7 @@ def plan_patches(
 
 
 def plan_middles(
-    frames: list[Frame], output: Path, *, size: int = GOPRO_MIDDLE, overwrite: bool = False
+    frames: list[FramePair], output: Path, *, size: int = GOPRO_MIDDLE, overwrite: bool = False
 ) -> list[Crops]:
     """The middle of every pair, to input_crops and target_crops."""
 
@@ -117,13 +124,13 @@ def plan_middles(
     return _plan(frames, output, ("input_crops", "target_crops"), places, size=size, overwrite=overwrite)
 
 
-def plan_copies(frames: list[Frame], output: Path, *, overwrite: bool = False) -> list[Crops]:
+def plan_copies(frames: list[FramePair], output: Path, *, overwrite: bool = False) -> list[Crops]:
     """Whole images, to input and target: what tests read."""
     return _plan(frames, output, ("input", "target"), lambda _, __: [("", 0, 0)], size=None, overwrite=overwrite)
 
 
 def _plan(
-    frames: list[Frame],
+    frames: list[FramePair],
     output: Path,
     folders: tuple[str, str],
     places: Callable[[int, int], list[tuple[str, int, int]]],
@@ -136,14 +143,14 @@ def _plan(
     for frame in frames:
         for side, file in zip(folders, (frame.blurred, frame.sharp), strict=True):
             outputs = tuple(
-                (Target(output / side, f"{frame.name}{ending}.png", relative(file, frame.root)), top, left)
+                (StoredTarget(output / side, f"{frame.name}{ending}.png", relative(file, frame.root)), top, left)
                 for ending, top, left in places(*sizes[frame.name])
             )
             crops.append(Crops(file, outputs, size, overwrite))
     return crops
 
 
-def _equal_sizes(frames: list[Frame], *, at_least: int) -> dict[str, tuple[int, int]]:
+def _equal_sizes(frames: list[FramePair], *, at_least: int) -> dict[str, tuple[int, int]]:
     """(height, width) by name; raises InputError that lists partners of other sizes and images that are too small."""
     sizes, faults = {}, []
     for frame in frames:
@@ -158,12 +165,12 @@ def _equal_sizes(frames: list[Frame], *, at_least: int) -> dict[str, tuple[int, 
     return sizes
 
 
-def run(crops: list[Crops], *, jobs: int, label: str) -> list[tuple[Stored, ...]]:
+def cut_pairs(crops: list[Crops], *, jobs: int, label: str) -> list[tuple[StoredImage, ...]]:
     """Cut; what exists is kept unless asked to overwrite."""
     return run_all(_cut, crops, jobs=jobs, label=label)
 
 
-def _cut(crops: Crops) -> tuple[Stored, ...]:
+def _cut(crops: Crops) -> tuple[StoredImage, ...]:
     missing = {target for target, _, _ in crops.outputs if crops.overwrite or not target.path.exists()}
     if not missing:
         return tuple(target.keep() for target, _, _ in crops.outputs)
@@ -205,7 +212,7 @@ def command(args: argparse.Namespace) -> int:
         crops = plan_copies(frames["test"], args.output / "test", overwrite=args.overwrite)
         plans.append((args.output / "test", "whole", "whole", {}, crops))
     work = [
-        ([Job(output / side, f"gopro {label}", parameters, args.input) for side in _SIDES[kind]], label, crops)
+        ([PrepareJob(output / side, f"gopro {label}", parameters, args.input) for side in _SIDES[kind]], label, crops)
         for output, kind, label, parameters, crops in plans
     ]
     for jobs, _, _ in work:
@@ -226,8 +233,8 @@ def _tell(label: str, crops: list[Crops], output: Path) -> None:
     say(f"would write {count // 2} pairs ({label}) under {output}, {disk}")
 
 
-def _cut_and_store(args: argparse.Namespace, jobs: list[Job], label: str, crops: list[Crops]) -> None:
+def _cut_and_store(args: argparse.Namespace, jobs: list[PrepareJob], label: str, crops: list[Crops]) -> None:
     with underway(*jobs, overwrite=args.overwrite):
-        done = run(crops, jobs=args.jobs, label=label)
+        done = cut_pairs(crops, jobs=args.jobs, label=label)
         for number, job in enumerate(jobs):  # blurred and sharp take turns
             job.finish(one for stored in done[number::2] for one in stored)

@@ -71,7 +71,7 @@ def check_output(output: Path) -> None:
         raise InputError(f"{output.absolute()} exists; remove it or choose another name")
 
 
-def plan(source: FolderSource, *, compress_level: int, to_8bit: bool, raw: bool = False) -> list[Wanted]:
+def plan_entries(source: FolderSource, *, compress_level: int, to_8bit: bool, raw: bool = False) -> list[Wanted]:
     """What to store, under which keys (relative paths without extension, escaped for BasicSR's parser)."""
     if not 0 <= compress_level <= 9:
         raise InputError(f"--compress-level: expected 0 to 9, got {compress_level}")
@@ -173,7 +173,7 @@ def command(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     check_output(args.output)
     source, raw = folder(args.input), args.codec == "raw"
-    wanted = plan(source, compress_level=args.compress_level, to_8bit=args.to_8bit, raw=raw)
+    wanted = plan_entries(source, compress_level=args.compress_level, to_8bit=args.to_8bit, raw=raw)
     files, pixels = disk_cost(source) if raw or args.dry_run else (0, 0)
     if raw:
         say(f"raw: {pixels / 2**20:.1f} MiB on disk; the files now take {files / 2**20:.1f} MiB")

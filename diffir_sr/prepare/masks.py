@@ -21,7 +21,7 @@ from diffir_sr.files.picture import as_bits, encode_png
 from diffir_sr.prepare.contact_sheet import contact_sheet
 from diffir_sr.prepare.jobs import check_apart, run_all
 from diffir_sr.prepare.storable import read_storable
-from diffir_sr.prepare.stored import Job, Stored, Target, relative, underway
+from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, relative, underway
 
 _BINS = tuple(range(0, 51, 10))  # per cent of the image that is missing
 
@@ -32,8 +32,8 @@ class Cover:
 
     name: str
     file: Path | None
-    output: Target
-    square: Target | None
+    output: StoredTarget
+    square: StoredTarget | None
     kind: str
     size: int
     seed: int
@@ -44,12 +44,12 @@ class Cover:
 class Made:
     """What became of one mask."""
 
-    mask: Stored
-    square: Stored | None
+    mask: StoredImage
+    square: StoredImage | None
     share: float  # of the image that is missing
 
 
-def plan(
+def plan_masks(
     source: FolderSource | None,
     output: Path,
     *,
@@ -70,13 +70,13 @@ def plan(
     for name in names:
         file = source.file(name) if source is not None else None
         origin = relative(file, source.path) if source is not None and file is not None else name
-        mask = Target(output, f"{name}.png", origin)
-        square = Target(squares, f"{name}.png", origin) if squares is not None else None
+        mask = StoredTarget(output, f"{name}.png", origin)
+        square = StoredTarget(squares, f"{name}.png", origin) if squares is not None else None
         covers.append(Cover(name, file, mask, square, kind, size, seed, overwrite))
     return covers
 
 
-def run(covers: Sequence[Cover], *, jobs: int) -> list[Made]:
+def make_masks(covers: Sequence[Cover], *, jobs: int) -> list[Made]:
     """Make masks (255 = missing) and squares; what exists is kept unless `overwrite`."""
     return run_all(_cover, covers, jobs=jobs, label="masks")
 
@@ -162,7 +162,7 @@ def _images(folder: Path | None) -> FolderSource | None:
 def _make(args: argparse.Namespace, source: FolderSource | None, *, kind: str, size: int) -> None:
     output = args.output / f"{kind}_{size}"
     squares = args.images_out / str(size) if args.images_out is not None else None
-    covers = plan(
+    covers = plan_masks(
         source,
         output,
         kind=kind,
@@ -173,8 +173,8 @@ def _make(args: argparse.Namespace, source: FolderSource | None, *, kind: str, s
         overwrite=args.overwrite,
     )
     where = source.path if source is not None else Path("names")
-    job = Job(output, "masks", {"kind": kind, "size": size, "seed": args.seed}, where)
-    images = Job(squares, "squares", {"size": size, "seed": args.seed}, where) if squares is not None else None
+    job = PrepareJob(output, "masks", {"kind": kind, "size": size, "seed": args.seed}, where)
+    images = PrepareJob(squares, "squares", {"size": size, "seed": args.seed}, where) if squares is not None else None
     planned = [one for one in (job, images) if one is not None]
     for one in planned:
         one.check(overwrite=args.overwrite)
@@ -183,7 +183,7 @@ def _make(args: argparse.Namespace, source: FolderSource | None, *, kind: str, s
         sys.stdout.write(f"would write {len(covers)} {kind} masks of {size} pixels to {output}{also}\n")
         return
     with underway(*planned, overwrite=args.overwrite):
-        made = run(covers, jobs=args.jobs)
+        made = make_masks(covers, jobs=args.jobs)
         sums = write_sums(made, output)
         sheet = write_sheet([(cover.name, cover.output.path) for cover in covers], output)
         job.finish((one.mask for one in made), notes=[coverage(made), f"see {sheet} and {sums}"], what="masks")

@@ -21,14 +21,14 @@ from diffir_sr.prepare.parsing import (
     say,
 )
 from diffir_sr.prepare.storable import read_storable
-from diffir_sr.prepare.stored import Job, Stored, Target, relative, underway
+from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, relative, underway
 
 
 @dataclass(frozen=True)
 class Version:
     """One size of an image, (height, width), and where it goes; None is the image as it is."""
 
-    target: Target
+    target: StoredTarget
     size: tuple[int, int] | None
 
 
@@ -43,10 +43,10 @@ class Shrink:
 
 
 @dataclass(frozen=True)
-class Done:
+class MadeVersions:
     """The versions of one image."""
 
-    versions: tuple[Stored, ...]
+    versions: tuple[StoredImage, ...]
     dropped_alpha: bool = False
 
 
@@ -67,7 +67,7 @@ def sizes_of(height: int, width: int, *, factors: tuple[float, ...], shortest: i
     return [size if size is not None and min(size) > 0 else None for size in made]
 
 
-def plan(
+def plan_versions(
     source: FolderSource,
     output: Path,
     *,
@@ -88,10 +88,10 @@ def plan(
     shrinks = []
     for name, (height, width) in source.sizes(source.names).items():
         origin = relative(source.file(name), source.path)
-        versions = [Version(Target(output, f"{name}.png", origin), None)] if with_original else []
+        versions = [Version(StoredTarget(output, f"{name}.png", origin), None)] if with_original else []
         for number, size in enumerate(sizes_of(height, width, factors=factors, shortest=shortest)):
             if size is not None:
-                versions.append(Version(Target(output, f"{name}T{number}.png", origin), size))
+                versions.append(Version(StoredTarget(output, f"{name}T{number}.png", origin), size))
         shrinks.append(Shrink(source.file(name), tuple(versions), overwrite, to_8bit))
     if not any(shrink.versions for shrink in shrinks):
         raise InputError(f"all images under {source.path.absolute()} are too small for a smaller version")
@@ -111,15 +111,15 @@ def _refuse_equal_names(shrinks: list[Shrink], output: Path) -> None:
                 )
 
 
-def run(shrinks: list[Shrink], *, jobs: int) -> list[Done]:
+def make_versions(shrinks: list[Shrink], *, jobs: int) -> list[MadeVersions]:
     """Make them; what exists is kept unless asked to overwrite."""
     return run_all(_shrink, shrinks, jobs=jobs, label="multiscale")
 
 
-def _shrink(shrink: Shrink) -> Done:
+def _shrink(shrink: Shrink) -> MadeVersions:
     missing = {version for version in shrink.versions if shrink.overwrite or not version.target.path.exists()}
     if not missing:
-        return Done(tuple(version.target.keep() for version in shrink.versions))
+        return MadeVersions(tuple(version.target.keep() for version in shrink.versions))
     stored = read_storable(shrink.file, to_8bit=shrink.to_8bit)
     done = []
     for version in shrink.versions:
@@ -129,7 +129,7 @@ def _shrink(shrink: Shrink) -> Done:
             done.append(version.target.store(stored.png, stored.image))
         else:
             done.append(version.target.store_png(_resized(stored.image, version.size)))
-    return Done(tuple(done), stored.dropped_alpha)
+    return MadeVersions(tuple(done), stored.dropped_alpha)
 
 
 def _resized(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
@@ -146,7 +146,7 @@ def _resized(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
 
 def command(args: argparse.Namespace) -> int:
     """`diffir prepare multiscale`."""
-    shrinks = plan(
+    shrinks = plan_versions(
         folder(args.input),
         args.output,
         factors=tuple(args.factors),
@@ -157,7 +157,7 @@ def command(args: argparse.Namespace) -> int:
     )
     versions = [version for shrink in shrinks for version in shrink.versions]
     names = ("factors", "shortest", "with_original", "to_8bit")
-    job = Job(args.output, "multiscale", {name: getattr(args, name) for name in names}, args.input)
+    job = PrepareJob(args.output, "multiscale", {name: getattr(args, name) for name in names}, args.input)
     if args.dry_run:
         job.check(overwrite=args.overwrite)
         pixels = sum(version.size[0] * version.size[1] for version in versions if version.size)
@@ -167,7 +167,7 @@ def command(args: argparse.Namespace) -> int:
             f"{examples([version.target.path for version in versions])}"
         )
     with underway(job, overwrite=args.overwrite):
-        done = run(shrinks, jobs=args.jobs)
+        done = make_versions(shrinks, jobs=args.jobs)
         small = sum(len(shrink.versions) < len(args.factors) + bool(args.shortest) for shrink in shrinks)
         notes = [f"of {len(shrinks)}"] + ([f"{small} too small for all sizes"] if small else [])
         job.finish((version for one in done for version in one.versions), notes=notes)

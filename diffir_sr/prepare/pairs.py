@@ -18,7 +18,7 @@ from diffir_sr.prepare.jobs import check_apart, run_all
 from diffir_sr.prepare.meta_info import check_output
 from diffir_sr.prepare.parsing import on_disk, say
 from diffir_sr.prepare.storable import read_storable
-from diffir_sr.prepare.stored import Job, Stored, Target, relative, underway
+from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, relative, underway
 
 _MARK = "\0"  # no file name holds it
 
@@ -35,7 +35,7 @@ class Good:
 
 
 @dataclass(frozen=True)
-class Report:
+class PairReport:
     """The pairs that fit, and a sentence for each image that does not."""
 
     good: list[Good]
@@ -51,7 +51,7 @@ def check(
     gt_template: str = "{}",
     crop_gt: bool = False,
     gt_size: int = 0,
-) -> Report:
+) -> PairReport:
     """Pair two folders or LMDBs, or the two kinds of images in one folder, by what the templates' {} stands for.
 
     `crop_gt` lets a ground truth be up to scale - 1 pixels larger than it should.
@@ -83,7 +83,7 @@ def check(
             faults.append(f"{where(gt, pair.gt)}: {fault}")
         else:
             good.append(pair)
-    return Report(good, faults)
+    return PairReport(good, faults)
 
 
 def _named(source: Source, template: str) -> dict[str, str]:
@@ -122,7 +122,7 @@ def where(source: Source, name: str) -> str:
     return place if isinstance(source, FolderSource) else f"{source.path}[{place}]"
 
 
-def listed(report: Report, lq: FolderSource, gt: FolderSource) -> str:
+def listed(report: PairReport, lq: FolderSource, gt: FolderSource) -> str:
     """Lines `ground truth, degraded image`, as the option `meta_info` of RealESRGANPairedDataset takes them."""
     pairs = [(relative(gt.file(pair.gt), gt.path), relative(lq.file(pair.lq), lq.path)) for pair in report.good]
     bad = [name for pair in pairs for name in pair if ", " in name]
@@ -147,14 +147,14 @@ class Copy:
     """One pair to copy; the ground truth is cut to `high`."""
 
     files: tuple[Path, Path]
-    targets: tuple[Target, Target]
+    targets: tuple[StoredTarget, StoredTarget]
     high: tuple[int, int]
     overwrite: bool
     to_8bit: bool
 
 
-def plan(
-    report: Report,
+def plan_copies(
+    report: PairReport,
     lq: FolderSource,
     gt: FolderSource,
     output: Path,
@@ -171,8 +171,8 @@ def plan(
         Copy(
             (lq.file(pair.lq), gt.file(pair.gt)),
             (
-                Target(output / folders[0], f"{pair.name}.png", relative(lq.file(pair.lq), lq.path)),
-                Target(output / folders[1], f"{pair.name}.png", relative(gt.file(pair.gt), gt.path)),
+                StoredTarget(output / folders[0], f"{pair.name}.png", relative(lq.file(pair.lq), lq.path)),
+                StoredTarget(output / folders[1], f"{pair.name}.png", relative(gt.file(pair.gt), gt.path)),
             ),
             (scale * pair.low[0], scale * pair.low[1]),
             overwrite,
@@ -182,12 +182,12 @@ def plan(
     ]
 
 
-def run(copies: Sequence[Copy], *, jobs: int) -> list[tuple[Stored, Stored]]:
+def copy_pairs(copies: Sequence[Copy], *, jobs: int) -> list[tuple[StoredImage, StoredImage]]:
     """Copy, as 8-bit PNG without alpha, upright; what exists is kept unless asked to overwrite."""
     return run_all(_copy, copies, jobs=jobs, label="pairs")
 
 
-def _copy(copy: Copy) -> tuple[Stored, Stored]:
+def _copy(copy: Copy) -> tuple[StoredImage, StoredImage]:
     done = []
     for file, target, crops in zip(copy.files, copy.targets, (False, True), strict=True):
         if not copy.overwrite and target.path.exists():
@@ -245,11 +245,11 @@ def _write_list(args: argparse.Namespace, text: str) -> None:
     say(f"{args.list}: {count} pairs")
 
 
-def _copy_pairs(args: argparse.Namespace, report: Report, lq: FolderSource, gt: FolderSource, told: str) -> None:
+def _copy_pairs(args: argparse.Namespace, report: PairReport, lq: FolderSource, gt: FolderSource, told: str) -> None:
     low, high = args.folders
     if (args.output / low).resolve() == (args.output / high).resolve():
         raise InputError(f"--folders: expected two names, got {low!r} twice")
-    copies = plan(
+    copies = plan_copies(
         report,
         lq,
         gt,
@@ -261,7 +261,9 @@ def _copy_pairs(args: argparse.Namespace, report: Report, lq: FolderSource, gt: 
     )
     names = ("scale", "template", "gt_template", "crop_gt", "to_8bit")
     parameters = {name: getattr(args, name) for name in names}
-    jobs = [Job(args.output / side, "pairs", parameters, root) for side, root in ((low, args.lq), (high, args.gt))]
+    jobs = [
+        PrepareJob(args.output / side, "pairs", parameters, root) for side, root in ((low, args.lq), (high, args.gt))
+    ]
     for job in jobs:
         job.check(overwrite=args.overwrite)
     if args.dry_run:
@@ -269,6 +271,6 @@ def _copy_pairs(args: argparse.Namespace, report: Report, lq: FolderSource, gt: 
         say(f"{told}; would write {len(copies)} pairs under {args.output}, {on_disk(pixels)}")
         return
     with underway(*jobs, overwrite=args.overwrite):
-        done = run(copies, jobs=args.jobs)
+        done = copy_pairs(copies, jobs=args.jobs)
         for number, job in enumerate(jobs):
             job.finish(one[number] for one in done)

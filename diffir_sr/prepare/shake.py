@@ -18,14 +18,14 @@ from diffir_sr.files.images import header
 from diffir_sr.prepare.jobs import check_apart, run_all
 from diffir_sr.prepare.parsing import folder, say
 from diffir_sr.prepare.storable import read_storable
-from diffir_sr.prepare.stored import Job, Stored, Target, relative, underway
+from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, relative, underway
 
 _FRAMES_PER_PIXEL = 8  # of the path; the averaged frames then stand for a continuous exposure
 _WOBBLE = 1.5  # how much the velocity strays during an exposure, in units of the velocity at its start
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ShakeRecipe:
     """What decides a blurred image, besides the image and its name: `length` of the camera's path in pixels."""
 
     length: tuple[float, float]
@@ -47,21 +47,27 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Task:
+class ShakeTask:
     """One exposure of one image."""
 
     name: str
     file: Path
-    blurred: Target
-    sharp: Target
-    recipe: Recipe
+    blurred: StoredTarget
+    sharp: StoredTarget
+    recipe: ShakeRecipe
     overwrite: bool
     to_8bit: bool
 
 
-def plan(
-    source: FolderSource, output: Path, given: Recipe, *, count: int = 1, overwrite: bool = False, to_8bit: bool = False
-) -> list[Task]:
+def plan_shakes(
+    source: FolderSource,
+    output: Path,
+    given: ShakeRecipe,
+    *,
+    count: int = 1,
+    overwrite: bool = False,
+    to_8bit: bool = False,
+) -> list[ShakeTask]:
     """`count` exposures of every image, to input and target; several of one image are called <name>_0, <name>_1, ..."""
     if count < 1:
         raise InputError(f"--count: expected 1 or more, got {count}")
@@ -73,12 +79,12 @@ def plan(
         for number in range(count):
             called = f"{name}_{number}" if count > 1 else name
             origin = relative(file, source.path)
-            blurred, sharp = (Target(output / side, f"{called}.png", origin) for side in ("input", "target"))
-            tasks.append(Task(called, file, blurred, sharp, given, overwrite, to_8bit))
+            blurred, sharp = (StoredTarget(output / side, f"{called}.png", origin) for side in ("input", "target"))
+            tasks.append(ShakeTask(called, file, blurred, sharp, given, overwrite, to_8bit))
     return tasks
 
 
-def run(tasks: Sequence[Task], *, jobs: int) -> list[tuple[Stored, Stored]]:
+def shake_all(tasks: Sequence[ShakeTask], *, jobs: int) -> list[tuple[StoredImage, StoredImage]]:
     """Blur; pairs that exist are kept unless `overwrite`."""
     return run_all(_shake, tasks, jobs=jobs, label="shake")
 
@@ -145,7 +151,7 @@ def _check_sizes(source: FolderSource, *, at_least: int) -> None:
         )
 
 
-def _shake(task: Task) -> tuple[Stored, Stored]:
+def _shake(task: ShakeTask) -> tuple[StoredImage, StoredImage]:
     if not task.overwrite and task.blurred.path.exists() and task.sharp.path.exists():
         return task.blurred.keep(), task.sharp.keep()
     image = read_storable(task.file, to_8bit=task.to_8bit).image
@@ -163,16 +169,16 @@ def _shake(task: Task) -> tuple[Stored, Stored]:
 def command(args: argparse.Namespace) -> int:
     """`diffir prepare shake`."""
     source = folder(args.input)
-    given = Recipe((args.length[0], args.length[1]), args.seed)
-    tasks = plan(source, args.output, given, count=args.count, overwrite=args.overwrite, to_8bit=args.to_8bit)
+    given = ShakeRecipe((args.length[0], args.length[1]), args.seed)
+    tasks = plan_shakes(source, args.output, given, count=args.count, overwrite=args.overwrite, to_8bit=args.to_8bit)
     parameters = {"length": list(given.length), "seed": given.seed, "count": args.count, "to_8bit": args.to_8bit}
-    jobs = [Job(args.output / side, "shake", parameters, source.path) for side in ("input", "target")]
+    jobs = [PrepareJob(args.output / side, "shake", parameters, source.path) for side in ("input", "target")]
     for job in jobs:
         job.check(overwrite=args.overwrite)
     if args.dry_run:
         return say(f"would write {len(tasks)} pairs to {args.output}/input and {args.output}/target")
     with underway(*jobs, overwrite=args.overwrite):
-        done = run(tasks, jobs=args.jobs)
+        done = shake_all(tasks, jobs=args.jobs)
         for number, job in enumerate(jobs):
             job.finish(pair[number] for pair in done)
     return 0

@@ -26,7 +26,7 @@ _ADDS_ONLY = {"to_8bit"}  # parameters that admit more images and change none of
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredImage:
     """One file of a job's output, and whether it was written now or was there."""
 
     entry: Entry
@@ -34,7 +34,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Target:
+class StoredTarget:
     """Where an image goes (`name` below `root`) and the relative path of the image it is made of."""
 
     root: Path
@@ -45,20 +45,20 @@ class Target:
     def path(self) -> Path:
         return self.root / self.name
 
-    def store(self, data: bytes, image: np.ndarray) -> Stored:
+    def store(self, data: bytes, image: np.ndarray) -> StoredImage:
         """Write the encoded form `data` of an image (H, W, C), whole or not at all."""
         write_atomically(data, self.path, sync=False)  # the job syncs all of them at its end
         height, width, channels = image.shape
-        return Stored(self._entry(data, (height, width, channels)), written=True)
+        return StoredImage(self._entry(data, (height, width, channels)), written=True)
 
-    def store_png(self, image: np.ndarray, *, compress_level: int = 1) -> Stored:
+    def store_png(self, image: np.ndarray, *, compress_level: int = 1) -> StoredImage:
         """Encode an image (H, W, C) as PNG and write it."""
         return self.store(encode_png(image, compress_level=compress_level), image)
 
-    def keep(self) -> Stored:
+    def keep(self) -> StoredImage:
         """The file as it is there; raises InputError where it is no image."""
         data, found = read_file(self.path), header(self.path)
-        return Stored(self._entry(data, (found.height, found.width, found.channels)), written=False)
+        return StoredImage(self._entry(data, (found.height, found.width, found.channels)), written=False)
 
     def _entry(self, data: bytes, size: tuple[int, int, int]) -> Entry:
         return Entry(self.name, self.origin, size, len(data), hashlib.sha256(data).hexdigest())
@@ -69,7 +69,7 @@ def relative(file: Path, root: Path) -> str:
 
 
 @dataclass
-class Job:
+class PrepareJob:
     """A job that fills one output folder: refuses to mix parameters, ends with a manifest and a summary."""
 
     output: Path
@@ -147,7 +147,7 @@ class Job:
         path = manifest_path(self.output)
         return read_manifest(path) if path.is_file() and self.output.exists() else None
 
-    def finish(self, stored: Iterable[Stored], *, notes: Iterable[str] = (), what: str = "images") -> str:
+    def finish(self, stored: Iterable[StoredImage], *, notes: Iterable[str] = (), what: str = "images") -> str:
         """Write the manifest and print the summary; gives the summary.
 
         What --overwrite replaced and this job did not make anew is removed: it would be taken for a result.
@@ -189,7 +189,7 @@ class Job:
 
 
 @contextlib.contextmanager
-def underway(*jobs: Job, overwrite: bool) -> Iterator[None]:
+def underway(*jobs: PrepareJob, overwrite: bool) -> Iterator[None]:
     """Begin jobs that are done together; until the end no other process writes into their folders."""
     with contextlib.ExitStack() as held:
         for job in jobs:

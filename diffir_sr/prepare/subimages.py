@@ -13,7 +13,7 @@ from diffir_sr.errors import InputError
 from diffir_sr.prepare.jobs import check_apart, run_all
 from diffir_sr.prepare.parsing import alpha_note, examples, folder, on_disk, say
 from diffir_sr.prepare.storable import read_storable
-from diffir_sr.prepare.stored import Job, Stored, Target, relative, underway
+from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, relative, underway
 
 
 @dataclass(frozen=True)
@@ -21,17 +21,17 @@ class Cut:
     """One image and the squares to cut out of it."""
 
     file: Path
-    outputs: tuple[tuple[Target, int, int], ...]  # where to, top, left
+    outputs: tuple[tuple[StoredTarget, int, int], ...]  # where to, top, left
     size: int
     compress_level: int
     to_8bit: bool
 
 
 @dataclass(frozen=True)
-class Done:
+class CutImage:
     """The squares of one image."""
 
-    squares: tuple[Stored, ...]
+    squares: tuple[StoredImage, ...]
     dropped_alpha: bool = False
 
 
@@ -44,7 +44,7 @@ def starts(length: int, *, size: int, step: int, threshold: int) -> list[int]:
     return places
 
 
-def plan(
+def plan_crops(
     source: FolderSource,
     output: Path,
     *,
@@ -87,7 +87,11 @@ def plan(
             for left in starts(max(width, size), size=size, step=step, threshold=threshold)
         ]
         outputs = tuple(
-            (Target(output, f"{stems[name]}_s{number:03d}.png", relative(source.file(name), source.path)), top, left)
+            (
+                StoredTarget(output, f"{stems[name]}_s{number:03d}.png", relative(source.file(name), source.path)),
+                top,
+                left,
+            )
             for number, (top, left) in enumerate(corners, start=1)
         )
         cuts.append(Cut(source.file(name), outputs, size, compress_level, to_8bit))
@@ -104,22 +108,22 @@ def _stems(source: FolderSource, drop_suffix: str) -> dict[str, str]:
     return stems
 
 
-def run(cuts: list[Cut], *, jobs: int, overwrite: bool) -> list[Done]:
+def cut_all(cuts: list[Cut], *, jobs: int, overwrite: bool) -> list[CutImage]:
     """Cut. Squares that exist are kept unless `overwrite`."""
     return run_all(_cut_all if overwrite else _cut_missing, cuts, jobs=jobs, label="sub-images")
 
 
-def _cut_missing(cut: Cut) -> Done:
+def _cut_missing(cut: Cut) -> CutImage:
     return _cut(cut, {target for target, _, _ in cut.outputs if not target.path.exists()})
 
 
-def _cut_all(cut: Cut) -> Done:
+def _cut_all(cut: Cut) -> CutImage:
     return _cut(cut, {target for target, _, _ in cut.outputs})
 
 
-def _cut(cut: Cut, missing: set[Target]) -> Done:
+def _cut(cut: Cut, missing: set[StoredTarget]) -> CutImage:
     if not missing:
-        return Done(tuple(target.keep() for target, _, _ in cut.outputs))
+        return CutImage(tuple(target.keep() for target, _, _ in cut.outputs))
     stored, squares = read_storable(cut.file, to_8bit=cut.to_8bit), []
     for target, top, left in cut.outputs:
         if target in missing:
@@ -127,12 +131,12 @@ def _cut(cut: Cut, missing: set[Target]) -> Done:
             squares.append(target.store_png(square, compress_level=cut.compress_level))
         else:
             squares.append(target.keep())
-    return Done(tuple(squares), stored.dropped_alpha)
+    return CutImage(tuple(squares), stored.dropped_alpha)
 
 
 def command(args: argparse.Namespace) -> int:
     """`diffir prepare subimages`."""
-    cuts = plan(
+    cuts = plan_crops(
         folder(args.input),
         args.output,
         size=args.size,
@@ -146,7 +150,7 @@ def command(args: argparse.Namespace) -> int:
     paths = [target.path for cut in cuts for target, _, _ in cut.outputs]
     count = len(paths)
     names = ("size", "step", "threshold", "compress_level", "drop_suffix", "to_8bit", "small")
-    job = Job(args.output, "subimages", {name: getattr(args, name) for name in names}, args.input)
+    job = PrepareJob(args.output, "subimages", {name: getattr(args, name) for name in names}, args.input)
     if args.dry_run:
         job.check(overwrite=args.overwrite)
         return say(
@@ -154,7 +158,7 @@ def command(args: argparse.Namespace) -> int:
             f"{on_disk(count * args.size**2)}:{examples(paths)}"
         )
     with underway(job, overwrite=args.overwrite):
-        done = run(cuts, jobs=args.jobs, overwrite=args.overwrite)
+        done = cut_all(cuts, jobs=args.jobs, overwrite=args.overwrite)
         notes = [f"of {len(cuts)} images", *alpha_note(done)]
         job.finish((square for one in done for square in one.squares), notes=notes, what="squares")
     return 0
