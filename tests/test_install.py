@@ -27,6 +27,7 @@ RECIPES = {path.relative_to(CHECKOUT / "options").as_posix() for path in (CHECKO
 SDIST = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
 # Packages that are not called as what is imported from them.
 PACKAGES = {"PIL": "pillow", "cv2": "opencv-python", "skimage": "scikit-image", "yaml": "pyyaml"}
+PACKAGES |= {"pillow_heif": "pillow-heif"}
 SITE = "import sysconfig; print(sysconfig.get_path('purelib'))"
 
 

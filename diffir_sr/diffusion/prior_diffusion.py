@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import cast
 
 import torch
@@ -74,7 +75,9 @@ class PriorDiffusion(nn.Module):
 
     def reverse(self, noisy: Tensor, condition: Tensor) -> list[Tensor]:
         """Priors (B, D) after each step back from `noisy`, of which they are a function; never in half precision."""
-        with torch.autocast(noisy.device.type, enabled=False):
+        # The meta device, on which costs are counted, knows no autocast.
+        plain = nullcontext() if noisy.is_meta else torch.autocast(noisy.device.type, enabled=False)
+        with plain:
             return self._walk(noisy, condition.to(noisy.dtype))
 
     def _walk(self, noisy: Tensor, condition: Tensor) -> list[Tensor]:

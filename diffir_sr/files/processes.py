@@ -49,6 +49,7 @@ def hold(target: Path, *, watch_s: float = 60.0) -> Iterator[None]:
     """
     lock = target.with_name(short_name(target.name, ending=".lock"))
     record = _record()
+    made = [folder for folder in lock.absolute().parents if not folder.exists()]
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         _take(lock, record, target, watch_s=watch_s)
@@ -65,8 +66,10 @@ def hold(target: Path, *, watch_s: float = 60.0) -> Iterator[None]:
         done.set()
         # A child that was forked inside must not release what its parent holds.
         if record["pid"] == os.getpid() and _read(lock) == record:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # folders that were made for the lock alone go with it
                 lock.unlink()
+                for folder in made:
+                    folder.rmdir()
 
 
 def _record() -> dict[str, Any]:
