@@ -39,12 +39,19 @@ def test_the_example_of_a_family_works_as_it_stands(tmp_path, monkeypatch):
     write_pairs("data", scale=1)
     options = train_options("s1", name="sharpen", iterations=2)
     options |= dict(model_type="SharpenModel", scale=1, network_g=dict(type="Sharpen", width=4))
+    options["train"] |= dict(noise=0.02)
     Path("train.yml").write_text(yaml.safe_dump(options))
+    options["train"] |= dict(noise=0.6, ema_decay=0)
+    Path("rule.yml").write_text(yaml.safe_dump(options))
+    options["train"] |= dict(noise=2)
+    Path("bound.yml").write_text(yaml.safe_dump(options))
     weights = "experiments/sharpen/models/net_g_latest.safetensors"
-    for command in (
-        ["basicsr", "train", "-opt", "train.yml"],
-        ["describe", weights],
-        ["restore", "data/lq", "-o", "out", "-w", weights],
+    for command, told in (
+        (["basicsr", "train", "-opt", "train.yml"], ""),
+        (["describe", weights], "Sharpen x1"),
+        (["restore", "data/lq", "-o", "out", "-w", weights], "4 restored"),
+        (["options", "check", "rule.yml"], "so much noise needs a moving average"),
+        (["options", "check", "bound.yml"], "train.noise: expected"),
     ):
         done = subprocess.run(
             [sys.executable, "-m", "diffir_sr", *command],
@@ -53,7 +60,6 @@ def test_the_example_of_a_family_works_as_it_stands(tmp_path, monkeypatch):
             text=True,
             check=False,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
-        if command[0] == "describe":
-            assert "Sharpen x1" in done.stdout
+        assert done.returncode == (1 if command[0] == "options" else 0), done.stdout + done.stderr
+        assert told in done.stdout
     assert len(list(Path("out").glob("*.png"))) == 4

@@ -324,7 +324,7 @@ def test_memory_narrows_the_strips_and_changes_no_byte(capsys):
     assert restore("in", "-o", "none", "--memory", "0.001") == 1
     said = capsys.readouterr().err
     assert "a.png: 230x60 pixels need about 9 MiB even in the narrowest strips" in said
-    assert "take tiles (tile mode prior), allow or free more memory, or cut the picture up" in said
+    assert "take tiles (--tile-mode tiles), allow or free more memory, or cut the picture up" in said
     tiles = ("--tile-mode", "prior", "--tile", "64")
     assert restore("in", "-o", "tiny", "--memory", "0.0001", *tiles) == 1
     assert "take tiles smaller than 64 pixels" in capsys.readouterr().err

@@ -112,7 +112,7 @@ class StripEngine:
         return plan
 
     def _advice(self) -> str:
-        tiles = "tiles (tile mode prior)" if self.tile_mode == "exact" else f"tiles smaller than {self._tile} pixels"
+        tiles = "tiles (--tile-mode tiles)" if self.tile_mode == "exact" else f"tiles smaller than {self._tile} pixels"
         return f"take {tiles}, allow or free more memory, or cut the picture up"
 
     def _restored(self, lq: Tensor, prior: Tensor) -> Tensor:
