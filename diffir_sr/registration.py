@@ -26,7 +26,7 @@ SHARED = Family(
         "diffir_sr.losses.inpaint_losses:MaskedL1Loss",
         "diffir_sr.losses.inpaint_losses:MaskedGANLoss",
         "diffir_sr.losses.inpaint_losses:FeatureMatchingLoss",
-        "diffir_sr.losses.ade20k_loss:ADE20KPerceptualLoss",
+        "diffir_sr.losses.inpaint_losses:ADE20KPerceptualLoss",
     ),
     metrics=(
         "diffir_sr.metrics.image_api:calculate_lpips",

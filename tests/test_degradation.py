@@ -11,7 +11,7 @@ from basicsr.utils import DiffJPEG
 from basicsr.utils.img_process_util import filter2D
 
 from diffir_sr.data import degradation as d
-from diffir_sr.data.kernels import KINDS, KernelRanges, blur_kernel, final_kernel
+from diffir_sr.data.degradation import KINDS, KernelRanges, blur_kernel, final_kernel
 from diffir_sr.data.masks import (
     EVALUATION,
     Boxes,

@@ -14,8 +14,7 @@ from toy import train_options, write_options
 
 from diffir_sr.cli import main
 from diffir_sr.data.arrays import to_tensor
-from diffir_sr.data.degradation import Degradation
-from diffir_sr.data.kernels import blur_kernel, final_kernel
+from diffir_sr.data.degradation import Degradation, blur_kernel, final_kernel
 from diffir_sr.data.manifest import read_manifest
 from diffir_sr.data.masks import evaluation_mask
 from diffir_sr.files.images import decode

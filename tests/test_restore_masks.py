@@ -9,7 +9,7 @@ from pictures import photo, write_network
 from PIL import Image
 
 from diffir_sr.cli import main
-from diffir_sr.data.mask_options import binary
+from diffir_sr.data.masks import binary
 from diffir_sr.errors import InputError
 from diffir_sr.files.images import read_picture
 from diffir_sr.files.picture import Picture, encode_png

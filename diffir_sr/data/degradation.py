@@ -6,21 +6,37 @@ generator given. Blur, JPEG and sharpening are BasicSR's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from basicsr.data.degradations import (
+    bivariate_Gaussian,
+    bivariate_generalized_Gaussian,
+    bivariate_plateau,
+    circular_lowpass_kernel,
+)
 from basicsr.utils.diffjpeg import DiffJPEG
 from basicsr.utils.img_process_util import filter2D
 from pydantic import Field
 from torch import Tensor, nn
 
-from diffir_sr.data.kernels import FULL
-from diffir_sr.errors import InputError
-from diffir_sr.option_types import Probability, Qualities, Range, ResizeRange, ResizeShares, Section, Small
+from diffir_sr.errors import InputError, OptionError
+from diffir_sr.option_types import (
+    PositiveRange,
+    Probability,
+    Qualities,
+    Range,
+    ResizeRange,
+    ResizeShares,
+    Section,
+    Shares,
+    Small,
+)
 
 _MODES = ("area", "bilinear", "bicubic")
 
@@ -236,3 +252,180 @@ class PairPool:
 def _as_bytes(images: Tensor) -> Tensor:
     stored = (images * 255).round().clamp(0, 255).to(torch.uint8)
     return stored if torch.equal(stored.float() * (1 / 255), images) else images
+
+
+# Random blur kernels of the Real-ESRGAN degradation, drawn from a given generator (shapes are BasicSR's).
+
+
+SIZES = tuple(range(7, 22, 2))  # odd, equally likely
+FULL = SIZES[-1]  # every kernel is padded to this
+Kernel = Literal["iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso"]
+KernelSize = Literal[7, 9, 11, 13, 15, 17, 19, 21]
+KINDS: tuple[Kernel, ...] = get_args(Kernel)
+_SHARES = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)  # published chances
+
+
+class KernelOptions(Section):
+    """What kernels are drawn from; the defaults are the published values."""
+
+    blur_kernel_size: KernelSize = Field(
+        21, description="Largest side of the first kernel; odd sizes from 7 on are drawn."
+    )
+    kernel_list: list[Kernel] = Field(list(KINDS), description="Kinds of kernels of the first blur.")
+    kernel_prob: Shares = Field(list(_SHARES), description="Chance of each kind.")
+    sinc_prob: Probability = Field(0.1, description="Chance of a sinc filter instead.")
+    blur_sigma: PositiveRange = Field([0.2, 3.0], description="Width of Gaussian kernels in pixels.")
+    betag_range: PositiveRange = Field([0.5, 4.0], description="Shape of generalized Gaussian kernels.")
+    betap_range: PositiveRange = Field([1.0, 2.0], description="Shape of plateau kernels.")
+    blur_kernel_size2: KernelSize = Field(21, description="Largest side of the second kernel.")
+    kernel_list2: list[Kernel] = Field(list(KINDS), description="Kinds of kernels of the second blur.")
+    kernel_prob2: Shares = Field(list(_SHARES), description="Chance of each kind.")
+    sinc_prob2: Probability = Field(0.1, description="Chance of a sinc filter instead.")
+    blur_sigma2: PositiveRange = Field([0.2, 1.5], description="Width of Gaussian kernels in pixels.")
+    betag_range2: PositiveRange = Field([0.5, 4.0], description="Shape of generalized Gaussian kernels.")
+    betap_range2: PositiveRange = Field([1.0, 2.0], description="Shape of plateau kernels.")
+    final_sinc_prob: Probability = Field(0.8, description="Chance of a sinc filter at the end.")
+
+
+@dataclass(frozen=True)
+class KernelRanges:
+    """What the kernels of one degradation step are drawn from; fields named as the published options."""
+
+    kernel_list: Sequence[str]
+    kernel_prob: Sequence[float]
+    sinc_prob: float
+    blur_sigma: Sequence[float]
+    betag_range: Sequence[float]
+    betap_range: Sequence[float]
+    blur_kernel_size: int  # the largest
+
+    def __post_init__(self) -> None:
+        if self.blur_kernel_size not in SIZES:
+            raise OptionError(f"blur_kernel_size: expected one of {SIZES}, got {self.blur_kernel_size}")
+        unknown = set(self.kernel_list) - set(KINDS)
+        if unknown:
+            raise OptionError(f"kernel_list: unknown {', '.join(sorted(unknown))}; known: {', '.join(KINDS)}")
+        if len(self.kernel_list) != len(self.kernel_prob) or not math.isclose(sum(self.kernel_prob), 1, abs_tol=1e-6):
+            raise OptionError(
+                f"kernel_prob: expected {len(self.kernel_list)} probabilities that add up to 1, one per kernel of "
+                f"kernel_list; got {list(self.kernel_prob)}"
+            )
+
+    @classmethod
+    def from_options(cls, opt: Mapping[str, Any], *, step: int) -> KernelRanges:
+        """The ranges of step 1 or 2 of a dataset option section; what is absent has the published value."""
+        suffix = "2" if step == 2 else ""
+        options = KernelOptions.of(opt)
+        values: dict[str, Any] = {name: getattr(options, name + suffix) for name in cls.__dataclass_fields__}
+        for name, value in values.items():
+            values[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
+
+
+def blur_kernel(rng: np.random.Generator, ranges: KernelRanges) -> np.ndarray:
+    """A kernel of a blur step, (21, 21), sum 1: a sinc filter with `sinc_prob`, else one of `kernel_list`."""
+    size = int(rng.choice([size for size in SIZES if size <= ranges.blur_kernel_size]))
+    if rng.random() < ranges.sinc_prob:
+        lowest = math.pi / 3 if size < 13 else math.pi / 5
+        kernel = circular_lowpass_kernel(rng.uniform(lowest, math.pi), size, pad_to=0)
+    else:
+        kind = str(rng.choice(list(ranges.kernel_list), p=np.asarray(ranges.kernel_prob) / sum(ranges.kernel_prob)))
+        kernel = _gaussian_like(rng, kind, size, ranges)
+    return _padded(kernel)
+
+
+def final_kernel(rng: np.random.Generator, *, final_sinc_prob: float) -> np.ndarray:
+    """The kernel of the last filter, (21, 21): a sinc filter (ringing) with that probability, else a pulse."""
+    if rng.random() < final_sinc_prob:
+        size = int(rng.choice(SIZES))
+        return _padded(circular_lowpass_kernel(rng.uniform(math.pi / 3, math.pi), size, pad_to=0))
+    pulse = np.zeros((FULL, FULL), np.float32)
+    pulse[FULL // 2, FULL // 2] = 1
+    return pulse
+
+
+def _gaussian_like(rng: np.random.Generator, kind: str, size: int, ranges: KernelRanges) -> np.ndarray:
+    isotropic = not kind.endswith("aniso")
+    wide = _between(rng, ranges.blur_sigma)
+    tall = wide if isotropic else _between(rng, ranges.blur_sigma)
+    turn = 0.0 if isotropic else rng.uniform(-math.pi, math.pi)
+    if kind.startswith("generalized"):
+        beta = _shape(rng, ranges.betag_range)
+        return bivariate_generalized_Gaussian(size, wide, tall, turn, beta, isotropic=isotropic)
+    if kind.startswith("plateau"):
+        return bivariate_plateau(size, wide, tall, turn, _shape(rng, ranges.betap_range), isotropic=isotropic)
+    return bivariate_Gaussian(size, wide, tall, turn, isotropic=isotropic)
+
+
+def _between(rng: np.random.Generator, limits: Sequence[float]) -> float:
+    return rng.uniform(limits[0], limits[1])
+
+
+def _shape(rng: np.random.Generator, limits: Sequence[float]) -> float:
+    """Half of the kernels are flatter, half more peaked than a Gaussian (shape 1)."""
+    return rng.uniform(limits[0], 1) if rng.random() < 0.5 else rng.uniform(1, limits[1])
+
+
+def _padded(kernel: np.ndarray) -> np.ndarray:
+    margin = (FULL - kernel.shape[0]) // 2
+    kernel = np.pad(kernel, margin)
+    return (kernel / kernel.sum()).astype(np.float32)
+
+
+# From a batch of ground truth and kernels to training pairs, on the device: degrade, cut, mix.
+
+
+_KERNELS = ("kernel1", "kernel2", "sinc_kernel")
+
+
+class OnlineDegradation:
+    """Makes pairs of batches of RealESRGANDataset as the top level of an option file says.
+
+    `degradation_sharing: batch` (published): a batch shares its decisions and its place of the cut, and a pool of
+    `queue_size` pairs mixes batches. `degradation_sharing: image`: every image has its own, a function of its draw
+    alone, so that no pool is needed and neither batch size, ranks nor resuming change a pair.
+    """
+
+    def __init__(self, opt: Mapping[str, Any], *, scale: int, device: torch.device) -> None:
+        first, second = ranges_from_options(opt)
+        self.degradation = Degradation(scale=scale, first=first, second=second).to(device)
+        options = DegradationOptions.of(opt)
+        self.gt_size = options.gt_size
+        if self.gt_size % scale:
+            raise OptionError(f"gt_size {self.gt_size} is not a multiple of scale {scale}; choose one that is")
+        self.by_image = options.degradation_sharing == "image"
+        self.pool = None if self.by_image else PairPool(options.queue_size)
+
+    @torch.no_grad()
+    def pairs(
+        self, gt: Tensor, kernels: Mapping[str, Tensor], seeds: Tensor, *, start: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Degraded patches (B, 3, gt_size / scale, ..) and their ground truth (B, 3, gt_size, gt_size).
+
+        `start` is what is degraded, `gt` or its sharpened form; `kernels` are (B, 21, 21); `seeds` (B,) int64.
+        """
+        kernels = {name: kernels[name] for name in _KERNELS}
+        if not self.by_image:
+            rng = np.random.default_rng(seeds.tolist())
+            lq = self.degradation(start, **kernels, rng=rng)
+            assert self.pool is not None
+            return self.pool.exchange(*self._cut(lq, gt, rng), rng=rng)
+        made = []
+        for index, seed in enumerate(seeds.tolist()):
+            one, rng = slice(index, index + 1), np.random.default_rng(seed)
+            own = {name: kernel[one] for name, kernel in kernels.items()}
+            made.append(self._cut(self.degradation(start[one], **own, rng=rng), gt[one], rng))
+        lq, patches = zip(*made, strict=True)
+        return torch.cat(lq), torch.cat(patches)
+
+    def _cut(self, lq: Tensor, gt: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        scale = self.degradation.scale
+        low = self.gt_size // scale
+        if min(lq.shape[-2:]) < low:
+            raise OptionError(
+                f"gt_size {self.gt_size} is larger than the squares that are degraded ({gt.shape[-1]} pixels); lower "
+                "it, or raise crop_pad_size of the dataset"
+            )
+        top, left = (int(rng.integers(side - low + 1)) for side in lq.shape[-2:])
+        high = gt[..., top * scale :, left * scale :][..., : self.gt_size, : self.gt_size]
+        return lq[..., top : top + low, left : left + low].contiguous(), high.contiguous()

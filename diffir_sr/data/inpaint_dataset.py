@@ -12,8 +12,16 @@ from pydantic import Field
 from diffir_sr.data.arrays import random_corner, to_bytes, to_tensor, turned
 from diffir_sr.data.distortions import Distortions
 from diffir_sr.data.draws import Draw, DrawnDataset, Mixture
-from diffir_sr.data.mask_options import MaskGenerator, binary, evaluation_size, masks_can_be_drawn, mix_from_options
-from diffir_sr.data.masks import EVALUATION, mask_of_name, mixed_mask
+from diffir_sr.data.masks import (
+    EVALUATION,
+    MaskGenerator,
+    binary,
+    evaluation_size,
+    mask_of_name,
+    masks_can_be_drawn,
+    mix_from_options,
+    mixed_mask,
+)
 from diffir_sr.data.pairs import lists_of
 from diffir_sr.data.sources import LmdbSource, Picture, Source, check_backend, open_source, roots_of, some
 from diffir_sr.errors import InputError

@@ -12,8 +12,7 @@ from pydantic import Field
 from torch.utils.data import Dataset
 
 from diffir_sr.data.arrays import random_corner, to_bytes, to_tensor, turned
-from diffir_sr.data.curriculum import curriculum_from_options
-from diffir_sr.data.draws import Draw, DrawnDataset, Mixture
+from diffir_sr.data.draws import Draw, DrawnDataset, Mixture, curriculum_from_options
 from diffir_sr.data.pairs import Pair, PairedSources, find_all_pairs
 from diffir_sr.data.sources import LmdbSource, Picture, check_backend, open_source, roots_of
 from diffir_sr.errors import InputError

@@ -13,8 +13,7 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
-from diffir_sr.data.manifest import read_manifest
-from diffir_sr.data.meta_info import candidates, read_meta
+from diffir_sr.data.manifest import candidates, read_manifest, read_meta
 from diffir_sr.errors import InputError
 from diffir_sr.files.images import (
     SUFFIXES,

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from diffir_sr.data.meta_info import read_meta
+from diffir_sr.data.manifest import read_meta
 from diffir_sr.data.pairs import degraded_name
 from diffir_sr.doctor.findings import Finding
 from diffir_sr.doctor.images import Unit

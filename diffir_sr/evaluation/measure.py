@@ -9,7 +9,7 @@ import numpy as np
 from basicsr.metrics import calculate_metric
 
 from diffir_sr.data.arrays import as_rgb_float
-from diffir_sr.data.mask_options import binary
+from diffir_sr.data.masks import binary
 from diffir_sr.data.sources import Source, some
 from diffir_sr.errors import CheckpointError, InputError
 from diffir_sr.evaluation.pairing import Sets

@@ -12,7 +12,7 @@ from basicsr.utils.img_process_util import USMSharp
 from pydantic import Field
 from torch import Tensor
 
-from diffir_sr.data.online_degradation import OnlineDegradation
+from diffir_sr.data.degradation import OnlineDegradation
 from diffir_sr.errors import OptionError
 from diffir_sr.files.atomic import save_atomically
 from diffir_sr.option_types import Positive, Section

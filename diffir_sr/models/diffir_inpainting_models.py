@@ -14,8 +14,13 @@ from torch.optim import Optimizer
 
 from diffir_sr.checkpoints import fit, read_weights
 from diffir_sr.errors import InputError, OptionError
-from diffir_sr.losses.ade20k_loss import ADE20KPerceptualLoss, backbone_file
-from diffir_sr.losses.inpaint_losses import FeatureMatchingLoss, MaskedGANLoss, MaskedL1Loss
+from diffir_sr.losses.inpaint_losses import (
+    ADE20KPerceptualLoss,
+    FeatureMatchingLoss,
+    MaskedGANLoss,
+    MaskedL1Loss,
+    backbone_file,
+)
 from diffir_sr.models.basicsr_options import Adversarial, discriminator_is_given
 from diffir_sr.models.diffir_models import Stage2Model
 from diffir_sr.models.diffir_options import InpaintOptions, fills_holes, layers_can_be_compared, shipped, starts_cold

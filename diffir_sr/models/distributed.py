@@ -1,9 +1,13 @@
-"""A network shared by several processes without a wrapper: equal at the start, equal gradients at each step."""
+"""Several processes and one network: equal at the start, equal gradients at each step, a stop where values diverge."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import distributed, nn
+
+from diffir_sr.errors import InputError
 
 
 def _alone() -> bool:
@@ -27,3 +31,27 @@ def average_gradients(net: nn.Module) -> None:
     flat /= distributed.get_world_size()
     for gradient, mean in zip(gradients, flat.split([one.numel() for one in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
+
+
+# A training that has diverged is stopped, and must not take the place of its last good checkpoint.
+
+
+_REMEDY = "go back to an earlier state with path.resume_state, with a lower learning rate or train.clip_grad_norm"
+
+
+def refuse_broken_values(values: Mapping[str, float], current_iter: int) -> None:
+    """Raise InputError that names the values that are not finite."""
+    broken = [name for name, value in values.items() if value != value or abs(value) == float("inf")]
+    if broken:
+        raise InputError(
+            f"iteration {current_iter}: {', '.join(broken)} is not finite, the training has diverged; {_REMEDY}"
+        )
+
+
+def refuse_broken_weights(net: nn.Module, current_iter: int) -> None:
+    """Raise InputError that names the first weights that are not finite."""
+    for name, weight in net.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise InputError(
+                f"iteration {current_iter}: {name} holds values that are not finite, nothing was saved; {_REMEDY}"
+            )

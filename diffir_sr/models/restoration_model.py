@@ -29,10 +29,9 @@ from diffir_sr.models import validation as measuring
 from diffir_sr.models.acceleration import Acceleration, accelerate, in_precision
 from diffir_sr.models.basicsr_options import BuiltOnce, something_to_learn
 from diffir_sr.models.batches import BatchPreparation, MixingAugs, Role, SharpenedTargets
-from diffir_sr.models.finite import refuse_broken_values, refuse_broken_weights
+from diffir_sr.models.distributed import refuse_broken_values, refuse_broken_weights
 from diffir_sr.models.frozen import Frozen
-from diffir_sr.models.running_sums import load_sums, save_sums
-from diffir_sr.models.saving import CardFiles
+from diffir_sr.models.saving import CardFiles, load_sums, save_sums
 from diffir_sr.models.schedulers import build_scheduler
 from diffir_sr.option_types import Positive, Rule, View
 from diffir_sr.options.schema import PathOptions, TrainLoop, ValOptions

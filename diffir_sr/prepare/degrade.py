@@ -15,8 +15,15 @@ import numpy as np
 import torch
 
 from diffir_sr.data.arrays import to_tensor
-from diffir_sr.data.degradation import Degradation, StepRanges, ranges_from_options
-from diffir_sr.data.kernels import KernelOptions, KernelRanges, blur_kernel, final_kernel
+from diffir_sr.data.degradation import (
+    Degradation,
+    KernelOptions,
+    KernelRanges,
+    StepRanges,
+    blur_kernel,
+    final_kernel,
+    ranges_from_options,
+)
 from diffir_sr.data.sources import FolderSource, open_source
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import write_atomically

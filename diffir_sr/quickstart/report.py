@@ -12,9 +12,20 @@ from diffir_sr.inference.restorer import load_restorer
 from diffir_sr.metrics.image_api import calculate_lpips
 from diffir_sr.metrics.perceptual import prepare
 from diffir_sr.prepare.storable import bicubic_resize
-from diffir_sr.quickstart.cases import PROTOCOLS, SCALE, Case, cases, enlarged_case, read
 from diffir_sr.quickstart.photographs import HELD_OUT
-from diffir_sr.quickstart.pictures import LABELS, Versions, curves, sheet, strip
+from diffir_sr.quickstart.pictures import (
+    LABELS,
+    PROTOCOLS,
+    SCALE,
+    Case,
+    Versions,
+    cases,
+    curves,
+    enlarged_case,
+    read,
+    sheet,
+    strip,
+)
 from diffir_sr.quickstart.tasks import HELD_OUT_DATA, TASKS, Task
 from diffir_sr.version import __version__
 from diffir_sr.weights.search import choose

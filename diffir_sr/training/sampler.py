@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
-from diffir_sr.data.curriculum import Curriculum
-from diffir_sr.data.draws import Draw
+from diffir_sr.data.draws import Curriculum, Draw
 
 
 class DrawSampler(Sampler[int]):
