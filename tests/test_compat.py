@@ -42,6 +42,7 @@ def state_file(folder, iteration, **entries):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{iteration}.state"
     torch.save({"iter": iteration, "epoch": 0, "optimizers": [], "schedulers": [], **entries}, path)
+    torch.save({"params": {"weight": torch.ones(1)}}, folder / f"net_g_{iteration}.pth")
     return path
 
 
@@ -52,7 +53,7 @@ def options(folder, **path):
 
 def test_training_resumes_without_cuda(tmp_path):
     opt = options(tmp_path, resume_state=str(state_file(tmp_path, 12)))
-    assert states.load_resume_state(opt)["iter"] == 12
+    assert states.find_state(opt).iteration == 12
     assert opt["path"]["pretrain_network_g"].endswith("net_g_12.pth")
 
 
@@ -61,7 +62,7 @@ def test_resuming_takes_the_newest_state_and_keeps_the_teachers_weights(tmp_path
         state_file(tmp_path, iteration)
     teacher = dict(param_key_S1="params_ema", pretrain_network_S1="s1.pth", ignore_resume_networks=["network_S1"])
     opt = options(tmp_path, **teacher) | dict(auto_resume=True)
-    assert states.load_resume_state(opt)["iter"] == 100
+    assert states.find_state(opt).iteration == 100
     assert opt["path"]["param_key_g"] == "params"  # BasicSR's own rule for the trained network
     assert opt["path"]["param_key_S1"] == "params_ema"
     assert opt["path"]["pretrain_network_S1"] == "s1.pth"
@@ -73,23 +74,23 @@ def test_resuming_keeps_the_weights_of_every_frozen_helper(tmp_path):
         param_key_judge="params_ema", pretrain_network_judge="j.pth", ignore_resume_networks=["network_judge"]
     )
     opt = options(tmp_path, **helper) | dict(auto_resume=True, network_judge={})
-    assert states.load_resume_state(opt)["iter"] == 8
+    assert states.find_state(opt).iteration == 8
     assert opt["path"]["param_key_judge"] == "params_ema"
     assert opt["path"]["pretrain_network_judge"] == "j.pth"
 
 
 def test_without_a_state_there_is_nothing_to_resume(tmp_path):
-    assert states.load_resume_state(options(tmp_path) | dict(auto_resume=True)) is None
-    assert states.load_resume_state(options(tmp_path)) is None
+    assert states.find_state(options(tmp_path) | dict(auto_resume=True)) is None
+    assert states.find_state(options(tmp_path)) is None
 
 
 def test_a_missing_or_damaged_state_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"no such file: .*absent\.state"):
-        states.load_resume_state(options(tmp_path, resume_state=str(tmp_path / "absent.state")))
+        states.find_state(options(tmp_path, resume_state=str(tmp_path / "absent.state")))
     path = tmp_path / "9.state"
     path.write_bytes(b"not a state")
-    with pytest.raises(CheckpointError, match=r"9\.state: not a training state that can be resumed \(damaged, or"):
-        states.load_resume_state(options(tmp_path, resume_state=str(path)))
+    with pytest.raises(CheckpointError, match=r"9\.state: not a readable training state \(of no known format"):
+        states.find_state(options(tmp_path, resume_state=str(path)))
 
 
 class Saver(BaseModel):

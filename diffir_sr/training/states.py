@@ -20,7 +20,9 @@ from diffir_sr.data.records import read_records
 from diffir_sr.errors import CheckpointError
 from diffir_sr.files.atomic import save_text
 from diffir_sr.models.saving import last_measured
-from diffir_sr.weights_files import check_reachable, read_pickled, why_unreadable
+from diffir_sr.weights_files import check_reachable, read_pickled
+
+logger = logging.getLogger("basicsr")
 
 _NEEDED = {"epoch": int, "iter": int, "optimizers": list, "schedulers": list}
 _LIKE_WEIGHTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg")  # moments, by their shape
@@ -246,26 +248,6 @@ def _effect(name: str) -> str:
     return "takes effect from here on"
 
 
-def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
-    """BasicSR's state to resume from, or None; loads to the CPU."""
-    path = _newest_state(opt) if opt["auto_resume"] else opt["path"].get("resume_state")
-    if not path:
-        return None
-    if not os.path.isfile(path):
-        raise CheckpointError(f"path.resume_state: no such file: {os.path.abspath(path)}")
-    opt["path"]["resume_state"] = path
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        iteration = state["iter"]
-    except Exception as error:
-        raise CheckpointError(
-            f"{os.path.abspath(path)}: not a training state that can be resumed ({why_unreadable(error)}); "
-            "choose an earlier .state file with path.resume_state"
-        ) from error
-    _name_networks(opt, iteration)
-    return state
-
-
 def _name_networks(opt: dict[str, Any], iteration: int) -> None:
     """Set the paths of the networks saved with a state, as BasicSR does; other networks keep path and entry.
 
@@ -279,16 +261,7 @@ def _name_networks(opt: dict[str, Any], iteration: int) -> None:
     path |= kept
 
 
-def _newest_state(opt: dict[str, Any]) -> str | None:
-    folder = opt["path"].get("training_states") or os.path.join("experiments", opt["name"], "training_states")
-    states = [file for file in Path(folder).glob("*.state") if file.stem.isdigit()]
-    return str(max(states, key=lambda file: int(file.stem))) if states else None
-
-
 # What an interrupted run still owed when it ended: validations, model cards, the final networks.
-
-
-logger = logging.getLogger("basicsr")
 
 
 def agreed(opt: dict[str, Any], value: Any) -> Any:
