@@ -3,6 +3,7 @@
 import collections
 import itertools
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -291,6 +292,12 @@ def test_own_pairs_may_be_listed(trees, tmp_path):
     listing = tmp_path / "pairs.txt"
     listing.write_text("p0.png, p1.png\np2.png, p3.png\n")
     kind, opt = options(PairedDataset, trees)
+    dataset = RealESRGANPairedDataset({**opt, "meta_info": str(listing)})
+    assert [(pair.gt, pair.lq) for pair in dataset.sources[0].pairs] == [("p0", "p1"), ("p2", "p3")]
+    gt = Path(opt["dataroot_gt"]).absolute()
+    listing.write_bytes(
+        f"\ufeff./p0.png, .\\p1.png\r\n{gt}/p2.png, p3.png\r\n".encode()
+    )  # as editors and systems write
     dataset = RealESRGANPairedDataset({**opt, "meta_info": str(listing)})
     assert [(pair.gt, pair.lq) for pair in dataset.sources[0].pairs] == [("p0", "p1"), ("p2", "p3")]
     listing.write_text("p0.png p1.png\n")

@@ -15,6 +15,7 @@ from pydantic import Field
 from diffir_sr.data.arrays import random_corner, to_bytes, to_tensor, turned
 from diffir_sr.data.degradation import KINDS, DegradationOptions, KernelOptions, KernelRanges, blur_kernel, final_kernel
 from diffir_sr.data.draws import Draw, DrawnDataset, Mixture
+from diffir_sr.data.manifest import candidates
 from diffir_sr.data.paired_dataset import PairedDataset
 from diffir_sr.data.pairs import Pair, PairedSources, lists_of, pair_listed
 from diffir_sr.data.sources import LmdbSource, Picture, Source, check_backend, open_source, roots_of
@@ -150,14 +151,15 @@ class RealESRGANPairedDataset(PairedDataset):
         if not opt.get("meta_info"):
             return super().find_pairs(opt)
         lists = lists_of(opt, "meta_info", 1)
-        pairs = _listed_pairs(Path(os.path.expanduser(str(lists[0]))))
         lq, gt = (open_source(roots_of(opt, key)[0]) for key in ("dataroot_lq", "dataroot_gt"))
+        pairs = _listed_pairs(Path(os.path.expanduser(str(lists[0]))), lq, gt)
         return [pair_listed(pairs, lq, gt, scale=self.scale, gt_size=self.gt_size, crop_gt=not self.training)]
 
 
-def _listed_pairs(listing: Path) -> list[Pair]:
+def _listed_pairs(listing: Path, lq: Source, gt: Source) -> list[Pair]:
+    """The pairs of a list, their names as the two sources have them, however an editor or a system wrote them."""
     try:
-        lines = [line.strip() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in listing.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"meta_info {listing.absolute()}: cannot be read as a list of pairs ({error})") from error
     parts = [line.split(", ") for line in lines]
@@ -165,4 +167,9 @@ def _listed_pairs(listing: Path) -> list[Pair]:
     if wrong is not None or not lines:
         found = "no line" if wrong is None else repr(wrong)
         raise InputError(f"meta_info {listing.absolute()}: expected lines 'gt.png, lq.png', found {found}")
-    return [Pair(lq=without_suffix(lq), gt=without_suffix(gt)) for gt, lq in parts]
+    return [Pair(lq=_named(low, lq), gt=_named(high, gt)) for high, low in parts]
+
+
+def _named(written: str, source: Source) -> str:
+    names = (without_suffix(name) for name in candidates(written, source.path))
+    return next((name for name in names if name in source), without_suffix(written))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import inspect
+import io
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from diffir_sr.data.sources import image_names
 from diffir_sr.diffusion.noise import PictureNoise
 from diffir_sr.errors import InputError
 from diffir_sr.families.base import Engine
+from diffir_sr.files.atomic import write_atomically
 from diffir_sr.inference.plain import engine_for, restored_under
 from diffir_sr.progress import progress_bar
 
@@ -43,13 +45,13 @@ class Scores:
     def write_csv(self, path: Path) -> None:
         """One row per image and a last row 'mean'."""
         metrics = list(self.values[0])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(["image", *metrics])
-            for name, row in zip(self.names, self.values, strict=True):
-                table.writerow([name, *(f"{row[metric]:.6f}" for metric in metrics)])
-            table.writerow(["mean", *(f"{self.mean(metric):.6f}" for metric in metrics)])
+        file = io.StringIO(newline="")
+        table = csv.writer(file)
+        table.writerow(["image", *metrics])
+        for name, row in zip(self.names, self.values, strict=True):
+            table.writerow([name, *(f"{row[metric]:.6f}" for metric in metrics)])
+        table.writerow(["mean", *(f"{self.mean(metric):.6f}" for metric in metrics)])
+        write_atomically(file.getvalue().encode(), path)
 
 
 def samples(

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim
 
+from diffir_sr.files.atomic import save_text
 from diffir_sr.inference.restorer import load_restorer
 from diffir_sr.metrics.image_api import calculate_lpips
 from diffir_sr.metrics.perceptual import prepare
@@ -69,7 +70,7 @@ def show_shipped_model(task: Task) -> str:
         f"Yours: `diffir restore photo.jpg -o restored --model {_SHIPPED}`."
     )
     page = f"## Before any training: a shipped model\n\n{text}\n\n![Before any training](shipped.jpg)\n"
-    (task.results / "shipped.md").write_text(page)
+    save_text(page, task.results / "shipped.md")
     return text
 
 
@@ -90,9 +91,9 @@ def write_report(task: Task, *, how: str) -> str:
     strip(shown, detail=_STRIP_DETAIL.get(task.name, _DETAIL)).save(folder / f"{task.name}.jpg", quality=82)
     curves(folder / "losses.png", task)
     table = _table(task, rows, against=list(shown[0][0].simple))
-    (folder / "summary.md").write_text(table + "\n")
+    save_text(table + "\n", folder / "summary.md")
     before = folder / "shipped.md"
-    (folder / "report.md").write_text((before.read_text() + "\n" if before.is_file() else "") + _page(task, table, how))
+    save_text((before.read_text() + "\n" if before.is_file() else "") + _page(task, table, how), folder / "report.md")
     return table
 
 

@@ -27,6 +27,7 @@ from diffir_sr.compat import forget_log
 from diffir_sr.data.checks import check_dataset_options
 from diffir_sr.devices import accelerator_count
 from diffir_sr.errors import InputError, OptionError
+from diffir_sr.files.atomic import save_text
 from diffir_sr.metrics.image_api import check_metrics
 from diffir_sr.training.sampler import DrawSampler, GrowingBatchSampler
 from diffir_sr.version import __version__
@@ -194,9 +195,9 @@ def _say_unwritable(handler: logging.FileHandler, _: logging.LogRecord) -> None:
 
 def _copy_options(opt: dict[str, Any], option_file: Path, folder: Path) -> None:
     """Keep the file as it was written, and beside it what it meant in the end."""
-    (folder / option_file.name).write_text(option_file.read_text())
+    save_text(option_file.read_text(encoding="utf-8"), folder / option_file.name)
     used = yaml.safe_dump(plain(opt), sort_keys=False, allow_unicode=True)
-    (folder / "options_used.yml").write_text(used)
+    save_text(used, folder / "options_used.yml")
 
 
 def training_loader(opt: dict[str, Any]) -> tuple[DataLoader[Any], DrawSampler | GrowingBatchSampler]:
