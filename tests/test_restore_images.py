@@ -11,6 +11,7 @@ from pictures import photo, write_network
 from PIL import Image, ImageCms
 
 from diffir_sr import load_restorer
+from diffir_sr.cli import main
 from diffir_sr.errors import InputError
 from diffir_sr.files.images import inspect, read_picture
 from diffir_sr.files.picture import Picture, encode, encode_png, not_held
@@ -233,3 +234,15 @@ def test_a_grey_png_with_a_transparent_value_keeps_it(kind):
 def test_bmp_is_refused_for_transparency_which_its_readers_do_not_see():
     with pytest.raises(InputError, match="bmp cannot hold the transparency"):
         encode(Picture(photo(), np.full(photo().shape[:2], 9, np.uint8)), "bmp")
+
+
+def test_iptc_is_left_out_and_said_for_what_it_is(capsys):
+    file = io.BytesIO()
+    Image.fromarray(photo(16)).save(file, "jpeg")
+    caption = b"Photoshop 3.0\x008BIM\x04\x04\x00\x00\x00\x00\x00\x0e\x1c\x02\x78\x00\x09A caption"
+    data = file.getvalue()
+    Path("a.jpg").write_bytes(data[:2] + b"\xff\xed" + (len(caption) + 2).to_bytes(2, "big") + caption + data[2:])
+    assert main(["restore", "a.jpg", "-o", "out", "-w", str(write_network(task="deblur", scale=1))]) == 0
+    said = capsys.readouterr().err
+    assert "a.jpg: its IPTC is left out" in said
+    assert "does not hold" not in said

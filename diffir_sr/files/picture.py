@@ -94,7 +94,7 @@ def not_held(picture: Picture, form: str) -> list[str]:
         lost.append(f"its text ({', '.join(text_names(metadata))})")
     if metadata.comment and form != "jpeg":
         lost.append("its comment")
-    return [*lost, *metadata.left_out]
+    return lost
 
 
 def _holds_profile(picture: Picture, form: str) -> bool:

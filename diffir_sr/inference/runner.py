@@ -168,6 +168,8 @@ class Runner:
             self.say(f"{job}: {note}")
         if lost := not_held(picture, form):
             self.say(f"{job}: {form} does not hold {', '.join(lost)}")
+        if picture.metadata.left_out:  # which no format is given
+            self.say(f"{job}: its {', '.join(picture.metadata.left_out)} is left out")
         if picture.alpha is not None:
             self.say(f"{job}: its transparency is carried, {_how_carried(self.restorer.scale)}, not restored")
         lq, found = self.restorer.prepared(picture, mask, where=str(job))
