@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from diffir_sr import cli, devices, failures, progress
 from diffir_sr.errors import InputError
@@ -257,3 +258,30 @@ def test_describe_as_json(tmp_path, capsys):
     assert told["restores"] is True
     assert told["arguments"]["dim"] == 8
     assert told["numbers"] > 1000
+
+
+COMMANDS_WITH_PATHS = [
+    ["restore", "{}", "-o", "out"],
+    ["restore", "p.png", "-o", "out", "-w", "{}"],
+    ["restore", "p.png", "-o", "out", "-w", "inpaint.pth", "--mask", "{}"],
+    ["evaluate", "{}", "{}", "--preset", "sr"],
+    ["doctor", "data", "{}"],
+    ["describe", "{}"],
+    ["prepare", "lmdb", "{}", "-o", "x.lmdb"],
+    ["options", "check", "{}"],
+    ["bench", "{}"],
+    ["ablate", "{}"],
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS_WITH_PATHS, ids=lambda words: " ".join(words[:2]))
+def test_a_name_that_begins_as_a_home_of_nobody_is_a_name_in_every_command(words, capsys):
+    from pictures import photo, write_network
+
+    Image.fromarray(photo(16)).save("p.png")
+    write_network("inpaint.pth", task="inpaint", scale=1)
+    code = cli.main([word.format("~nobody-of-this-name.png") for word in words])
+    told = "".join(capsys.readouterr())
+    assert code == 1
+    assert "~nobody-of-this-name.png" in told
+    assert not list(Path().glob("diffir-crash*"))

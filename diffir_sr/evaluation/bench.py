@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import hashlib
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -95,7 +96,7 @@ def open_benchmark(path: str, *, overrides: tuple[str, ...] = ()) -> Benchmark:
 
     Raises OptionError or InputError for a file or data that cannot be measured on.
     """
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     if not file.is_file():
         file = recipes_folder() / f"{path.removeprefix('options/').removesuffix('.yml')}.yml"
         file = file if file.is_file() else Path(path)

@@ -108,7 +108,7 @@ def network_method(
         scale,
         takes_mask,
         paper=paper,
-        sha256=sha256_of(Path(chosen.path).expanduser()),
+        sha256=sha256_of(Path(os.path.expanduser(chosen.path))),
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         macs=macs,
         uncounted=why,

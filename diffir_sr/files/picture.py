@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class Picture:
 
     def save(self, path: str | Path, *, quality: int = 95, overwrite: bool = False) -> None:
         """Write a file, whole or not at all; its suffix says the format. What exists stays unless `overwrite`."""
-        path = Path(path).expanduser()
+        path = Path(os.path.expanduser(path))
         if path.exists() and not overwrite:
             raise InputError(f"{path} exists and stays as it is; choose another name or overwrite=True")
         write_atomically(encode(self, format_of(path), quality=quality), path)

@@ -38,10 +38,10 @@ def mask_for(picture: Picture, given: Any, *, where: str) -> Mask:
     Values of half or more of the full range are missing; the range of a float mask is [0, 1], and that of an integer
     mask whose values are 0 and 1 alone is 1. Raises InputError for a mask of another size, or with no such values.
     """
-    if isinstance(given, str) and not Path(given).expanduser().exists():
+    if isinstance(given, str) and not Path(os.path.expanduser(given)).exists():
         return _by_colour(picture, given, where)
     if isinstance(given, str | os.PathLike):
-        values, name = decode(read_file(Path(given).expanduser()), where=os.fspath(given)), os.fspath(given)
+        values, name = decode(read_file(Path(os.path.expanduser(given))), where=os.fspath(given)), os.fspath(given)
     else:
         values, name = _values(given), "mask"
     return _checked(values, picture, name, where)
@@ -113,7 +113,7 @@ def find_mask(given: str, relative: str, source: Path | None = None) -> str:
     mask may have another image suffix, in upper or lower case, or `_mask`, `_mask000`, ... after its name: the first
     of these is taken. Raises InputError where the folder has none.
     """
-    folder = Path(given).expanduser()
+    folder = Path(os.path.expanduser(given))
     if not folder.is_dir():
         return given
     stem = without_suffix(relative)

@@ -143,7 +143,7 @@ def choose(
     if model is not None:
         both = f"{dashes}weights {path} and {dashes}model {model}"
         raise InputError(f"{both}: both say what restores; leave one out")
-    if str(path) in registry() and not path.expanduser().exists():
+    if str(path) in registry() and not Path(os.path.expanduser(path)).exists():
         raise InputError(f"{dashes}weights {path}: no such file, but the name of a model: give it as {dashes}model")
     return Chosen(path)
 
