@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import importlib
 import io
 import logging
 import os
@@ -16,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from diffir_sr.import_hook import imported
 from diffir_sr.version import __version__
 
 if TYPE_CHECKING:
@@ -131,8 +131,7 @@ def diffir_parser(command: str | None = None) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser)
     for name, (what, adder) in COMMANDS.items():
         if command in (None, name):
-            module, _, function = adder.partition(":")
-            getattr(importlib.import_module(module), function)(commands)
+            imported(adder)(commands)
         else:
             commands.add_parser(name, help=what, add_help=False)
     return parser
@@ -229,7 +228,9 @@ def _failed(error: Exception, command: Sequence[str]) -> int:
     from diffir_sr.failures import sentence, write_crash_report
 
     if isinstance(error, BrokenPipeError):
-        _close_standard_output()
+        from diffir_sr.inference.stream import close_standard_output
+
+        close_standard_output()
         return 1
     told = sentence(error)
     if told is not None:
@@ -253,12 +254,3 @@ def _tell(message: str, *, is_error: bool = True) -> None:
         log.error(message)
     else:
         sys.stderr.write(f"error: {message}\n" if is_error else f"{message}\n")
-
-
-def _close_standard_output() -> None:
-    """Nobody reads it any more: send the rest nowhere, or Python fails on it once more when it ends."""
-    try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-    except (OSError, ValueError):
-        return

@@ -16,6 +16,7 @@ from typing import Any
 
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.files.atomic import save_atomically
+from diffir_sr.import_hook import imported
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def extend_registries() -> None:
     def get(self: Any, name: str, suffix: str = "basicsr") -> Any:
         for known in (name, f"{name}_{suffix}"):
             if known not in self._obj_map and known in _promised(self):
-                self._obj_map[known] = _import_promised(_promised(self)[known])
+                self._obj_map[known] = imported(_promised(self)[known])
             if known in self._obj_map:
                 return self._obj_map[known]
         raise UnknownNameError(describe_unknown(self, name))
@@ -131,11 +132,6 @@ def promise(registry: Any, name: str) -> None:
 def _promised(registry: Any) -> dict[str, str]:
     """Attribute -> "module:attribute" of what a registry has not imported yet; kept with the registry."""
     return registry.__dict__.setdefault("_promised", {})
-
-
-def _import_promised(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
 
 
 def describe_unknown(registry: Any, name: str) -> str:

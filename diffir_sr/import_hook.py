@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+from typing import Any
 
 _NAME = "basicsr"
 
@@ -64,3 +65,9 @@ def _connect() -> None:
     for patch in importlib.import_module("diffir_sr.compat").AFTER:
         patch.make()
     importlib.import_module("diffir_sr.registration").register()
+
+
+def imported(name: str) -> Any:
+    """What "module:name" names; its module is imported now."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 from collections.abc import Callable
 from typing import Any
+
+from diffir_sr.import_hook import imported
 
 ACCEPT_DAMAGED = "DIFFIR_ACCEPT_DAMAGED"  # in the environment, so that the worker processes of a command have it, too
 
@@ -15,8 +16,7 @@ def deferred(name: str) -> Callable[[argparse.Namespace], int]:
     """The function "module:name" as a command's `run`, imported when it is called and not when parsers are made."""
 
     def run(args: argparse.Namespace) -> int:
-        module, _, function = name.partition(":")
-        return getattr(importlib.import_module(module), function)(args)
+        return imported(name)(args)
 
     return run
 

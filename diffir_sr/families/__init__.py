@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from diffir_sr.families.diffir import DIFFIR
 from diffir_sr.families.dvsr import DVSR
 from diffir_sr.families.spandrel import SPANDREL
 from diffir_sr.families.sr3 import SR3
+from diffir_sr.import_hook import imported
 
 FAMILIES: tuple[Family, ...] = (DIFFIR, SR3, DVSR, SPANDREL, BASICSR)
 
@@ -42,9 +42,3 @@ def declaring(kind: Any) -> Any:
     name = f"{getattr(kind, '__module__', '')}:{getattr(kind, '__qualname__', '')}"
     named = next((family.stand_ins[name] for family in FAMILIES if name in family.stand_ins), None)
     return kind if named is None else imported(named)
-
-
-def imported(name: str) -> Any:
-    """What "module:name" names."""
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)

@@ -21,11 +21,11 @@ def write_out(content: str | bytes) -> None:
             out.write(content)
         out.flush()
     except OSError as error:
-        _forget()
+        close_standard_output()
         raise InputError(f"standard output cannot be written ({error.strerror}); check where it is sent to") from error
 
 
-def _forget() -> None:
+def close_standard_output() -> None:
     """Send what is still to be written nowhere, or Python would fail on it once more when it ends."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
