@@ -32,6 +32,7 @@ def _data():
 def options(name, **changes):
     made = train_options("s1", name=name, iterations=changes.pop("iterations", 6))
     made["val"]["val_freq"] = changes.pop("val_freq", 2)
+    made["logger"]["save_checkpoint_freq"] = changes.pop("save_checkpoint_freq", made["logger"]["save_checkpoint_freq"])
     made["datasets"]["val_2"] = dict(made["datasets"]["val"], name="second")
     made["datasets"]["train"] |= changes
     return made
@@ -171,10 +172,11 @@ def test_a_disk_that_takes_no_more_is_one_sentence_and_the_last_state_stays():
 
 
 def test_a_disk_without_room_for_the_log_is_one_sentence():
-    process = run_apart(file_limit=1500)
+    process = run_apart(file_limit=12_000, iterations=100_000, val_freq=100_000, save_checkpoint_freq=100_000)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 1, output
-    assert re.search(r"cannot write .*File too large; free space", output), output
+    assert re.search(r"cannot write the log .*File too large; its lines go to the terminal alone", output), output
+    assert re.search(r"cannot write .*training\.jsonl: File too large; free space", output), output
     assert "Traceback" not in output
 
 
