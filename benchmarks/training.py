@@ -25,8 +25,8 @@ from golden_cases import fill, load_case  # noqa: E402
 from setting import commit, machine  # noqa: E402
 
 from diffir_sr.archs.diffir_arch import DiffIRS2  # noqa: E402
-from diffir_sr.losses.prior_loss import KDLoss  # noqa: E402
-from diffir_sr.models.acceleration import accelerate, in_precision  # noqa: E402
+from diffir_sr.losses.diffir_losses import KDLoss  # noqa: E402
+from diffir_sr.models.optimization import accelerate, in_precision  # noqa: E402
 
 SMALL = dict(dim=24, num_blocks=[2, 1, 1, 1], num_refinement_blocks=2, heads=[1, 2, 4, 8], n_encoder_res=2)
 SMALL |= dict(ffn_expansion_factor=2.2, LayerNorm_type="BiasFree")

@@ -16,8 +16,7 @@ from diffir_sr.errors import CheckpointError
 from diffir_sr.families import identify, load_foreign
 from diffir_sr.families.base import Identity, Tensors
 from diffir_sr.families.spandrel import missing
-from diffir_sr.weights_files import StandIn, check_reachable, is_safetensors, objects_in, read_pickled
-from diffir_sr.weights_tensors import bare, plain
+from diffir_sr.weights_files import StandIn, bare, check_reachable, is_safetensors, objects_in, plain, read_pickled
 
 _KEYS = ("params_ema", "params")
 _LIGHTNING = "state_dict"

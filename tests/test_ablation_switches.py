@@ -14,7 +14,7 @@ from diffir_sr.diffusion.prior_diffusion import PriorDiffusion
 from diffir_sr.diffusion.schedule import PUBLISHED_SIGNAL, rescaled_end, scaled_linear_betas
 from diffir_sr.errors import OptionError
 from diffir_sr.inference.restorer import load_restorer
-from diffir_sr.losses.prior_loss import KDLoss
+from diffir_sr.losses.diffir_losses import KDLoss
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,7 @@ from test_options_bench import BENCHMARKS, PROTOCOLS, stand_in
 
 from diffir_sr.archs.diffir_arch import DiffIRS2
 from diffir_sr.cli import main
-from diffir_sr.evaluation.bench import PeakMemory, paper_rows, paper_tables
-from diffir_sr.evaluation.methods import network_method, simple_methods
+from diffir_sr.evaluation.bench import PeakMemory, network_method, paper_rows, paper_tables, simple_methods
 from diffir_sr.files.picture import encode_png
 
 

@@ -15,8 +15,7 @@ from toy import write_pairs
 from diffir_sr.cli import main
 from diffir_sr.data.arrays import as_rgb_float
 from diffir_sr.data.checks import check_dataset_options
-from diffir_sr.data.paired_dataset import PairedDataset, SingleDataset
-from diffir_sr.data.pairs import find_pairs
+from diffir_sr.data.pairs import PairedDataset, SingleDataset, find_pairs
 from diffir_sr.data.sources import key_of, name_of, open_source
 from diffir_sr.errors import InputError
 from diffir_sr.files.images import decode

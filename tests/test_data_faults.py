@@ -11,8 +11,7 @@ from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 
 from diffir_sr.cli import main
 from diffir_sr.data.checks import check_dataset_options
-from diffir_sr.data.paired_dataset import PairedDataset, SingleDataset
-from diffir_sr.data.pairs import find_pairs
+from diffir_sr.data.pairs import PairedDataset, SingleDataset, find_pairs
 from diffir_sr.data.sources import open_source
 from diffir_sr.errors import InputError
 

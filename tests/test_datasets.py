@@ -14,11 +14,10 @@ from torch.utils.data import DataLoader
 
 from diffir_sr.cli import main
 from diffir_sr.data.checks import check_dataset_options
-from diffir_sr.data.distortions import Distortions
 from diffir_sr.data.draws import Draw, Mixture, curriculum_from_options
-from diffir_sr.data.inpaint_dataset import InpaintDataset
+from diffir_sr.data.inpaint_dataset import Distortions, InpaintDataset
 from diffir_sr.data.manifest import Entry, Manifest, write_manifest
-from diffir_sr.data.paired_dataset import DeblurPairedDataset, PairedDataset
+from diffir_sr.data.pairs import DeblurPairedDataset, PairedDataset
 from diffir_sr.data.realesrgan_dataset import RealESRGANDataset, RealESRGANPairedDataset
 from diffir_sr.data.sources import open_source
 from diffir_sr.errors import InputError

@@ -13,7 +13,7 @@ from diffir_sr.doctor import environment
 from diffir_sr.doctor.environment import basicsr_facts, belongs_here, measure_disk
 from diffir_sr.doctor.findings import Severity
 from diffir_sr.errors import InputError
-from diffir_sr.files.machine import available_cpus, memory_bytes
+from diffir_sr.files.processes import available_cpus, memory_bytes
 
 
 def package(folder):

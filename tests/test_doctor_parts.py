@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import skimage.data
 
-from diffir_sr.doctor.measures import (
+from diffir_sr.doctor.images import (
     find_shift,
     has_jpeg_grid,
     landmarks,

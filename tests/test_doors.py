@@ -85,7 +85,7 @@ BUILD = "build_network(dict(type='DiffIRS2', n_denoise_res=1, dim=8, num_blocks=
         "import diffir_sr\nimport basicsr",
         "import diffir_sr",
         "import diffir_sr.models.restoration_model",
-        "import diffir_sr.data.paired_dataset\nimport diffir_sr.models.diffir_models",
+        "import diffir_sr.data.pairs\nimport diffir_sr.models.diffir_models",
         "import diffir_sr.registration, diffir_sr.compat",
         "import diffir_sr, importlib\nassert importlib.util.find_spec('basicsr')",
     ],

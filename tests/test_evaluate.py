@@ -13,7 +13,7 @@ from toy import run_training, train_options, write_options, write_pairs
 
 from diffir_sr.cli import basicsr_main, main
 from diffir_sr.errors import InputError, OptionError
-from diffir_sr.evaluation.pairing import pair_up
+from diffir_sr.evaluation.measure import pair_up
 from diffir_sr.evaluation.presets import PRESETS, plan_measurement
 from diffir_sr.files.images import decode
 from diffir_sr.files.picture import encode_png

@@ -22,7 +22,7 @@ from diffir_sr.archs.diffir_arch import DiffIRS2
 from diffir_sr.archs.layers import Block
 from diffir_sr.cards import write_card_file
 from diffir_sr.cli import basicsr_main, main
-from diffir_sr.data.paired_dataset import PairedDataset
+from diffir_sr.data.pairs import PairedDataset
 from diffir_sr.diffusion.noise import START, GivenNoise, IterationNoise, PictureNoise, picture_noise
 from diffir_sr.errors import CheckpointError, InputError, OptionError
 from diffir_sr.families.base import Family, Restores

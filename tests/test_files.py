@@ -20,7 +20,7 @@ from diffir_sr.cli import main
 from diffir_sr.data.manifest import read_manifest, read_meta
 from diffir_sr.data.sources import open_source
 from diffir_sr.errors import InputError
-from diffir_sr.files import machine, processes
+from diffir_sr.files import processes
 from diffir_sr.files.atomic import check_writable, partial_name, replacing, sweep, write_atomically, write_report
 from diffir_sr.files.processes import hold, is_running
 
@@ -221,15 +221,15 @@ def test_a_folder_that_another_job_fills_is_left_alone(words, output, capsys):
 def test_memory_and_processors_are_known_without_linux(monkeypatch, tmp_path):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.delattr(os, "sysconf", raising=False)
-    monkeypatch.setattr(machine, "_GROUPS", tmp_path / "absent")
-    assert machine.available_cpus() == os.cpu_count()
-    assert machine.memory_bytes() == psutil.virtual_memory().total
-    assert 0 < machine.free_memory() <= machine.memory_bytes()
+    monkeypatch.setattr(processes, "_GROUPS", tmp_path / "absent")
+    assert processes.available_cpus() == os.cpu_count()
+    assert processes.memory_bytes() == psutil.virtual_memory().total
+    assert 0 < processes.free_memory() <= processes.memory_bytes()
 
 
 @pytest.mark.parametrize("second", [True, False])
 def test_the_limits_of_containers_count(monkeypatch, tmp_path, second):
-    monkeypatch.setattr(machine, "_GROUPS", tmp_path)
+    monkeypatch.setattr(processes, "_GROUPS", tmp_path)
     if second:
         files = {"cpu.max": "150000 100000", "memory.max": 2**30, "memory.current": 2**29, "memory.stat": "file 4096"}
     else:
@@ -243,12 +243,12 @@ def test_the_limits_of_containers_count(monkeypatch, tmp_path, second):
     for name, value in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"{value}\n")
-    assert machine.available_cpus() <= 2
-    assert machine.memory_bytes() == 2**30
-    assert machine.free_memory() == 2**29 + 4096
+    assert processes.available_cpus() <= 2
+    assert processes.memory_bytes() == 2**30
+    assert processes.free_memory() == 2**29 + 4096
     for name in files:
         (tmp_path / name).write_text("max\n" if second else "-1\n" if "cpu" in name else f"{2**63 - 4096}\n")
-    assert machine.memory_bytes() == psutil.virtual_memory().total
+    assert processes.memory_bytes() == psutil.virtual_memory().total
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from golden_cases import load_case
 
 from diffir_sr.errors import CheckpointError
 from diffir_sr.losses import inpaint_losses
-from diffir_sr.losses.inpaint_losses import (
+from diffir_sr.losses.diffir_losses import (
     ADE20KPerceptualLoss,
     DilatedResNet50,
     FeatureMatchingLoss,

@@ -10,9 +10,8 @@ from test_metrics_perceptual import needs_weights
 
 from diffir_sr.errors import CheckpointError, InputError
 from diffir_sr.metrics import perceptual
-from diffir_sr.metrics.fidelity import ssim
+from diffir_sr.metrics.fidelity import protocol, ssim
 from diffir_sr.metrics.image_api import check_metrics
-from diffir_sr.metrics.images import protocol
 from diffir_sr.metrics.perceptual import dists, lpips
 from diffir_sr.models.validation import measure
 from diffir_sr.training.run import check_weights

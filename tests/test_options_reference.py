@@ -11,9 +11,8 @@ from options_cases import GAN, REAL, STAGE_1, STAGE_2, TEST, changed
 from diffir_sr.options.check import arguments_of
 from diffir_sr.options.recipes import recipes_folder
 from diffir_sr.options.reference import datasets, json_schema, render_reference
-from diffir_sr.options.schema import Options, TrainLoop
+from diffir_sr.options.schema import Options, TrainLoop, readers, top_readers
 from diffir_sr.options.source import read_source
-from diffir_sr.options.structure import readers, top_readers
 
 DOCS = Path(__file__).parent.parent / "docs" / "options.md"
 

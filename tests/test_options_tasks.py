@@ -7,7 +7,7 @@ import pytest
 import torch
 from basicsr.archs import build_network
 
-from diffir_sr.models.schedulers import build_scheduler, step_decay_rate
+from diffir_sr.models.optimization import build_scheduler, step_decay_rate
 from diffir_sr.options import load_options
 from diffir_sr.options.recipes import recipes_folder
 

@@ -16,7 +16,7 @@ from test_data import photo, put
 
 from diffir_sr.cli import main
 from diffir_sr.data.sources import open_source
-from diffir_sr.prepare.storable import bicubic_resize
+from diffir_sr.prepare.stored import bicubic_resize
 from diffir_sr.prepare.subimages import starts
 
 REPO = Path(__file__).resolve().parents[1]

@@ -15,7 +15,7 @@ from diffir_sr.cli import main
 from diffir_sr.errors import InputError
 from diffir_sr.files.images import inspect, read_picture
 from diffir_sr.files.picture import Picture, encode, encode_png, not_held
-from diffir_sr.inference import free_memory as room
+from diffir_sr.inference import plain as room
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

@@ -8,7 +8,7 @@ import pytest
 from pictures import write_network
 from test_restore_command import files, put, restore
 
-from diffir_sr.inference.journal import NAME
+from diffir_sr.inference.files import NAME
 
 
 def lock(monkeypatch, folder):

@@ -15,7 +15,7 @@ from basicsr.models import build_model
 from toy import S1, run_training, train_options, trained, warm_up_law, write_options, write_pairs
 
 from diffir_sr.cli import basicsr_main
-from diffir_sr.models.schedulers import build_scheduler, step_decay_rate
+from diffir_sr.models.optimization import build_scheduler, step_decay_rate
 
 REPO = Path(__file__).resolve().parents[1]
 

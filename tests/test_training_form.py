@@ -15,7 +15,7 @@ from diffir_sr.archs.training_form import (
     modulated_norm,
     tail_in_training,
 )
-from diffir_sr.models.acceleration import Acceleration, accelerate, in_precision
+from diffir_sr.models.optimization import Acceleration, accelerate, in_precision
 
 
 def drawn(*shape):

@@ -8,24 +8,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from diffir_sr.archs.diffir_options import (
+from diffir_sr.archs.dirformer import DIRformer
+from diffir_sr.archs.geometry import (
+    GT_UNSHUFFLE,
     RENAMED,
     Stage1Arguments,
     Stage2Arguments,
+    TaskGeometry,
+    check_image,
+    check_multiple,
     geometry_exists,
+    geometry_of,
+    pad_to_multiple,
     refinement_has_effect,
     settle_task,
     settle_values,
     takes_old_names,
-)
-from diffir_sr.archs.dirformer import DIRformer
-from diffir_sr.archs.geometry import (
-    GT_UNSHUFFLE,
-    TaskGeometry,
-    check_image,
-    check_multiple,
-    geometry_of,
-    pad_to_multiple,
     with_mask,
 )
 from diffir_sr.archs.layers import PRIOR_WIDTH

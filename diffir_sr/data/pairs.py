@@ -1,14 +1,23 @@
-"""Which degraded image belongs to which ground truth, and every fault of a paired set in one message."""
+"""Pairs of degraded image and ground truth: who belongs to whom, every fault in one message, their datasets."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from diffir_sr.data.sources import Source, open_source, roots_of, some
+import cv2
+import numpy as np
+from pydantic import Field
+from torch.utils.data import Dataset
+
+from diffir_sr.data.arrays import random_corner, to_bytes, to_tensor, turned
+from diffir_sr.data.draws import Draw, DrawnDataset, Mixture, curriculum_from_options
+from diffir_sr.data.sources import LmdbSource, Picture, Source, check_backend, open_source, roots_of, some
 from diffir_sr.errors import InputError
+from diffir_sr.option_types import Count, Found, Roots, Section, Small, View
 
 
 @dataclass(frozen=True)
@@ -153,3 +162,226 @@ def _check_sizes(
             f"{len(small)} of {len(pairs)} images under {gt.path.resolve()} are smaller than the training patch, "
             f"gt_size {gt_size}: {some(small)}; lower gt_size or remove them"
         )
+
+
+# Datasets of degraded images and their ground truth, or of degraded images alone.
+
+
+class PairedOptions(Section):
+    """Degraded images and their ground truth, from folders or LMDBs."""
+
+    dataroot_gt: Roots = Field(description="Folder, LMDB or list of the ground truth; several are mixed.")
+    dataroot_lq: Roots = Field(description="Folder, LMDB or list of the degraded images, in the same order.")
+    meta_info_file: Roots | None = Field(None, description="List or manifest of the images to use; by default all.")
+    filename_tmpl: str = Field("{}", description="Name of a degraded image, {} being the ground truth's: {}x4.")
+    gt_size: Small | None = Field(None, description="Side in pixels of training patches; needed in datasets.train.")
+    mini_batch_sizes: list[Small] | None = Field(None, description="Progressive training: batch per GPU of each phase.")
+    iters: list[Count] | None = Field(None, description="Progressive training: iterations of each phase.")
+    gt_sizes: list[Small] | None = Field(None, description="Progressive training: side of the patches of each phase.")
+
+
+class FlipOptions(PairedOptions):
+    """Degraded images and their ground truth, from folders or LMDBs."""
+
+    use_hflip: bool = Field(False, description="Whether training patches are mirrored at random.")
+    use_rot: bool = Field(False, description="Whether training patches are turned by quarters at random.")
+
+
+class DeblurOptions(PairedOptions):
+    """Blurred and sharp images of one size, with patches that grow during training."""
+
+    geometric_augs: bool = Field(False, description="Whether patches are mirrored and turned at random.")
+
+
+class SingleOptions(Section):
+    """Degraded images without ground truth; for testing."""
+
+    dataroot_lq: str = Field(description="Folder or LMDB of the images.")
+
+
+def growing_patches_agree(view: View, at: tuple[str, ...]) -> Found:
+    """Phases of growing patches are described completely."""
+    lists = ("mini_batch_sizes", "iters", "gt_sizes")
+    if any(view.has(*at, key) for key in lists):
+        counts = {key: len(view.get(*at, key, default=[])) for key in lists}
+        if len(set(counts.values())) > 1:
+            told = ", ".join(f"{key} has {count}" for key, count in counts.items())
+            yield at, f"these lists must be of one length: {told}"
+
+
+logger = logging.getLogger("basicsr")
+
+
+class PairedDataset(DrawnDataset):
+    """Samples {lq, gt, lq_path, gt_path}: float32 RGB (3, H, W) in [0, 1], from folders or LMDBs.
+
+    Training: an aligned random crop of `gt_size` with flips (`use_hflip`) and quarter turns (`use_rot`); the pair is
+    draw modulo length. Several roots are mixed by `source_weights`. Otherwise whole images, the ground truth cropped
+    to scale times the degraded one. Options as BasicSR's PairedImageDataset.
+    """
+
+    OPTIONS: ClassVar[Any] = FlipOptions
+    RULES = (growing_patches_agree,)
+    NEEDED_IN_TRAINING: ClassVar[tuple[str, ...]] = ("gt_size",)
+    NEEDS_SCALE: ClassVar[bool] = True
+
+    pads = False  # whether images smaller than a patch are padded
+
+    def __init__(self, opt: Mapping[str, Any]) -> None:
+        super().__init__(opt)
+        check_backend(opt)
+        self.scale = int(opt.get("scale") or 1)
+        self.training = opt.get("phase") == "train"
+        self.gt_size = int(opt["gt_size"]) if self.training else None
+        self.curriculum = curriculum_from_options(opt) if self.training else None
+        self.flips, self.turns = bool(opt.get("use_hflip")), bool(opt.get("use_rot"))
+        self.sources = self.find_pairs(opt)
+        self.mixture = Mixture(
+            [len(source.pairs) for source in self.sources], opt.get("source_weights") if self.training else None
+        )
+        sizes = [phase.gt_size for phase in self.curriculum.phases] if self.curriculum else []
+        for size in filter(None, (self.gt_size, *sizes)):
+            if size % self.scale:
+                raise InputError(f"gt_size {size} is not a multiple of scale {self.scale}; choose one that is")
+        self.gives_bytes = False
+
+    def find_pairs(self, opt: Mapping[str, Any]) -> list[PairedSources]:
+        """The pairs of each of the roots; raises InputError that lists what does not fit."""
+        return find_all_pairs(
+            opt,
+            scale=self.scale,
+            template=opt.get("filename_tmpl") or "{}",
+            gt_size=None if self.pads else self.gt_size,
+            crop_gt=not self.training,
+        )
+
+    @property
+    def paths(self) -> list[dict[str, str]]:
+        """Where each pair lies, as BasicSR's datasets tell it."""
+        return [
+            {"lq_path": source.lq.location(pair.lq), "gt_path": source.gt.location(pair.gt)}
+            for source, pair in map(self._pair, range(len(self)))
+        ]
+
+    def give_bytes(self) -> None:
+        """Give uint8 tensors where that loses nothing, a quarter of the memory to copy; the model makes them float."""
+        self.gives_bytes = all(
+            isinstance(side, LmdbSource) for source in self.sources for side in (source.lq, source.gt)
+        )
+
+    def __len__(self) -> int:
+        return len(self.mixture)
+
+    def _pair(self, draw: int) -> tuple[PairedSources, Pair]:
+        place, index = self.mixture.locate(draw)
+        return self.sources[place], self.sources[place].pairs[index]
+
+    def __getitem__(self, draw: int | Draw) -> dict[str, Any]:
+        number, size = draw if isinstance(draw, Draw) else (draw, None)
+        source, pair = self._pair(number)
+        whole = source.lq.view(pair.lq), source.gt.view(pair.gt)
+        self._check_shapes(source, pair, *whole)
+        if self.gt_size is not None:
+            lq, gt = self._patch(*whole, size or self.gt_size, self.random(number))
+        else:
+            lq = whole[0][:]
+            gt = whole[1][: lq.shape[0] * self.scale, : lq.shape[1] * self.scale]
+        store = to_bytes if self.gives_bytes else to_tensor
+        return {
+            "lq": store(lq),
+            "gt": store(gt),
+            "lq_path": source.lq.location(pair.lq),
+            "gt_path": source.gt.location(pair.gt),
+        }
+
+    def _check_shapes(self, source: PairedSources, pair: Pair, lq: Picture, gt: Picture) -> None:
+        """Files may change after they were checked, and the list of an LMDB may be wrong."""
+        spare = [high - low * self.scale for high, low in zip(gt.shape[:2], lq.shape[:2], strict=True)]
+        allowed = 1 if self.training else self.scale
+        small = self.gt_size is not None and not self.pads and min(gt.shape[:2]) < self.gt_size
+        if small or not all(0 <= extra < allowed for extra in spare):
+            raise InputError(
+                f"{source.gt.location(pair.gt)} is {gt.shape[0]}x{gt.shape[1]} and {source.lq.location(pair.lq)} "
+                f"{lq.shape[0]}x{lq.shape[1]}, which does not fit scale {self.scale} and gt_size {self.gt_size}, and "
+                "was not so at the start; was the data changed meanwhile? Build it again"
+            )
+
+    def _patch(self, lq: Picture, gt: Picture, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        low = size // self.scale
+        if self.pads:
+            lq, gt = _at_least(lq, low), _at_least(gt, size)
+        top, left = random_corner(rng, lq, low)
+        flip = self.flips and rng.random() < 0.5
+        turns = int(rng.integers(4)) if self.turns else 0
+        cut = lq[top : top + low, left : left + low]
+        top, left = top * self.scale, left * self.scale
+        gt_cut = gt[top : top + size, left : left + size]
+        return turned(cut, flip=flip, turns=turns), turned(gt_cut, flip=flip, turns=turns)
+
+
+def _at_least(image: Picture, size: int) -> Picture:
+    """Reflected at the bottom and the right to `size` pixels where it is smaller, as published deblurring does."""
+    below, beside = (max(0, size - side) for side in image.shape[:2])
+    if not below and not beside:
+        return image
+    padded = cv2.copyMakeBorder(image[:], 0, below, 0, beside, cv2.BORDER_REFLECT)
+    return padded.reshape(*padded.shape[:2], -1)  # OpenCV drops the axis of a single channel
+
+
+class DeblurPairedDataset(PairedDataset):
+    """PairedDataset under the published name: scale 1, `geometric_augs` for one of the eight symmetries of a square,
+    images smaller than a patch reflected at the bottom and the right.
+
+    `iters`, `gt_sizes`, `mini_batch_sizes`: progressive training. The published code reads `gt_size` patches, as many
+    as `batch_size_per_gpu`, and cuts smaller ones out of some; this reads what is used.
+    """
+
+    OPTIONS = DeblurOptions
+    WITHOUT_OPTIONS = ("use_hflip", "use_rot")
+    NEEDS_SCALE = False
+
+    pads = True
+
+    def __init__(self, opt: Mapping[str, Any]) -> None:
+        geometric = bool(opt.get("geometric_augs"))
+        super().__init__({**opt, "scale": 1, "use_hflip": geometric, "use_rot": geometric})
+
+
+class SingleDataset(Dataset[dict[str, Any]]):
+    """Samples {lq, lq_path}: float32 RGB (3, H, W) in [0, 1], from the folder or LMDB `dataroot_lq`."""
+
+    OPTIONS = SingleOptions
+
+    @classmethod
+    def check_options(cls, opt: Mapping[str, Any]) -> None:
+        """Raise InputError unless the data of a section can be used."""
+        cls(opt)
+
+    def __init__(self, opt: Mapping[str, Any]) -> None:
+        check_backend(opt)
+        self.opt = opt
+        self.lq = open_source(roots_of(opt, "dataroot_lq")[0], meta_info=opt.get("meta_info_file"))
+        self._told = False  # what results do not hold
+
+    @property
+    def paths(self) -> list[str]:
+        return [self.lq.location(name) for name in self.lq.names]
+
+    def __len__(self) -> int:
+        return len(self.lq.names)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        name = self.lq.names[index]
+        image = self.lq.read(name)
+        lost = ["its transparency"] * (image.shape[2] in (2, 4)) + ["more than 8 bits"] * (image.dtype != np.uint8)
+        if lost and not self._told:
+            self._told = True
+            logger.warning(
+                "%s: results are RGB of 8 bits and do not hold %s ('diffir restore' does); said once",
+                self.lq.location(name),
+                " and ".join(lost),
+            )
+        return {"lq": to_tensor(image), "lq_path": self.lq.location(name)}

@@ -16,8 +16,7 @@ from diffir_sr.data.arrays import random_corner, to_bytes, to_tensor, turned
 from diffir_sr.data.degradation import KINDS, DegradationOptions, KernelOptions, KernelRanges, blur_kernel, final_kernel
 from diffir_sr.data.draws import Draw, DrawnDataset, Mixture
 from diffir_sr.data.manifest import candidates
-from diffir_sr.data.paired_dataset import PairedDataset
-from diffir_sr.data.pairs import Pair, PairedSources, lists_of, pair_listed
+from diffir_sr.data.pairs import Pair, PairedDataset, PairedSources, lists_of, pair_listed
 from diffir_sr.data.sources import LmdbSource, Picture, Source, check_backend, open_source, roots_of
 from diffir_sr.errors import InputError
 from diffir_sr.files.images import without_suffix

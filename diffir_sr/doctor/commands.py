@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import write_report
-from diffir_sr.files.machine import available_cpus
+from diffir_sr.files.processes import available_cpus
 from diffir_sr.parsing import add_accept_damaged
 
 if TYPE_CHECKING:

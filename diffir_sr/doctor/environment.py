@@ -20,7 +20,7 @@ from torch.version import cuda as BUILT_FOR
 
 from diffir_sr.doctor.findings import EXIT_CODES, Severity
 from diffir_sr.errors import InputError
-from diffir_sr.files.machine import available_cpus, memory_bytes
+from diffir_sr.files.processes import available_cpus, memory_bytes
 from diffir_sr.version import __version__
 from diffir_sr.weights.registry import entry_of
 from diffir_sr.weights.search import locate

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 
 from diffir_sr.errors import InputError
-from diffir_sr.evaluation.bench import BenchResult, paper_rows, paper_tables
-from diffir_sr.evaluation.methods import COUNTED_SIDE, Method
+from diffir_sr.evaluation.bench import COUNTED_SIDE, BenchResult, Method, paper_rows, paper_tables
 from diffir_sr.evaluation.presets import HIGHER_IS_BETTER
-from diffir_sr.metrics.images import protocol
+from diffir_sr.metrics.fidelity import protocol
 from diffir_sr.version import __version__
 
 # How far a repetition may be from the paper: rounding there, and decoders and resizing that differ.

@@ -68,10 +68,9 @@ def add_bench_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from diffir_sr.evaluation.bench import open_benchmark, run_benchmark
+    from diffir_sr.evaluation.bench import network_method, open_benchmark, run_benchmark, simple_methods
     from diffir_sr.evaluation.bench_report import as_json as bench_json
     from diffir_sr.evaluation.bench_report import as_markdown, check_picture_possible, disagreements, draw
-    from diffir_sr.evaluation.methods import network_method, simple_methods
     from diffir_sr.inference.restorer import device_of
 
     tolerances = _tolerances(args)
@@ -128,8 +127,7 @@ def _tolerances(args: argparse.Namespace) -> dict[str, float]:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from diffir_sr.data.sources import open_source
-    from diffir_sr.evaluation.measure import measure
-    from diffir_sr.evaluation.pairing import pair_up
+    from diffir_sr.evaluation.measure import measure, pair_up
     from diffir_sr.evaluation.report import as_csv, as_json, as_table
 
     for path in (args.output, args.json):

@@ -9,7 +9,7 @@ from typing import Any
 
 from diffir_sr.evaluation.measure import Measured, Row
 from diffir_sr.evaluation.presets import HIGHER_IS_BETTER
-from diffir_sr.metrics.images import protocol
+from diffir_sr.metrics.fidelity import protocol
 
 
 def worst_first(measured: Measured) -> list[Row]:

@@ -22,9 +22,9 @@ import numpy as np
 from diffir_sr.errors import InputError
 from diffir_sr.files import decoders
 from diffir_sr.files.decoders import DamagedError, Format, Header, UnsupportedError, format_of
-from diffir_sr.files.machine import free_memory
 from diffir_sr.files.metadata import PNG_SIGNATURE, Metadata, jpeg_header, png_chunks, upright_shape
 from diffir_sr.files.picture import Picture
+from diffir_sr.files.processes import free_memory
 from diffir_sr.parsing import ACCEPT_DAMAGED
 
 # Here and now, in the process that later forks workers: parallelism is across processes, and a forked child that

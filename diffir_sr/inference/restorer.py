@@ -25,13 +25,11 @@ from diffir_sr.diffusion.noise import Noise, PictureNoise, StackedNoise
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.families.base import Engine, WalksInSteps
 from diffir_sr.files.picture import Picture
-from diffir_sr.inference.cascade import Cascade, engine_of
-from diffir_sr.inference.free_memory import check_fits_in_memory
+from diffir_sr.inference.combined import Cascade, engine_of, interpolated
+from diffir_sr.inference.files import digest_of_file
 from diffir_sr.inference.inputs import is_batch, load_input
-from diffir_sr.inference.interpolation import interpolated
-from diffir_sr.inference.journal import digest_of_file
 from diffir_sr.inference.masks import Mask, mask_for
-from diffir_sr.inference.plain import OVERLAP, TILE, TileMode, restored_under
+from diffir_sr.inference.plain import OVERLAP, TILE, TileMode, check_fits_in_memory, restored_under
 from diffir_sr.weights.search import choose
 
 if TYPE_CHECKING:

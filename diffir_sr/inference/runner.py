@@ -19,9 +19,8 @@ from diffir_sr.failures import out_of_memory, sentence
 from diffir_sr.files.atomic import check_writable, sweep
 from diffir_sr.files.images import read_file
 from diffir_sr.files.picture import FORMATS, Picture, encode, format_of, not_held
-from diffir_sr.inference.files import SUFFIX_OF, Job
+from diffir_sr.inference.files import SUFFIX_OF, Job, Journal, digest, digest_of_file
 from diffir_sr.inference.inputs import from_bytes
-from diffir_sr.inference.journal import Journal, digest, digest_of_file
 from diffir_sr.inference.masks import find_mask
 from diffir_sr.inference.restorer import Restorer
 from diffir_sr.inference.stream import write_out

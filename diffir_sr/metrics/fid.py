@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from diffir_sr.devices import default_device
 from diffir_sr.errors import CheckpointError, InputError, OptionError
-from diffir_sr.metrics.images import check_tensors
+from diffir_sr.metrics.fidelity import check_tensors
 from diffir_sr.metrics.perceptual import VGGStages
 from diffir_sr.weights.backbones import features_of
 from diffir_sr.weights.registry import entry_of

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from diffir_sr.devices import default_device
 from diffir_sr.errors import CheckpointError, InputError
-from diffir_sr.metrics.fidelity import ssim
-from diffir_sr.metrics.images import as_unit_tensor, check_arrays
+from diffir_sr.metrics.fidelity import as_unit_tensor, check_arrays, ssim
 from diffir_sr.metrics.perceptual import Net, dists, lpips, prepare
 
 Order = Literal["HWC", "CHW"]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffir_sr.errors import CheckpointError, InputError
-from diffir_sr.metrics.images import check_tensors
+from diffir_sr.metrics.fidelity import check_tensors
 from diffir_sr.weights.backbones import features_of, tensors_of
 
 Net = Literal["alex", "vgg"]

@@ -14,17 +14,17 @@ from torch.optim import Optimizer
 
 from diffir_sr.checkpoints import fit, read_weights
 from diffir_sr.errors import InputError, OptionError
-from diffir_sr.losses.inpaint_losses import (
+from diffir_sr.losses.diffir_losses import (
     ADE20KPerceptualLoss,
     FeatureMatchingLoss,
     MaskedGANLoss,
     MaskedL1Loss,
     backbone_file,
 )
+from diffir_sr.models.auxiliary import frozen
 from diffir_sr.models.basicsr_options import Adversarial, discriminator_is_given
 from diffir_sr.models.diffir_models import Stage2Model
 from diffir_sr.models.diffir_options import InpaintOptions, fills_holes, layers_can_be_compared, shipped, starts_cold
-from diffir_sr.models.discriminator import frozen
 from diffir_sr.models.distributed import average_gradients, broadcast_parameters
 from diffir_sr.models.restoration_model import Losses, RestorationModel
 from diffir_sr.options.schema import PathOptions

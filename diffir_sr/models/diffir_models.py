@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from diffir_sr.checkpoints import fit, read_weights
 from diffir_sr.errors import OptionError
+from diffir_sr.models.auxiliary import Discriminator, Frozen
 from diffir_sr.models.basicsr_options import Adversarial, Alternating, discriminator_is_given
 from diffir_sr.models.diffir_options import (
     Stage2Options,
@@ -26,10 +27,8 @@ from diffir_sr.models.diffir_options import (
     starts_cold,
     warm_up_is_complete,
 )
-from diffir_sr.models.discriminator import Discriminator
-from diffir_sr.models.frozen import Frozen
+from diffir_sr.models.optimization import step_decay_rate
 from diffir_sr.models.restoration_model import Losses, RestorationModel
-from diffir_sr.models.schedulers import step_decay_rate
 from diffir_sr.options.schema import PathOptions
 
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from diffir_sr.archs.dvsr_arch import DvSRPredictor
 from diffir_sr.errors import OptionError
-from diffir_sr.models.plain_model import PlainModel
-from diffir_sr.models.restoration_model import Losses
+from diffir_sr.models.restoration_model import Losses, PlainModel
 from diffir_sr.models.sr3_model import NoisePredictionModel
 
 

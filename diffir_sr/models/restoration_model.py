@@ -24,15 +24,14 @@ from diffir_sr.data.records import append_record
 from diffir_sr.diffusion.noise import IterationNoise, Noise
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.families.base import Restores
-from diffir_sr.metrics.images import protocol
+from diffir_sr.metrics.fidelity import protocol
 from diffir_sr.models import validation as measuring
-from diffir_sr.models.acceleration import Acceleration, accelerate, in_precision
+from diffir_sr.models.auxiliary import Frozen
 from diffir_sr.models.basicsr_options import BuiltOnce, something_to_learn
 from diffir_sr.models.batches import BatchPreparation, MixingAugs, Role, SharpenedTargets
 from diffir_sr.models.distributed import refuse_broken_values, refuse_broken_weights
-from diffir_sr.models.frozen import Frozen
+from diffir_sr.models.optimization import Acceleration, accelerate, build_scheduler, in_precision
 from diffir_sr.models.saving import CardFiles, load_sums, save_sums
-from diffir_sr.models.schedulers import build_scheduler
 from diffir_sr.option_types import Positive, Rule, View
 from diffir_sr.options.schema import PathOptions, TrainLoop, ValOptions
 from diffir_sr.weights.backbones import load_vgg
@@ -378,3 +377,19 @@ class RestorationModel(SRModel, ABC):
 
     def save_others(self, current_iter: int) -> None:
         """Save what a stage trains beside `net_g`, before the training state is written."""
+
+
+# Training of any network that makes a restored picture of a degraded one.
+
+
+class PlainModel(RestorationModel):
+    """Trains a network that is called as net(lq), such as those of BasicSR's registry, on pixel and perceptual losses.
+
+    Validation, test and what is saved are those of every model of this package: the moving average is measured, and
+    the saved file says which network it holds.
+    """
+
+    OPTIONS = ()
+
+    def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:
+        return self.image_losses(self.run_network(self.lq)), {}

@@ -26,8 +26,10 @@ from diffir_sr.options.schema import (
     TrainLoop,
     ValOptions,
     WandbOptions,
+    readers,
+    standard_models,
+    top_readers,
 )
-from diffir_sr.options.structure import readers, standard_models, top_readers
 
 _REGISTRIES = {"network": ARCH_REGISTRY, "loss": LOSS_REGISTRY, "metric": METRIC_REGISTRY}
 _INTRODUCTION = """# Options

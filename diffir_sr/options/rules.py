@@ -22,8 +22,7 @@ from diffir_sr.families import declaring
 from diffir_sr.option_types import Found, Keys, SizeRule
 from diffir_sr.options.check import declared, find, gathered, nested_section
 from diffir_sr.options.report import Report
-from diffir_sr.options.schema import SCHEDULERS, Loader
-from diffir_sr.options.structure import named_classes, readers, standard_models, top_readers
+from diffir_sr.options.schema import SCHEDULERS, Loader, named_classes, readers, standard_models, top_readers
 
 MISSING: Any = object()
 ROOTS = ("dataroot_gt", "dataroot_lq")

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from diffir_sr.files.machine import available_cpus
+from diffir_sr.files.processes import available_cpus
 from diffir_sr.parsing import deferred
-from diffir_sr.prepare.parsing import (
+from diffir_sr.prepare.jobs import (
     FACTORS,
     GOPRO_MIDDLE,
     GOPRO_OVERLAP,

@@ -13,10 +13,16 @@ from PIL import Image
 from diffir_sr.data.sources import FolderSource, some
 from diffir_sr.errors import InputError
 from diffir_sr.files.picture import encode_png
-from diffir_sr.prepare.jobs import check_apart, run_all
-from diffir_sr.prepare.parsing import RESIZE_METHODS, alpha_note, examples, folder, on_disk, say
-from diffir_sr.prepare.storable import bicubic_resize, read_storable
-from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, relative, underway
+from diffir_sr.prepare.jobs import RESIZE_METHODS, alpha_note, check_apart, examples, folder, on_disk, run_all, say
+from diffir_sr.prepare.stored import (
+    PrepareJob,
+    StoredImage,
+    StoredTarget,
+    bicubic_resize,
+    read_storable,
+    relative,
+    underway,
+)
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,16 @@ import numpy as np
 from diffir_sr.data.sources import some
 from diffir_sr.errors import InputError
 from diffir_sr.files.images import header
-from diffir_sr.prepare.jobs import run_all
-from diffir_sr.prepare.parsing import (
+from diffir_sr.prepare.jobs import (
     GOPRO_MIDDLE,
     GOPRO_OVERLAP,
     GOPRO_SIZE,
     folder,
     on_disk,
+    run_all,
     say,
 )
-from diffir_sr.prepare.storable import read_storable
-from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, relative, underway
+from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, read_storable, relative, underway
 from diffir_sr.prepare.subimages import starts
 
 _BLURRED = ("input", "blur")  # names of folders: as prepared sets have them, and as the original set does

@@ -21,9 +21,8 @@ from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import replacing, sweep
 from diffir_sr.files.picture import encode_png
 from diffir_sr.files.processes import hold
-from diffir_sr.prepare.jobs import stream
-from diffir_sr.prepare.parsing import examples, folder, say
-from diffir_sr.prepare.storable import read_storable
+from diffir_sr.prepare.jobs import examples, folder, say, stream
+from diffir_sr.prepare.stored import read_storable
 from diffir_sr.version import __version__
 
 _PAGE = 4096

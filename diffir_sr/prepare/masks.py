@@ -20,8 +20,7 @@ from diffir_sr.files.images import decode, read_file
 from diffir_sr.files.picture import as_bits, encode_png
 from diffir_sr.prepare.contact_sheet import contact_sheet
 from diffir_sr.prepare.jobs import check_apart, run_all
-from diffir_sr.prepare.storable import read_storable
-from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, relative, underway
+from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, read_storable, relative, underway
 
 _BINS = tuple(range(0, 51, 10))  # per cent of the image that is missing
 

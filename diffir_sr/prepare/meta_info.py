@@ -11,8 +11,7 @@ from diffir_sr.data.sources import FolderSource, Source, name_of, open_source
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import write_report
 from diffir_sr.files.images import header, without_suffix
-from diffir_sr.prepare.jobs import run_all
-from diffir_sr.prepare.parsing import examples, say
+from diffir_sr.prepare.jobs import examples, run_all, say
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:

@@ -11,17 +11,17 @@ from PIL import Image
 
 from diffir_sr.data.sources import FolderSource
 from diffir_sr.errors import InputError
-from diffir_sr.prepare.jobs import check_apart, run_all
-from diffir_sr.prepare.parsing import (
+from diffir_sr.prepare.jobs import (
     FACTORS,
     SHORTEST,
+    check_apart,
     examples,
     folder,
     on_disk,
+    run_all,
     say,
 )
-from diffir_sr.prepare.storable import read_storable
-from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, relative, underway
+from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, read_storable, relative, underway
 
 
 @dataclass(frozen=True)

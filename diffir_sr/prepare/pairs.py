@@ -14,11 +14,9 @@ from diffir_sr.data.pairs import degraded_name
 from diffir_sr.data.sources import FolderSource, Source, open_source, some
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import write_report
-from diffir_sr.prepare.jobs import check_apart, run_all
+from diffir_sr.prepare.jobs import check_apart, on_disk, run_all, say
 from diffir_sr.prepare.meta_info import check_output
-from diffir_sr.prepare.parsing import on_disk, say
-from diffir_sr.prepare.storable import read_storable
-from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, relative, underway
+from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, read_storable, relative, underway
 
 _MARK = "\0"  # no file name holds it
 

@@ -15,10 +15,8 @@ import numpy as np
 from diffir_sr.data.sources import FolderSource, some
 from diffir_sr.errors import InputError
 from diffir_sr.files.images import header
-from diffir_sr.prepare.jobs import check_apart, run_all
-from diffir_sr.prepare.parsing import folder, say
-from diffir_sr.prepare.storable import read_storable
-from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, relative, underway
+from diffir_sr.prepare.jobs import check_apart, folder, run_all, say
+from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, read_storable, relative, underway
 
 _FRAMES_PER_PIXEL = 8  # of the path; the averaged frames then stand for a continuous exposure
 _WOBBLE = 1.5  # how much the velocity strays during an exposure, in units of the velocity at its start

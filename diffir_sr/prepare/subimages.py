@@ -10,10 +10,8 @@ import numpy as np
 
 from diffir_sr.data.sources import FolderSource, some
 from diffir_sr.errors import InputError
-from diffir_sr.prepare.jobs import check_apart, run_all
-from diffir_sr.prepare.parsing import alpha_note, examples, folder, on_disk, say
-from diffir_sr.prepare.storable import read_storable
-from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, relative, underway
+from diffir_sr.prepare.jobs import alpha_note, check_apart, examples, folder, on_disk, run_all, say
+from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, read_storable, relative, underway
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from diffir_sr.files.atomic import save_text
 from diffir_sr.inference.restorer import load_restorer
 from diffir_sr.metrics.image_api import calculate_lpips
 from diffir_sr.metrics.perceptual import prepare
-from diffir_sr.prepare.storable import bicubic_resize
+from diffir_sr.prepare.stored import bicubic_resize
 from diffir_sr.quickstart.photographs import HELD_OUT
 from diffir_sr.quickstart.pictures import (
     LABELS,

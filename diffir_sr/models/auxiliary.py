@@ -1,15 +1,17 @@
-"""Networks that a training uses and never trains: a teacher, an assessor, an autoencoder."""
+"""Networks beside the trained one: frozen ones (a teacher, an assessor, an autoencoder) and the discriminator."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from basicsr.archs import build_network
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from diffir_sr.checkpoints import fitting, read_weights
 from diffir_sr.errors import OptionError
@@ -61,3 +63,52 @@ class Frozen:
             raise OptionError(f"{where}: missing; {self.role} ({self.source})")
         weights = read_weights(path, key=opt["path"].get(f"param_key_{self.name}") or "params_ema")
         return fitting(network, weights, where=where, strict=True)
+
+
+# The GAN part of a training as one object: a discriminator, its loss and its optimizer.
+
+
+@contextlib.contextmanager
+def frozen(net: nn.Module) -> Iterator[None]:
+    """While open, the parameters of `net` collect no gradient (gradients still pass through to its input)."""
+    trained = [weight for weight in net.parameters() if weight.requires_grad]
+    for weight in trained:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in trained:
+            weight.requires_grad_(True)
+
+
+class Discriminator:
+    """A discriminator that judges restored images and learns from them; it never touches the generator.
+
+    `loss(logits, target_is_real, is_disc=...)` is BasicSR's GANLoss: its weight counts for the generator only.
+    """
+
+    def __init__(self, net: nn.Module, *, loss: nn.Module, optimizer: Optimizer) -> None:
+        self.net = net
+        self.loss = loss
+        self.optimizer = optimizer
+
+    def generator_loss(self, fake: Tensor) -> Tensor:
+        """The generator's adversarial loss of restored images (B, 3, H, W)."""
+        with frozen(self.net):
+            return self.loss(self.net(fake), True, is_disc=False)
+
+    def train_step(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        """One step on true and restored images; losses and mean logits to log, under their published names.
+
+        Real and fake pass in two calls with a backward each, as published (spectral norm updates in each).
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        noted: dict[str, Tensor] = {}
+        for name, images, is_real in (("real", real, True), ("fake", fake.detach(), False)):
+            logits = self.net(images)
+            loss = self.loss(logits, is_real, is_disc=True)
+            loss.backward()
+            noted[f"l_d_{name}"] = loss.detach()
+            noted[f"out_d_{name}"] = logits.detach().mean()
+        self.optimizer.step()
+        return noted
