@@ -1,4 +1,4 @@
-"""The floors of the package, as CONTRIBUTING.md draws them."""
+"""The layers of the package, as listed in CONTRIBUTING.md."""
 
 import ast
 import hashlib
@@ -20,16 +20,16 @@ MAY_IMPORT_BASICSR = {
     "metrics",
     "evaluation",
 }
-# The floors of the house, from the ground up, as CONTRIBUTING.md draws them: imports go down, or stay within a folder.
-FLOORS = [
+# The layers listed in CONTRIBUTING.md, from top to bottom: imports go down, or stay within a folder.
+LAYERS = [
     line.split(":", 1)[0].replace("`", "").replace(",", " ").split()
     for line in (PACKAGE.parent / "CONTRIBUTING.md")
     .read_text()
-    .partition("```floors\n")[2]
+    .partition("```layers\n")[2]
     .partition("```")[0]
     .splitlines()
 ]
-FLOOR = {name: number for number, names in enumerate(reversed(FLOORS)) for name in names}
+LEVEL = {name: number for number, names in enumerate(reversed(LAYERS)) for name in names}
 DOORS = {"__init__", "__main__"}  # they export what is above them
 
 
@@ -56,12 +56,12 @@ def test_arrows_point_one_way(path):
             assert here in MAY_IMPORT_BASICSR, module
         if root == "diffir_sr" and rest and here not in DOORS:
             there = rest.split(".")[0]
-            assert here == there or FLOOR[there] < FLOOR[here], f"{here} imports {module}, which is not below it"
+            assert here == there or LEVEL[there] < LEVEL[here], f"{here} imports {module}, which is not below it"
 
 
 def test_every_part_has_a_floor_and_every_floor_its_part():
-    assert {part(path) for path in FILES} - DOORS == set(FLOOR)
-    assert len(FLOOR) == sum(len(names) for names in FLOORS)
+    assert {part(path) for path in FILES} - DOORS == set(LEVEL)
+    assert len(LEVEL) == sum(len(names) for names in LAYERS)
 
 
 def test_networks_touch_no_device_and_no_wrapper():
