@@ -94,11 +94,11 @@ def test_tiles_of_a_foreign_network(tmp_path):
 def test_a_safetensors_file_without_a_card_is_recognised(tmp_path):
     from safetensors.torch import save_file
 
-    _, tensors, _ = write(tmp_path, "NAFNet")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "naf.safetensors")
-    loaded = load_network(tmp_path / "naf.safetensors")
+    _, tensors, _ = write(tmp_path, "SwinIR")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "swin.safetensors")
+    loaded = load_network(tmp_path / "swin.safetensors")
     assert isinstance(loaded.network, SpandrelNetwork)
-    assert str(loaded.identity).startswith("NAFNet")
+    assert str(loaded.identity).startswith("SwinIR")
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from diffir_sr.families.autodir import AUTODIR
 from diffir_sr.families.base import Family, Identity, Tensors
 from diffir_sr.families.basicsr import BASICSR
 from diffir_sr.families.diffir import DIFFIR
@@ -15,7 +16,7 @@ from diffir_sr.families.spandrel import SPANDREL
 from diffir_sr.families.sr3 import SR3
 from diffir_sr.import_hook import imported
 
-FAMILIES: tuple[Family, ...] = (DIFFIR, SR3, DVSR, SPANDREL, BASICSR)
+FAMILIES: tuple[Family, ...] = (DIFFIR, SR3, DVSR, AUTODIR, SPANDREL, BASICSR)
 
 
 def identify(tensors: Tensors, card: Mapping[str, Any] | None = None) -> Identity | None:

@@ -1,0 +1,61 @@
+"""AutoDIR's record, and that of NAFNet, which its structure correction is: what they add, what their weights show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffir_sr.errors import CheckpointError
+from diffir_sr.families.base import Family, Identity, Tensors
+
+# Blocks of released networks that are tested with local means: side of their training patches.
+_LOCAL = {(1, 1, 1, 28): 256}
+_CORRECTS = "which corrects what a diffusion restored and restores no picture by itself; give the folder of an AutoDIR"
+
+
+def identify(tensors: Tensors, card: Mapping[str, Any]) -> Identity | None:
+    """The NAFNet or structure correction that has these tensors, None for others.
+
+    The weights do not show whether means are local (`train_size`): a released GoPro network has them, others not.
+    Raises CheckpointError for weights of this family that have no possible size.
+    """
+    if not {"intro.weight", "ending.weight", "encoders.0.0.sca.1.weight"} <= set(tensors):
+        return None
+    width, seen = tensors["intro.weight"].shape[:2]
+    levels = [_numbers(tensors, part) for part in ("encoders", "decoders")]
+    arguments: dict[str, Any] = {
+        "width": width,
+        "middle_blk_num": _numbers(tensors, "middle_blks"),
+        "enc_blk_nums": [_numbers(tensors, f"encoders.{level}") for level in range(levels[0])],
+        "dec_blk_nums": [_numbers(tensors, f"decoders.{level}") for level in range(levels[1])],
+    }
+    made = tensors["ending.weight"].shape[0]
+    if levels[0] != levels[1] or (seen, made) not in ((3, 3), (6, 3)):
+        raise CheckpointError(
+            f"a NAFNet of {levels[0]} levels down and {levels[1]} up that maps {seen} channels to {made}; expected as "
+            "many levels up as down, and 3 channels to 3 (AutoDIR's structure correction: 6 to 3)"
+        )
+    blocks = "+".join(",".join(map(str, arguments[name])) for name in ("enc_blk_nums", "dec_blk_nums"))
+    title = f"width {width}, blocks {blocks}, middle {arguments['middle_blk_num']}"
+    if seen == 6:
+        return Identity("NAFNetSCM", arguments, f"AutoDIR structure correction (NAFNet), {title}", refuses=_CORRECTS)
+    facts = {"task": "restoration without change of size"}
+    local = _LOCAL.get(tuple(arguments["enc_blk_nums"])) if "network" not in card else None
+    if local:
+        arguments["train_size"] = local
+        facts["not in the weights"] = f"local means as for training patches of {local} pixels, as the released test has"
+    return Identity("NAFNet", arguments, f"NAFNet, {title}", facts=facts)
+
+
+def _numbers(tensors: Tensors, prefix: str) -> int:
+    """How many numbered children of `prefix` there are."""
+    rests = (name.removeprefix(f"{prefix}.") for name in tensors if name.startswith(f"{prefix}."))
+    return len({rest.split(".")[0] for rest in rests})
+
+
+AUTODIR = Family(
+    name="AutoDIR",
+    archs=("diffir_sr.archs.nafnet_arch:NAFNet", "diffir_sr.archs.nafnet_arch:NAFNetSCM"),
+    losses=("diffir_sr.losses.autodir_losses:PSNRLoss",),
+    identify=identify,
+)
