@@ -23,18 +23,22 @@ _Counts = Annotated[list[Blocks], Field(min_length=1, max_length=12)]
 
 
 class NAFNetArguments(Section):
-    """Arguments of NAFNet and NAFNetSCM."""
+    """Arguments of NAFNet."""
 
     width: Small = Field(description="Channels of the first level; every level has twice those of the one before.")
     middle_blk_num: Blocks = Field(description="Blocks on the deepest level.")
     enc_blk_nums: _Counts = Field(description="Blocks on each level on the way down.")
     dec_blk_nums: _Counts = Field(description="Blocks on each level on the way up, as many levels as down.")
     train_size: Small | None = Field(
-        None,
         description="Side of the training patches: outside of training channels are then weighted by means over 1.5 "
         "times this window around each pixel (TLC) instead of by means over the whole picture.",
     )
-    weight: Number = Field(1.0, description="Factor on the correction, which is added to the restored picture.")
+
+
+class NAFNetSCMArguments(NAFNetArguments):
+    """Arguments of NAFNetSCM."""
+
+    weight: Number = Field(description="Factor on the correction, which is added to the restored picture.")
 
 
 class ChannelsFirstNorm(nn.Module):
@@ -229,7 +233,7 @@ class NAFNetSCM(_NAFBody):
     `weight` scales the correction, 0 leaves the restored picture as it is. Not a restorer by itself.
     """
 
-    ARGUMENTS: ClassVar[Any] = NAFNetArguments
+    ARGUMENTS: ClassVar[Any] = NAFNetSCMArguments
 
     def __init__(
         self,
