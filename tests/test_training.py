@@ -207,11 +207,11 @@ def test_a_resumed_training_equals_an_uninterrupted_one(inside, stage, change):
 
 
 def test_the_teacher_keeps_its_average_when_resuming(inside, monkeypatch):
-    from diffir_sr.models import frozen
+    from diffir_sr.models import auxiliary
 
     asked = []
-    read = frozen.read_weights
-    monkeypatch.setattr(frozen, "read_weights", lambda path, key: asked.append(key) or read(path, key=key))
+    read = auxiliary.read_weights
+    monkeypatch.setattr(auxiliary, "read_weights", lambda path, key: asked.append(key) or read(path, key=key))
     options = train_options("s2", name="again", iterations=2)
     run_training(options)
     options["train"]["total_iter"] = 3
