@@ -69,6 +69,7 @@ setup(
             "pyright[nodejs]",  # with a node of its own, so that checking types needs no other download
             "matplotlib",
             "build",
+            "spandrel_extra_arches",  # Restormer and MPRNet, for the test of the networks of other projects
             "jsonschema",  # checks the schema that editors get against real option files
             "setuptools>=70.1",  # tests build the wheel with what is installed
         ],

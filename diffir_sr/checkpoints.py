@@ -16,6 +16,7 @@ from diffir_sr.errors import CheckpointError
 from diffir_sr.families import identify, load_foreign
 from diffir_sr.families.base import Identity, Tensors
 from diffir_sr.families.spandrel import missing
+from diffir_sr.weights.ncnn import graph_of, read_ncnn
 from diffir_sr.weights_files import StandIn, bare, check_reachable, is_safetensors, objects_in, plain, read_pickled
 
 _KEYS = ("params_ema", "params")
@@ -36,7 +37,8 @@ def read_weights(path: str | Path, *, key: str | None = "params_ema") -> Weights
     """The network stored in a `.pth` file under `key`, or under the other of params_ema and params, or bare.
 
     A Lightning checkpoint (published inpainting) holds it under state_dict, with `generator.` before every name; a
-    `.safetensors` file holds one network and perhaps its model card. Tensors arrive on the CPU; nothing in the file
+    `.safetensors` file holds one network and perhaps its model card; an ncnn `.param` file has its `.bin` file beside
+    it. Tensors arrive on the CPU; nothing in the file
     is executed. Raises CheckpointError for a missing, damaged or foreign file.
     """
     path = Path(os.path.expanduser(path))
@@ -44,6 +46,9 @@ def read_weights(path: str | Path, *, key: str | None = "params_ema") -> Weights
     if is_safetensors(path):
         tensors, card, ties = read_stored(path)
         return Weights(path, None, plain(tensors, path, ties=ties), card)
+    graph = graph_of(path)
+    if graph is not None:
+        return Weights(path, None, plain(read_ncnn(graph), path))
     # A renamed file is read as what it is.
     content = read_pickled(path, kind="safetensors file" if path.suffix == SUFFIX else "PyTorch weights file")
     found, tensors = _unwrap(content, key)

@@ -17,6 +17,9 @@ from spandrel.architectures.ESRGAN import ESRGAN  # noqa: E402
 from spandrel.architectures.LaMa import LaMa  # noqa: E402
 from spandrel.architectures.NAFNet import NAFNet  # noqa: E402
 from spandrel.architectures.SwinIR import SwinIR  # noqa: E402
+from spandrel_extra_arches import EXTRA_REGISTRY  # noqa: E402
+from spandrel_extra_arches.architectures.MPRNet import MPRNet  # noqa: E402
+from spandrel_extra_arches.architectures.Restormer import Restormer  # noqa: E402
 
 from diffir_sr import load_restorer  # noqa: E402
 from diffir_sr.checkpoints import load_network  # noqa: E402
@@ -33,6 +36,12 @@ NETWORKS = {
     "SwinIR": (lambda: SwinIR(upscale=2, upsampler="pixelshuffledirect", **SWIN), "params", 2),
     "NAFNet": (lambda: NAFNet(width=4, middle_blk_num=1, enc_blk_nums=[1, 1], dec_blk_nums=[1, 1]), "params", 1),
     "Compact": (lambda: Compact(num_feat=8, num_conv=2, upscale=4), "params", 4),
+    "Restormer": (
+        lambda: Restormer(dim=8, num_blocks=[1, 1, 1, 1], num_refinement_blocks=1, heads=[1, 2, 2, 4]),
+        "params",
+        1,
+    ),
+    "MPRNet": (lambda: MPRNet(n_feat=8, scale_unetfeats=4, scale_orsnetfeats=4, num_cab=2), "state_dict", 1),
     "DnCNN": (lambda: DnCNN(in_nc=1, out_nc=1, nc=8, nb=17, act_mode="R"), None, 1),
 }
 
@@ -56,7 +65,9 @@ def test_a_network_of_another_project_restores_as_spandrel_does(tmp_path, name):
     image = photo(19, 27)
     made = load_restorer(path)(image)
     assert made.shape == (19 * scale, 27 * scale, 3)
-    descriptor = spandrel.ModelLoader().load_from_state_dict(dict(tensors))
+    known = spandrel.MAIN_REGISTRY.copy()
+    known.add(*EXTRA_REGISTRY)
+    descriptor = known.load(dict(tensors))
     lq = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
     theirs = torch.cat([descriptor(one) for one in lq[0, :, None, None]], 1) if name == "DnCNN" else descriptor(lq)
     theirs = (theirs[0].permute(1, 2, 0) * 255).round().byte().numpy()
