@@ -6,17 +6,15 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffir_sr.checkpoints import identity_of, read_weights
-from diffir_sr.describe import description, facts
 from diffir_sr.errors import CheckpointError, OptionError
-from diffir_sr.families.base import Identity
-from diffir_sr.files.atomic import save_atomically
-from diffir_sr.weights.backbones import features_of
 from diffir_sr.weights.download import sha256_of
 from diffir_sr.weights.registry import TASKS, Entry, entry_of, registry
 from diffir_sr.weights.search import Place, check, find, locate, places
+
+if TYPE_CHECKING:
+    from diffir_sr.families.base import Identity
 
 _KINDS = {"restorer": "Models that restore pictures", "backbone": "Backbones of losses and metrics", "heads": "Metrics"}
 
@@ -54,6 +52,9 @@ def _as_json(entry: Entry) -> dict[str, Any]:
 
 def show(args: argparse.Namespace) -> int:
     """`diffir models show`."""
+    from diffir_sr.checkpoints import read_weights
+    from diffir_sr.describe import description
+
     entry = entry_of(args.name)
     place = locate(entry)
     weights = read_weights(place.path) if place is not None and entry.kind == "restorer" else None
@@ -123,6 +124,8 @@ def _verified(entry: Entry, place: Place) -> dict[str, str]:
 
 def _verified_identity(entry: Entry, path: Path) -> Identity:
     """What the network is; raises CheckpointError where it is not for the entry's task and scale."""
+    from diffir_sr.checkpoints import identity_of, read_weights
+
     identity = identity_of(read_weights(path))
     task = "sr" if entry.task == "realsr" else entry.task
     for name, expected in (("task", task), ("scale", entry.scale)):
@@ -138,6 +141,9 @@ def _write_json(content: Any) -> None:
 
 def older_name(args: argparse.Namespace) -> int:
     """`diffir weights`."""
+    from diffir_sr.files.atomic import save_atomically
+    from diffir_sr.weights.backbones import features_of
+
     sys.stderr.write(
         f"'diffir weights {args.name}' is now 'diffir models fetch {args.name}'; losses and metrics find the file "
         "where it is\n"
@@ -155,6 +161,9 @@ def older_name(args: argparse.Namespace) -> int:
 
 def describe(args: argparse.Namespace) -> int:
     """`diffir describe`."""
+    from diffir_sr.checkpoints import read_weights
+    from diffir_sr.describe import description, facts
+
     weights = read_weights(args.file)
     if args.json:
         _write_json(facts(weights))
