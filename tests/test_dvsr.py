@@ -19,7 +19,7 @@ from diffir_sr.diffusion.noise import PictureNoise, StackedNoise
 from diffir_sr.diffusion.sampling import Sampling, drawn_levels, walk
 from diffir_sr.diffusion.schedule import schedule_of
 from diffir_sr.errors import CheckpointError, InputError, OptionError
-from diffir_sr.inference.plain import engine_for
+from diffir_sr.inference.plain import engine_for, samples_under
 
 SCHEDULE = dict(schedule="linear", n_timestep=100, linear_start=1e-6, linear_end=0.1)
 TINY = dict(predictor_channel=8, denoiser_channel=8, channel_mults=[1, 2], res_blocks=1, beta_schedule=SCHEDULE)
@@ -134,18 +134,24 @@ def test_averages_of_samples_come_near_to_the_mean_of_a_known_posterior(how):
 def test_samples_share_their_first_guess_and_stay_in_range():
     net, calls = tiny(), []
     net.init_predictor.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
-    lq = torch.rand(1, 3, 12, 16)
+    lq, other = torch.rand(1, 3, 12, 16), torch.rand(2, 3, 12, 16)
     one = net.restore(lq, noise=PictureNoise(lq))
-    noises = StackedNoise([PictureNoise(lq, sample=sample) for sample in range(3)])
-    several = net.restore(lq.expand(3, -1, -1, -1), noise=noises)
-    assert calls == [1, 1]
-    assert (several[:1] - one).abs().max() < 1e-5
-    assert not torch.allclose(several[1], several[2], atol=1e-3)
-    assert several.min() > -1e-5
-    assert several.max() < 1 + 1e-5
-    other = torch.rand(2, 3, 12, 16)
-    net.restore(other, noise=PictureNoise(other))
+    noises = [PictureNoise(lq, sample=sample) for sample in range(3)]
+    for tiles, guesses in (("exact", 1), ("tiles", 4)):
+        engine = engine_for(net, tile_mode=tiles, tile=10, overlap=2)
+        engine.plan(12, 16)  # measures memory, once
+        for together in (1, 2):
+            calls.clear()
+            several = torch.cat([*samples_under(engine, lq, noises=noises, together=together)])
+            assert calls == [1] * guesses
+            assert not torch.allclose(several[1], several[2], atol=1e-3)
+            assert several.min() > -1e-5
+            assert several.max() < 1 + 1e-5
+            if tiles == "exact":
+                assert (several[:1] - one).abs().max() < 1e-5
+    both = engine_for(net)(other, noise=PictureNoise(other))
     assert calls[-1] == 2
+    assert (both[1:] - engine_for(net)(other[1:], noise=PictureNoise(other[1:]))).abs().max() < 1e-5
 
 
 def test_any_size_restores_whole_and_in_tiles():

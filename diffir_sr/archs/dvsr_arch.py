@@ -112,20 +112,22 @@ class DvSR(Deblurring, Drawing):
         seen = [blurred, first, noisy] if self.cond_on_init else [blurred, noisy]
         return self.denoiser(torch.cat(seen, dim=1), level)
 
-    def restore(self, lq: Tensor, *, noise: Noise) -> Tensor:
-        """See `families.base.Restores`."""
-        return self._restored(lq, noise, self.visited_schedule)
+    def first_guess(self, lq: Tensor) -> Tensor:
+        """See `families.base.BeginsWithGuess`; in [-1, 1]."""
+        check_image(lq, channels=3, name="lq")
+        return self.init_predictor(2 * lq - 1).float()
+
+    def restore(self, lq: Tensor, *, noise: Noise, first: Tensor | None = None) -> Tensor:
+        """See `families.base.BeginsWithGuess`."""
+        return self._restored(lq, noise, self.visited_schedule, self.first_guess(lq) if first is None else first)
 
     def restore_in_one_step(self, lq: Tensor, *, noise: Noise) -> Tensor:
         """A picture of no use, for which as much memory is needed as for one of many steps."""
-        return self._restored(lq, noise, self.visited_schedule.respaced(1))
+        return self._restored(lq, noise, self.visited_schedule.respaced(1), self.first_guess(lq))
 
-    def _restored(self, lq: Tensor, noise: Noise, schedule: Schedule) -> Tensor:
+    def _restored(self, lq: Tensor, noise: Noise, schedule: Schedule, first: Tensor) -> Tensor:
         check_image(lq, channels=3, name="lq")
-        blurred = 2 * lq - 1
-        # Samples of one picture, restored together, share its first guess.
-        is_one = len(lq) > 1 and torch.equal(lq, lq[:1].expand_as(lq))
-        first = self.init_predictor(blurred[:1] if is_one else blurred).float().expand_as(lq)
+        blurred, first = 2 * lq - 1, first.expand_as(lq)
 
         def predict(x: Tensor, level: Tensor) -> Tensor:
             return self._found(blurred, first, x, level)

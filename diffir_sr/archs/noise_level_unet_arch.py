@@ -5,10 +5,11 @@ One network, several layouts: what differs between them is a row of `PRESETS`.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -307,6 +308,8 @@ class NoiseLevelUNet(nn.Module):
             wanted = "a noise level (B,)" if self._level else "no noise level"
             raise InputError(f"level: expected {wanted}, found {'none' if level is None else tuple(level.shape)}")
         embedded = None if level is None else self.noise_level_mlp(level.reshape(-1).to(x))
+        # Convolutions keep the order in memory of what they are given; on a CPU this one is the faster.
+        x = x.contiguous(memory_format=torch.channels_last)
         kept = []
         for part in self.downs:
             x = _applied(part, x, embedded)
@@ -316,6 +319,27 @@ class NoiseLevelUNet(nn.Module):
         for part in self.ups:
             x = _applied(part, torch.cat([x, kept.pop()], dim=1) if isinstance(part, Entry) else x, embedded)
         return self.final_conv(x)
+
+
+_CHOSEN = ("in_channel", "out_channel", "with_noise_level_emb")  # by the network around it, not by its user
+
+
+def takes_unet_arguments(*, but: Iterable[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Marks a constructor that gives its keywords to a `NoiseLevelUNet`, whose arguments then count as its own by name.
+
+    Whoever reads signatures (checks of option files, their reference) sees them, with annotations and defaults, `but`
+    for those without a meaning there.
+    """
+
+    def marked(init: Callable[..., None]) -> Callable[..., None]:
+        own, unet = inspect.signature(init), inspect.signature(NoiseLevelUNet.__init__)
+        fixed = [one for one in own.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+        more = [one for name, one in unet.parameters.items() if name not in (*own.parameters, *_CHOSEN, *but)]
+        cast("Any", init).__signature__ = own.replace(parameters=[*fixed, *more])
+        init.__annotations__ |= {one.name: one.annotation for one in more}
+        return init
+
+    return marked
 
 
 def _applied(part: nn.Module, x: Tensor, level: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffir_sr.archs.geometry import check_image
-from diffir_sr.archs.noise_level_unet_arch import PRESETS, NoiseLevelUNet
+from diffir_sr.archs.noise_level_unet_arch import NoiseLevelUNet, takes_unet_arguments
 from diffir_sr.diffusion.noise import Noise
 from diffir_sr.diffusion.sampling import Bounds, LevelSpace, Sampling, level_of, sampled, sampling_of, walk
 from diffir_sr.diffusion.schedule import STORED_CONSTANTS, Schedule, schedule_of
@@ -136,42 +136,25 @@ class SR3(Upscaling, Drawing):
     `sampling` says how pictures are drawn unless somebody asks otherwise (`diffusion.sampling.Sampling`).
     """
 
+    @takes_unet_arguments()
     def __init__(
         self,
         *,
         scale: int = 8,
-        preset: str = "janspiry",
-        inner_channel: int = 64,
-        norm_groups: int = 32,
-        channel_mults: Sequence[int] = (1, 2, 4, 8, 8),
-        attn_res: Sequence[int] = (16,),
-        res_blocks: int = 2,
-        dropout: float = 0.0,
-        image_size: int = 128,
-        level_scale: float | None = None,
         level_space: str | None = None,
         beta_schedule: Mapping[str, Any] | Sequence[float] | None = None,
         sampling: Mapping[str, Any] | None = None,
         cond_resize: str = "bicubic",
+        **unet_arguments: Any,
     ) -> None:
-        unet = NoiseLevelUNet(
-            preset=preset,
-            inner_channel=inner_channel,
-            norm_groups=norm_groups,
-            channel_mults=channel_mults,
-            attn_res=attn_res,
-            res_blocks=res_blocks,
-            dropout=dropout,
-            image_size=image_size,
-            level_scale=level_scale,
-        )
+        unet = NoiseLevelUNet(**unet_arguments)
         super().__init__(scale=scale, cond_resize=cond_resize, deepest=unet.multiple_of)
         self.denoise_fn = unet
         self.set_diffusion(
             beta_schedule=beta_schedule,
             sampling=sampling,
             level_space=level_space,
-            default_space=PRESETS[preset].level_space,
+            default_space=unet.preset.level_space,
         )
 
     def initialise(self) -> None:
@@ -202,32 +185,9 @@ class SR3(Upscaling, Drawing):
 class SR3Regression(Upscaling):
     """The network of `SR3` without noise and level: one call that gives the picture, trained by squared errors."""
 
-    def __init__(
-        self,
-        *,
-        scale: int = 8,
-        preset: str = "janspiry",
-        inner_channel: int = 64,
-        norm_groups: int = 32,
-        channel_mults: Sequence[int] = (1, 2, 4, 8, 8),
-        attn_res: Sequence[int] = (16,),
-        res_blocks: int = 2,
-        dropout: float = 0.0,
-        image_size: int = 128,
-        cond_resize: str = "bicubic",
-    ) -> None:
-        unet = NoiseLevelUNet(
-            preset=preset,
-            in_channel=3,
-            inner_channel=inner_channel,
-            norm_groups=norm_groups,
-            channel_mults=channel_mults,
-            attn_res=attn_res,
-            res_blocks=res_blocks,
-            dropout=dropout,
-            image_size=image_size,
-            with_noise_level_emb=False,
-        )
+    @takes_unet_arguments(but=("level_scale",))
+    def __init__(self, *, scale: int = 8, cond_resize: str = "bicubic", **unet_arguments: Any) -> None:
+        unet = NoiseLevelUNet(in_channel=3, with_noise_level_emb=False, **unet_arguments)
         super().__init__(scale=scale, cond_resize=cond_resize, deepest=unet.multiple_of)
         self.regress_fn = unet
 

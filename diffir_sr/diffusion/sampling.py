@@ -5,10 +5,13 @@ x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps. All functions are pure; which noi
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -155,6 +158,40 @@ def sampling_of(about: Mapping[str, Any] | None) -> Sampling:
         if name not in known:
             raise OptionError(f"sampling.{name}: unknown option; known options: {', '.join(known)}")
     return Sampling(**dict(about or {}))
+
+
+@dataclass(frozen=True)
+class ScheduleFile:
+    """What a schedule file says: changes of a `Sampling`, and of how many samples the mean is taken."""
+
+    changes: Mapping[str, Any]
+    samples: int = 1
+
+
+def read_schedule(path: str | os.PathLike[str]) -> ScheduleFile:
+    """A file such as `diffir search-schedule` writes: JSON with `sampling` (as in option files) and `samples`.
+
+    Raises OptionError for a file that cannot be read, or whose schedule cannot be sampled from.
+    """
+    path = os.path.expanduser(path)
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else f"is no JSON ({error})"
+        raise OptionError(f"schedule {path}: {why}; name a file that diffir search-schedule wrote") from error
+    found = content.get("sampling") if isinstance(content, dict) else None
+    if not isinstance(found, dict):
+        raise OptionError(f"schedule {path}: expected an object with the key sampling, found {str(content)[:60]!r}")
+    samples = content.get("samples", 1)
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+        raise OptionError(f"schedule {path}: samples: expected a whole number of 1 or more, found {samples!r}")
+    try:
+        sampling = sampling_of(found)
+        if sampling.beta_schedule is not None:
+            sampling.schedule(schedule_of(sampling.beta_schedule))
+    except OptionError as error:
+        raise OptionError(f"schedule {path}: {error}") from None
+    return ScheduleFile(found, samples)
 
 
 def walk(

@@ -48,6 +48,19 @@ class WalksInSteps(Restores, Protocol):
 
 
 @runtime_checkable
+class BeginsWithGuess(Restores, Protocol):
+    """A network whose samples of one picture begin with the same first guess, in which noise has no part."""
+
+    def first_guess(self, lq: Tensor) -> Tensor:
+        """(B, 3, H * scale, W * scale), in the range and type that the network itself wants back."""
+        ...
+
+    def restore(self, lq: Tensor, *, noise: Noise, first: Tensor | None = None, **conditions: Any) -> Tensor:
+        """See `Restores`; `first` is the first guess where it is known already."""
+        ...
+
+
+@runtime_checkable
 class HasLeastSize(Protocol):
     """A network that cannot restore pictures of fewer pixels than it says."""
 

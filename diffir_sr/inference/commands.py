@@ -63,7 +63,10 @@ def add_restore_parser(commands: Any) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="with the picture's content it sets the start noise (0)")
     parser.add_argument(
-        "--samples", type=int, default=1, metavar="K", help="K start noises: K results, their mean, sensitivity map"
+        "--samples",
+        type=int,
+        metavar="K",
+        help="K start noises: K results, their mean, sensitivity map (default: 1, or the mean of those of --schedule)",
     )
     parser.add_argument(
         "--average", action="store_true", help="write the mean of --samples alone, under the plain name"
@@ -88,6 +91,12 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="diffusion: steps from noise to the picture")
     parser.add_argument("--sampler", choices=["ddpm", "ddim"], help="diffusion: kind of the steps")
     parser.add_argument("--eta", type=float, help="--sampler ddim: share of ddpm's noise that steps add, 0 to 1 (0)")
+    parser.add_argument(
+        "--variance", choices=["fixed_small", "fixed_large"], help="--sampler ddpm: noise that steps add"
+    )
+    parser.add_argument(
+        "--schedule", type=Path, metavar="FILE", help="diffusion: how to sample, as diffir search-schedule found it"
+    )
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
@@ -109,12 +118,16 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 
 def _restore(args: argparse.Namespace) -> int:
     # What follows takes a while to import, and most commands do without it.
+    from diffir_sr.diffusion.sampling import read_schedule
     from diffir_sr.inference.files import STREAM, plan_jobs
     from diffir_sr.inference.restorer import load_restorer
     from diffir_sr.inference.runner import RestoreSettings, restore_jobs
     from diffir_sr.inference.stream import write_out
     from diffir_sr.weights.search import choose
 
+    if args.samples is None:
+        args.samples = read_schedule(args.schedule).samples if args.schedule else 1
+        args.average |= args.samples > 1
     _check_numbers(args)
     if args.tile_mode == "prior":
         sys.stderr.write("warning: --tile-mode prior is now called --tile-mode tiles\n")
@@ -129,7 +142,8 @@ def _restore(args: argparse.Namespace) -> int:
         sys.stderr.write(f"restoring with the model {about}; others: diffir models list\n")
     restorer = load_restorer(
         chosen.path if len(named) < 2 else named,
-        sampling={name: getattr(args, name) for name in ("steps", "sampler", "eta")},
+        sampling={name: getattr(args, name) for name in ("steps", "sampler", "eta", "variance")},
+        schedule=args.schedule,
         blend=_blend(args.blend),
         device=args.device,
         dtype=args.dtype,

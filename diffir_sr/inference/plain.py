@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from diffir_sr.archs.geometry import check_image, pad_to_multiple
-from diffir_sr.diffusion.noise import Noise, WindowNoise
+from diffir_sr.diffusion.noise import Noise, PixelNoise, StackedNoise, WindowNoise
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.failures import out_of_memory
 from diffir_sr.families import fast_engine
-from diffir_sr.families.base import Engine, HasLeastSize, Restores, WalksInSteps
+from diffir_sr.families.base import BeginsWithGuess, Engine, HasLeastSize, Restores, WalksInSteps
 from diffir_sr.files.processes import free_memory
 
 
@@ -82,6 +82,10 @@ def engine_for(network: nn.Module, *, tile_mode: TileMode = "exact", **how: Any)
     return PlainEngine(network, tiles=tile_mode == "tiles", **how)
 
 
+# First guesses by the place of their part of the picture, None for the whole.
+Guesses = dict[tuple[int, int] | None, Tensor]
+
+
 @dataclass(frozen=True)
 class PlainPlan:
     """How a picture is restored: whole or in tiles, and the bytes that this is expected to take."""
@@ -131,7 +135,9 @@ class PlainEngine:
         self._bytes_per_pixel: float | None = None
 
     @torch.inference_mode()
-    def __call__(self, lq: Tensor, *, noise: Noise, **conditions: Tensor) -> Tensor:
+    def __call__(self, lq: Tensor, *, noise: Noise, guesses: Guesses | None = None, **conditions: Tensor) -> Tensor:
+        """See `families.base.Engine`; `guesses` keeps what restorations of one picture have in common."""
+        guesses = {} if guesses is None else guesses
         check_image(lq, channels=3, name="lq")
         needed, given = self.network.conditions, {name for name, value in conditions.items() if value is not None}
         if needed != given:
@@ -144,10 +150,11 @@ class PlainEngine:
 
         def whole(stack: Tensor, place: tuple[int, int] | None = None) -> Tensor:
             image, *others = stack.split(widths, dim=1)
-            return self._whole(image, noise=noise, place=place, **dict(zip(names, others, strict=True)))
+            given = dict(zip(names, others, strict=True))
+            return self._whole(image, noise=noise, place=place, guesses=guesses, **given)
 
         if "gt" in needed:  # of another size than lq, so it cannot be cut with it
-            return self._whole(lq, noise=noise, place=None, **conditions)
+            return self._whole(lq, noise=noise, place=None, guesses=guesses, **conditions)
         stack = torch.cat([lq, *(conditions[name].to(lq) for name in names)], dim=1)
         try:
             if self._tile is None:
@@ -183,8 +190,13 @@ class PlainEngine:
         tiles = "take tiles" if self._tile is None else f"take tiles smaller than {self._tile} pixels"
         return f"{tiles}, allow or free more memory, or cut the picture up"
 
-    def _whole(self, lq: Tensor, *, noise: Noise, place: tuple[int, int] | None, **conditions: Tensor) -> Tensor:
-        """A picture, or the part of one that is at `place`; parts share the picture's noise where they overlap."""
+    def _whole(
+        self, lq: Tensor, *, noise: Noise, place: tuple[int, int] | None, guesses: Guesses, **conditions: Any
+    ) -> Tensor:
+        """A picture, or the part of one that is at `place`; parts share the picture's noise where they overlap.
+
+        `guesses` keeps what samples of one picture have in common.
+        """
         net, (height, width) = self.network, lq.shape[-2:]
         image = pad_to_multiple(lq.to(self.device, torch.float32), multiple_of=net.multiple_of)
         if place is not None:
@@ -196,7 +208,12 @@ class PlainEngine:
             for name, value in conditions.items()
         }
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            made = net.restore(image, noise=noise, **padded)
+            if isinstance(net, BeginsWithGuess):
+                if place not in guesses:
+                    guesses[place] = net.first_guess(image[:1] if _is_one(image) else image)
+                made = net.restore(image, noise=noise, first=guesses[place], **padded)
+            else:
+                made = net.restore(image, noise=noise, **padded)
         expected = (len(lq), 3, image.shape[-2] * net.scale, image.shape[-1] * net.scale)
         if tuple(made.shape) != expected:
             raise InputError(f"{_name(net)} gave {tuple(made.shape)} for a picture padded to {tuple(image.shape)}; "
@@ -218,6 +235,11 @@ class PlainEngine:
         with LivingBytes() as living, torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             run(image, noise=_Zeros(), **conditions)
         return living.peak / side**2
+
+
+def _is_one(images: Tensor) -> bool:
+    """Whether a batch (B, C, H, W) is one picture B times, as samples that are drawn together are."""
+    return len(images) > 1 and torch.equal(images, images[:1].expand_as(images))
 
 
 class _Zeros:
@@ -362,6 +384,19 @@ def restored_under(engine: Engine, lq: Tensor, *, noise: Noise, **conditions: An
         return engine(lq, noise=noise, **conditions)
     colours, mask = lq[:, :3], lq[:, 3:]
     return torch.where(mask > 0.5, engine(colours, noise=noise, mask=mask, **conditions), colours)
+
+
+def samples_under(engine: Engine, lq: Tensor, *, noises: Sequence[PixelNoise], together: int = 1) -> Iterator[Tensor]:
+    """Restorations (1, 3, H * scale, W * scale) of one picture (1, C, H, W), one under each noise.
+
+    What they have in common is computed once. `together` are computed as a batch.
+    """
+    guesses: Guesses = {}
+    kept = {"guesses": guesses} if isinstance(engine, PlainEngine) else {}
+    for start in range(0, len(noises), together):
+        group = noises[start : start + together]
+        noise = group[0] if len(group) == 1 else StackedNoise(group)
+        yield from restored_under(engine, lq.expand(len(group), -1, -1, -1), noise=noise, **kept).split(1)
 
 
 # Whether a restored picture fits into memory, told before anything large is allocated.

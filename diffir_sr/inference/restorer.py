@@ -21,7 +21,8 @@ from diffir_sr.checkpoints import load_network
 from diffir_sr.data.arrays import to_tensor
 from diffir_sr.describe import description
 from diffir_sr.devices import device_of
-from diffir_sr.diffusion.noise import Noise, PictureNoise, StackedNoise
+from diffir_sr.diffusion.noise import Noise, PictureNoise
+from diffir_sr.diffusion.sampling import read_schedule
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.families.base import Engine, WalksInSteps
 from diffir_sr.files.picture import Picture
@@ -29,7 +30,7 @@ from diffir_sr.inference.combined import Cascade, engine_of, interpolated
 from diffir_sr.inference.files import digest_of_file
 from diffir_sr.inference.inputs import is_batch, load_input
 from diffir_sr.inference.masks import Mask, mask_for
-from diffir_sr.inference.plain import OVERLAP, TILE, TileMode, check_fits_in_memory, restored_under
+from diffir_sr.inference.plain import OVERLAP, TILE, TileMode, check_fits_in_memory, restored_under, samples_under
 from diffir_sr.weights.search import choose
 
 if TYPE_CHECKING:
@@ -193,10 +194,10 @@ class Restorer:
     def _drawn(self, lq: Tensor, count: int, *, seed: int | None) -> Iterator[Tensor]:
         """`count` restorations of one prepared picture (1, C, H, W), together where the device gains by it."""
         together = max(1, self._pixels_at_once // (lq[0, 0].numel() * self.scale**2))
-        for first in range(0, count, together):
-            noises = [self.start(lq, seed=seed, sample=at) for at in range(first, min(count, first + together))]
-            batch = lq.expand(len(noises), -1, -1, -1)
-            yield from self.run(batch, noises[0] if len(noises) == 1 else StackedNoise(noises)).split(1)
+        noises = [self.start(lq, seed=seed, sample=sample) for sample in range(count)]
+        for made in samples_under(self.engine, lq, noises=noises, together=together):
+            self._check_finite(made)
+            yield made
 
     def files(
         self,
@@ -290,9 +291,12 @@ class Restorer:
         Raises InputError where the network computes values that are not finite, which would be shown as black.
         """
         made = restored_under(self.engine, lq, noise=noise)
+        self._check_finite(made)
+        return made
+
+    def _check_finite(self, made: Tensor) -> None:
         if not made.isfinite().all():
             raise InputError(self._not_finite())
-        return made
 
     def _not_finite(self) -> str:
         network = (self._about.splitlines() or ["this network"])[0]
@@ -365,6 +369,7 @@ def load_restorer(
     *,
     model: str | None = None,
     sampling: Mapping[str, Any] | None = None,
+    schedule: PathLike | None = None,
     blend: tuple[str | os.PathLike[str], float] | None = None,
     device: str = "auto",
     dtype: str | torch.dtype = "float32",
@@ -380,7 +385,8 @@ def load_restorer(
     `model` takes the place of `weights`: a name of `diffir models list`, such as "sr_x4". Without either the shipped
     default restores (see `weights.search.choose`). Several `weights` make a cascade: each network restores what the one
     before made. `sampling` changes how networks that walk from noise to a picture do it: steps, sampler (ddpm, ddim),
-    eta, variance, beta_schedule (`diffusion.sampling.Sampling`). `blend` (file, share) mixes in the weights of a second
+    eta, variance, beta_schedule (`diffusion.sampling.Sampling`); so does `schedule`, a file that search-schedule wrote,
+    before it. `blend` (file, share) mixes in the weights of a second
     file, 0 to 1. `device` is auto (the accelerator that torch finds, else the CPU), cpu, cuda, cuda:N, mps or xpu.
     `tile_mode` exact gives the result of the whole picture; tiles works in tiles of `tile` pixels, `overlap` shared
     (DiffIR: under the picture's one prior). `memory_limit` (bytes) bounds what the network takes beyond weights and
@@ -397,6 +403,8 @@ def load_restorer(
         about = "\n".join(description(file.weights, file.identity) for file in loaded)
     else:
         network, about = interpolated(files[0], *_mixed(blend))
+    if schedule is not None:
+        _sample_as(network, read_schedule(schedule).changes)
     _sample_as(network, sampling or {})
     return Restorer(
         network,

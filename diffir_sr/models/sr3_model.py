@@ -9,10 +9,11 @@ from pydantic import Field
 from torch import Tensor
 
 from diffir_sr.diffusion.noise import Noise
-from diffir_sr.diffusion.sampling import drawn_levels, noised_to
+from diffir_sr.diffusion.sampling import ScheduleFile, drawn_levels, noised_to, read_schedule
 from diffir_sr.errors import OptionError
 from diffir_sr.families.base import WalksInSteps
 from diffir_sr.models.restoration_model import Losses, RestorationModel
+from diffir_sr.models.validation import Restoring
 from diffir_sr.option_types import Probability, Section, Whole
 
 
@@ -34,6 +35,12 @@ class SamplingOptions(Section):
     variance: Literal["fixed_small", "fixed_large"] | None = Field(
         None, description="Noise that steps of ddpm add, the posterior's or beta's."
     )
+    schedule: str | None = Field(
+        None, description="File of diffir search-schedule to sample as, but for what is said here."
+    )
+    samples: Annotated[Whole, Field(ge=1, le=1000)] | None = Field(
+        None, description="Samples of whose mean a picture is made; by default 1, or as schedule says."
+    )
 
 
 class NoisePredictionModel(RestorationModel):
@@ -42,7 +49,7 @@ class NoisePredictionModel(RestorationModel):
     `train.pixel_opt` is the distance between the two (L1Loss as published). Every sample of a batch has a noise level
     of its own, or with `train.share_t` one between two steps of the schedule that the batch shares, as published.
     Validation draws pictures as the network's `sampling` says, or with `val.steps`, `val.sampler`, `val.eta` and
-    `val.variance`.
+    `val.variance`, or as the file `val.schedule` does.
     """
 
     OPTIONS: ClassVar[Any] = NoiseOptions
@@ -51,9 +58,12 @@ class NoisePredictionModel(RestorationModel):
     def __init__(self, opt: dict[str, Any]) -> None:
         super().__init__(opt)
         changes = SamplingOptions.of(opt.get("val")).model_dump()
+        file, samples = changes.pop("schedule"), changes.pop("samples")
+        found = ScheduleFile({}) if file is None else read_schedule(file)
         for net in (self.get_bare_model(self.net_g), self.net_g_ema):
             if isinstance(net, WalksInSteps):
-                net.sampling = net.sampling.changed(**changes)
+                net.sampling = net.sampling.changed(**found.changes).changed(**changes)
+        self.restoring = Restoring(self.device, samples=samples or found.samples)
 
     def init_training_settings(self) -> None:
         train, starts_anew = self.opt["train"], not self.opt["path"].get("pretrain_network_g")
