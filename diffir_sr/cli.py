@@ -45,6 +45,10 @@ COMMANDS = {
         "measure networks on a benchmark beside the paper's values, with their cost",
         "diffir_sr.evaluation.commands:add_bench_parser",
     ),
+    "search-schedule": (
+        "find the schedule, sampler and number of samples that suit a network (SR3, DvSR)",
+        "diffir_sr.evaluation.commands:add_search_parser",
+    ),
     "ablate": ("train variants of a recipe alike and compare them", "diffir_sr.ablation.commands:add_ablate_parser"),
     "completion": ("print the completion script of a shell", "diffir_sr.cli:add_completion_parser"),
 }

@@ -60,6 +60,7 @@ class Benchmark:
     metrics: dict[str, dict[str, Any]]
     datasets: dict[str, Any]
     weights: Path | None = None  # that the file itself names, if they are there
+    options: dict[str, Any] = field(default_factory=dict)  # the whole file
 
     def pictures(self, name: str) -> Iterator[Picture]:
         """The pictures of one set, in its order; raises InputError for a set without ground truth."""
@@ -128,7 +129,14 @@ def open_benchmark(path: str, *, overrides: tuple[str, ...] = ()) -> Benchmark:
     scale, task = opt.get("scale") or 1, opt["network_g"].get("task")
     named = Path(weights) if weights and Path(weights).is_file() else None
     return Benchmark(
-        opt["name"], file, 1 if task in ("deblur", "inpaint") else scale, task == "inpaint", metrics, datasets, named
+        opt["name"],
+        file,
+        1 if task in ("deblur", "inpaint") else scale,
+        task == "inpaint",
+        metrics,
+        datasets,
+        named,
+        opt,
     )
 
 
@@ -143,7 +151,7 @@ def run_benchmark(
         result.sets[name] = {
             "images": count,
             "of": len(benchmark.datasets[name]),
-            "sha256": _checksum(benchmark, name, count),
+            "sha256": checksum(benchmark, name, count),
         }
         for method in methods:
             pictures = (picture for _, picture in zip(range(count), benchmark.pictures(name), strict=False))
@@ -197,7 +205,7 @@ def _distances(benchmark: Benchmark, result: BenchResult) -> dict[str, Any]:
         return {}
 
 
-def _checksum(benchmark: Benchmark, name: str, count: int) -> str:
+def checksum(benchmark: Benchmark, name: str, count: int) -> str:
     """sha256 of the pixels of degraded pictures and ground truth, whatever files they lie in."""
     digest = hashlib.sha256()
     for _, picture in zip(range(count), benchmark.pictures(name), strict=False):

@@ -67,6 +67,81 @@ def add_bench_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.set_defaults(run=_bench)
 
 
+def add_search_parser(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add `diffir search-schedule`."""
+    what = "find the schedule, sampler and number of samples that suit a network (SR3, DvSR)"
+    parser = commands.add_parser(
+        "search-schedule",
+        help=what,
+        description=f"{what.capitalize()}: measures every cell of the grid `search` of an option file on its pictures, "
+        "and writes search.csv, search.png and schedule.json, which `diffir restore --schedule` and `val.schedule` "
+        "read. Started again, it goes on.",
+    )
+    parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="option file of a test")
+    parser.add_argument(
+        "-w", "--weights", type=Path, metavar="FILE", help="weights (default: path.pretrain_network_g of the file)"
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: results/search/NAME")
+    parser.add_argument("--objective", metavar="METRIC", help="of val.metrics (default: search.objective of the file)")
+    parser.add_argument("--limit", type=int, metavar="N", help="measure on the first N images of each set alone")
+    parser.add_argument("--seed", type=int, default=0, help="of the start noise, which all cells share (0)")
+    parser.add_argument("--device", default="auto", help="as for diffir restore")
+    parser.add_argument("--no-picture", action="store_true", help="without the picture of the Pareto front")
+    parser.add_argument(
+        "--force_yml", nargs="+", default=[], metavar="KEY:KEY=VALUE", help="override options of the file"
+    )
+    parser.set_defaults(run=_search)
+
+
+def _search(args: argparse.Namespace) -> int:
+    from diffir_sr.checkpoints import load_network
+    from diffir_sr.devices import device_of
+    from diffir_sr.evaluation import schedule_search as searching
+    from diffir_sr.evaluation.bench import checksum, open_benchmark
+    from diffir_sr.evaluation.bench_report import check_picture_possible
+    from diffir_sr.inference.combined import engine_of
+    from diffir_sr.weights.download import sha256_of
+
+    if not args.no_picture:
+        check_picture_possible()
+    if args.limit is not None and args.limit < 1:
+        raise InputError(f"--limit: expected 1 or more images, got {args.limit}")
+    benchmark = open_benchmark(args.opt, overrides=tuple(args.force_yml))
+    grid = searching.grid_of(benchmark.options)
+    weights = args.weights or benchmark.weights
+    if weights is None:
+        raise InputError(f"{args.opt}: path.pretrain_network_g names no file that is there; give the weights with -w")
+    objective = args.objective or grid.objective or searching.default_objective(benchmark.metrics)
+    engine = engine_of(load_network(weights).network, device=device_of(args.device))
+    folder = args.output or Path("results/search") / benchmark.name
+    _check_writable(folder / "search.csv")
+    folder.mkdir(parents=True, exist_ok=True)
+    counts = {name: min(len(one), args.limit or len(one)) for name, one in benchmark.datasets.items()}
+    measured_on = {name: checksum(benchmark, name, count) for name, count in counts.items()}
+    about = {"weights": sha256_of(weights), "pictures": measured_on, "seed": args.seed}
+    found = searching.search(
+        engine,
+        searching.pictures_of(benchmark, limit=args.limit),
+        grid,
+        benchmark.metrics,
+        objective=objective,
+        seed=args.seed,
+        record=folder / "measured.jsonl",
+        about=json.dumps([about, benchmark.metrics], sort_keys=True),
+        count=sum(counts.values()),
+    )
+    chosen = searching.schedule_file(found, grid, about=about)
+    _write(searching.as_csv(found), folder / "search.csv")
+    _write(json.dumps(chosen, indent=2) + "\n", folder / "schedule.json")
+    if not args.no_picture:
+        searching.draw(found, folder / "search.png")
+    if found.skipped:
+        sys.stderr.write(f"{len(found.skipped)} cells of the grid are skipped; the first: {found.skipped[0]}\n")
+    picture = "" if args.no_picture else ", search.png"
+    sys.stdout.write(f"{searching.as_text(found)}{folder}/: search.csv, schedule.json{picture}\n")
+    return 0
+
+
 def _bench(args: argparse.Namespace) -> int:
     from diffir_sr.evaluation.bench import network_method, open_benchmark, run_benchmark, simple_methods
     from diffir_sr.evaluation.bench_report import as_json as bench_json

@@ -386,13 +386,19 @@ def restored_under(engine: Engine, lq: Tensor, *, noise: Noise, **conditions: An
     return torch.where(mask > 0.5, engine(colours, noise=noise, mask=mask, **conditions), colours)
 
 
-def samples_under(engine: Engine, lq: Tensor, *, noises: Sequence[PixelNoise], together: int = 1) -> Iterator[Tensor]:
+def samples_under(
+    engine: Engine,
+    lq: Tensor,
+    *,
+    noises: Sequence[PixelNoise],
+    together: int = 1,
+    guesses: Guesses | None = None,
+) -> Iterator[Tensor]:
     """Restorations (1, 3, H * scale, W * scale) of one picture (1, C, H, W), one under each noise.
 
-    What they have in common is computed once. `together` are computed as a batch.
+    What they have in common is computed once, for all calls that share `guesses`. `together` are computed as a batch.
     """
-    guesses: Guesses = {}
-    kept = {"guesses": guesses} if isinstance(engine, PlainEngine) else {}
+    kept = {"guesses": {} if guesses is None else guesses} if isinstance(engine, PlainEngine) else {}
     for start in range(0, len(noises), together):
         group = noises[start : start + together]
         noise = group[0] if len(group) == 1 else StackedNoise(group)

@@ -14,7 +14,7 @@ from diffir_sr.errors import OptionError
 from diffir_sr.families.base import WalksInSteps
 from diffir_sr.models.restoration_model import Losses, RestorationModel
 from diffir_sr.models.validation import Restoring
-from diffir_sr.option_types import Probability, Section, Whole
+from diffir_sr.option_types import Number, Probability, Section, Whole
 
 
 class NoiseOptions(Section):
@@ -43,6 +43,42 @@ class SamplingOptions(Section):
     )
 
 
+class SearchGrid(Section):
+    """The grid of `diffir search-schedule`: every combination is measured."""
+
+    steps: list[Annotated[Whole, Field(ge=1, le=10_000)]] = Field(
+        [10, 20, 30, 50, 100], min_length=1, description="Numbers of steps."
+    )
+    schedules: list[Literal["linear", "quad", "warmup10", "warmup50", "const", "cosine", "trained"]] = Field(
+        ["linear"], min_length=1, description="Schedules; trained visits evenly spaced steps of the training's."
+    )
+    linear_start: Annotated[Number, Field(gt=0, lt=1)] = Field(1e-6, description="First beta.")
+    linear_end: list[Annotated[Number, Field(gt=0, lt=1)]] = Field(
+        [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9],
+        min_length=1,
+        description="Last betas; schedules that do not end in noise are skipped.",
+    )
+    samplers: list[Literal["ddpm", "ddim"]] = Field(["ddpm", "ddim"], min_length=1, description="Kinds of the steps.")
+    variance: list[Literal["fixed_small", "fixed_large"]] = Field(
+        ["fixed_small"], min_length=1, description="Noise that steps of ddpm add, the posterior's or beta's."
+    )
+    eta: list[Probability] = Field(
+        [0.0, 0.5], min_length=1, description="Shares of ddpm's noise that steps of ddim add."
+    )
+    samples: list[Annotated[Whole, Field(ge=1, le=1000)]] = Field(
+        [1, 2, 4, 8, 16], min_length=1, description="Numbers of samples of whose mean a picture is made."
+    )
+    objective: str | None = Field(
+        None, description="Metric of val.metrics that chooses the schedule; by default the first whose low is better."
+    )
+
+
+class SearchOptions(Section):
+    """What `diffir search-schedule` reads at the top of a file."""
+
+    search: SearchGrid | None = Field(None, description="Grid of diffir search-schedule.")
+
+
 class NoisePredictionModel(RestorationModel):
     """What trainings share whose loss compares noise with the noise that a network finds.
 
@@ -54,6 +90,7 @@ class NoisePredictionModel(RestorationModel):
 
     OPTIONS: ClassVar[Any] = NoiseOptions
     VAL_OPTIONS: ClassVar[Any] = SamplingOptions
+    TOP_OPTIONS: ClassVar[Any] = SearchOptions
 
     def __init__(self, opt: dict[str, Any]) -> None:
         super().__init__(opt)
