@@ -185,6 +185,7 @@ def _run(
 ) -> int:
     """Parse, run, and turn what goes wrong into one message; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _let_threads_sleep()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show must not end the work
             stream.reconfigure(errors="backslashreplace")
@@ -203,6 +204,20 @@ def _run(
     finally:
         if "diffir_sr.compat" in sys.modules:
             sys.modules["diffir_sr.compat"].forget_log()
+
+
+# What OpenMP runtimes (GNU's, LLVM's and Intel's) read about threads that wait, and what suits a shared machine.
+_WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+
+
+def _let_threads_sleep() -> None:
+    """Let threads of torch that wait for each other give up the core, unless the environment says how they wait.
+
+    By default they spin, and beside another busy process a waiting thread then burns the core that the one it waits
+    for needs: steps of a training take ten times as long. The runtime reads this once, when torch is imported.
+    """
+    if not _WAITING.keys() & os.environ.keys():
+        os.environ.update(_WAITING)
 
 
 def _complete(parser_of: Callable[[Sequence[str]], argparse.ArgumentParser]) -> None:

@@ -3,6 +3,10 @@
 import os
 import signal
 
+# Before torch is imported; the processes that tests start inherit both.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
 

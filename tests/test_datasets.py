@@ -123,9 +123,10 @@ def test_bytes_hold_what_floats_hold(trees, kind, more):
     for dataset in (floats, stored):
         dataset.draws_are_unique = True
     for draw in range(6):
-        for key in {"lq", "gt"} & floats[draw].keys():
+        for key in {"lq", "gt", "mask"} & floats[draw].keys():
             assert stored[draw][key].dtype == torch.uint8
-            assert torch.equal(stored[draw][key].float() * (1 / 255), floats[draw][key])
+            unit = 1 if key == "mask" else 1 / 255
+            assert torch.equal(stored[draw][key].float() * unit, floats[draw][key])
 
 
 # Several sources
@@ -379,3 +380,48 @@ def test_distortions_enlarge_small_images_by_mirroring():
     image = Distortions()(PHOTO[:40, :50], size=64, rng=np.random.default_rng(5))
     assert image.shape == (64, 64, 3)
     assert image.std() > 5
+
+
+def distorted_plainly(steps, image, *, size, rng):
+    """The published steps with whole maps and float pictures, as one would write them down."""
+    height, width = image.shape[:2]
+    high, wide = max(height, size), max(width, size)
+    top, left = int(rng.integers(high - size + 1)), int(rng.integers(wide - size + 1))
+    x, y = np.meshgrid(np.arange(size, dtype=np.float64) + left, np.arange(size, dtype=np.float64) + top)
+    if rng.random() < 0.5:
+        k, shift_x, shift_y = (rng.uniform(-steps.lens, steps.lens) for _ in range(3))
+        centre_x, centre_y = wide * (0.5 + shift_x), high * (0.5 + shift_y)
+        dx, dy = (x - centre_x) / wide, (y - centre_y) / wide
+        r2 = dx * dx + dy * dy
+        factor = (1 + k * r2 + k * r2 * r2) * wide
+        x, y = centre_x + dx * factor, centre_y + dy * factor
+    x, y = x - (wide - width) // 2, y - (high - height) // 2
+    back = np.linalg.inv(steps._warp(height, width, rng))
+    u, v, w = (a * x + (b * y + c) for a, b, c in back)
+    maps = ((one / w).astype(np.float32) for one in (u, v))
+    image = cv2.remap(image, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    if rng.random() < 0.5:
+        light = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
+        equalise = cv2.createCLAHE(clipLimit=rng.uniform(1, 4), tileGridSize=(8, 8))
+        light[..., 0] = equalise.apply(np.ascontiguousarray(light[..., 0]))
+        image = cv2.cvtColor(light, cv2.COLOR_LAB2RGB)
+    if rng.random() < 0.5:
+        gain, lift = 1 + rng.uniform(-steps.contrast, steps.contrast), rng.uniform(-steps.brightness, steps.brightness)
+        image = (image * gain + lift * 255).round().clip(0, 255).astype(np.uint8)
+    if rng.random() < 0.5:
+        hue, saturation, value = (rng.uniform(-limit, limit) for limit in steps.hsv)
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(np.float32)
+        hsv[..., 0] = (hsv[..., 0] + round(hue)) % 180
+        hsv[..., 1:] = (hsv[..., 1:] + (saturation, value)).clip(0, 255)
+        image = cv2.cvtColor(hsv.round().astype(np.uint8), cv2.COLOR_HSV2RGB)
+    return image
+
+
+@pytest.mark.parametrize("shape", [(96, 96), (128, 200), (50, 40)])
+def test_distortions_in_few_passes_are_the_plain_ones_to_the_bit(shape):
+    image = np.ascontiguousarray(PHOTO[: shape[0], : shape[1]])
+    for seed in range(60):
+        plain, fast = (np.random.default_rng(seed) for _ in range(2))
+        wanted = distorted_plainly(Distortions(), image, size=96, rng=plain)
+        assert np.array_equal(Distortions()(image, size=96, rng=fast), wanted)
+        assert plain.bit_generator.state == fast.bit_generator.state

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from basicsr.models import build_model
@@ -16,6 +18,7 @@ from toy import S1, run_training, train_options, trained, warm_up_law, write_opt
 
 from diffir_sr.cli import basicsr_main
 from diffir_sr.models.optimization import build_scheduler, step_decay_rate
+from diffir_sr.training.run import training_loader
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -63,6 +66,33 @@ def test_the_log_tells_eta_versions_and_the_first_iteration(inside):
     log = next(Path("experiments/toy_s2").glob("*.log")).read_text()
     for part in ("eta:", "First iteration done", "torch ", "basicsr 1.4.2", "tensors from", "s/image"):
         assert part in log
+
+
+@pytest.mark.parametrize(("given", "waiting"), [({}, "passive"), (dict(GOMP_SPINCOUNT="5"), None)])
+def test_waiting_threads_give_up_the_core_unless_the_environment_says_otherwise(given, waiting):
+    """OpenMP reads its settings when torch is imported, so they must be there before."""
+    code = (
+        "import os, sys\n"
+        "from diffir_sr.cli import main\n"
+        "main(['completion', 'bash'])\n"
+        "print('torch' in sys.modules, os.environ.get('OMP_WAIT_POLICY'), os.environ.get('GOMP_SPINCOUNT'))\n"
+    )
+    bare = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
+    done = subprocess.run([sys.executable, "-c", code], env=bare | given, capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[-2] == f"False {waiting} {given.get('GOMP_SPINCOUNT', '1000')}"
+
+
+def test_the_first_line_of_a_log_tells_threads_and_how_they_wait(inside):
+    log = next(Path("experiments/toy_s1").glob("*.log")).read_text()
+    assert "devices: CPU, threads: 1 (waiting: passive)" in log
+
+
+def test_workers_have_one_thread_each(inside):
+    opt = train_options("s1") | dict(dist=False, rank=0, world_size=1, num_gpu=0)
+    opt["datasets"]["train"] |= dict(num_worker_per_gpu=1, phase="train", scale=4)
+    loader, _ = training_loader(opt)
+    loader.collate_fn = lambda samples: (cv2.getNumThreads(), torch.get_num_threads(), np.random.get_state()[1][0])
+    assert next(iter(loader)) == (1, 1, 0)  # seeded as BasicSR does it, too
 
 
 def stage_2_model(stage="s2", **changes):

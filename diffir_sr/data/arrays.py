@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -34,4 +35,6 @@ def to_tensor(image: np.ndarray) -> Tensor:
 def to_bytes(image: np.ndarray) -> Tensor:
     """An 8-bit array as read, (H, W, C), to uint8 RGB (3, H, W)."""
     colours = np.broadcast_to(image[..., :1], (*image.shape[:2], 3)) if image.shape[2] < 3 else image[..., :3]
-    return torch.from_numpy(np.ascontiguousarray(colours.transpose(2, 0, 1)))
+    planes = np.empty((3, *colours.shape[:2]), np.uint8)
+    cv2.split(np.ascontiguousarray(colours), list(planes))
+    return torch.from_numpy(planes)

@@ -70,6 +70,8 @@ def holes_are_filled(view: View, at: tuple[str, ...]) -> Found:
 class InpaintDataset(DrawnDataset):
     """Samples {gt, mask, gt_path, lq_path}: `gt` float32 RGB (3, H, W) in [0, 1], `mask` (1, H, W), 1 = missing.
 
+    After `give_bytes` both are uint8, `gt` in 0 to 255.
+
     `dataroot_gt` names whole images; `dataroot_lq` in its place images without ground truth, which give `lq`. Masks
     come from `dataroot_mask` (the same names outside training, else any), or are drawn: `mask_kind` random as
     `mask_gen` says, or thin, medium, thick as in evaluation. Training cuts `gt_size`, or distorts (`augment`).
@@ -137,7 +139,7 @@ class InpaintDataset(DrawnDataset):
         return [{"lq_path": place, "gt_path": place} for place in places]
 
     def give_bytes(self) -> None:
-        """Give uint8 images where that loses nothing; the model makes them float."""
+        """Give uint8 images and masks where that loses nothing; the model makes them float."""
         self.gives_bytes = all(isinstance(source, LmdbSource) for source in self.sources)
 
     def __len__(self) -> int:
@@ -159,10 +161,10 @@ class InpaintDataset(DrawnDataset):
             shown, mask = image[:], self._mask_of(name, *image.shape[:2])
         place = source.location(name)
         store = to_bytes if self.gives_bytes else to_tensor
-        shape = (1, *mask.shape)
+        holes = torch.from_numpy(np.ascontiguousarray(mask))[None]
         return {
             self.role: store(shown),
-            "mask": torch.from_numpy(np.ascontiguousarray(mask)).reshape(shape).float(),
+            "mask": holes if self.gives_bytes else holes.float(),
             "gt_path": place,
             "lq_path": place,
         }
@@ -170,7 +172,8 @@ class InpaintDataset(DrawnDataset):
     def _augmented(self, image: Picture, size: int, rng: np.random.Generator) -> np.ndarray:
         flip = self.flips and rng.random() < 0.5
         if self.distortions is not None:
-            return turned(self.distortions(image[:], size=size, rng=rng), flip=flip, turns=0)
+            square = self.distortions(image[:], size=size, rng=rng)
+            return cv2.flip(square, 1) if flip else square
         top, left = random_corner(rng, image, size)
         return turned(image[top : top + size, left : left + size], flip=flip, turns=0)
 
@@ -234,16 +237,27 @@ class Distortions:
         return self._recoloured(square, rng)
 
     def _places(self, height: int, width: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Where in the image each pixel of the square comes from: x and y, float32."""
+        """Where in the image each pixel of the square comes from: x and y, float32 (size, size).
+
+        Computed in float64, along rows and columns for as long as the two are apart, since every pass over whole maps
+        costs as much as reading the image.
+        """
         canvas_h, canvas_w = max(height, size), max(width, size)
         top, left = int(rng.integers(canvas_h - size + 1)), int(rng.integers(canvas_w - size + 1))
-        x, y = np.meshgrid(np.arange(size, dtype=np.float64) + left, np.arange(size, dtype=np.float64) + top)
+        x, y = np.arange(size, dtype=np.float64) + left, (np.arange(size, dtype=np.float64) + top)[:, None]
         if rng.random() < _CHANCE:
             x, y = self._through_a_lens(x, y, canvas_h, canvas_w, rng)
-        x, y = x - (canvas_w - width) // 2, y - (canvas_h - height) // 2
-        back = np.linalg.inv(self._warp(height, width, rng))
-        u, v, w = np.tensordot(back, np.stack([x, y, np.ones_like(x)]), axes=1)
-        return (u / w).astype(np.float32), (v / w).astype(np.float32)
+        if canvas_w > width:
+            x -= (canvas_w - width) // 2
+        if canvas_h > height:
+            y -= (canvas_h - height) // 2
+        u, v, w = np.linalg.inv(self._warp(height, width, rng))
+        made = (_along(u, x, y), _along(v, x, y))
+        if tuple(w) != (0, 0, 1):
+            depth = _along(w, x, y)
+            made = (made[0] / depth, made[1] / depth)
+        across, down = (np.ascontiguousarray(np.broadcast_to(one, (size, size)), np.float32) for one in made)
+        return across, down
 
     def _through_a_lens(
         self, x: np.ndarray, y: np.ndarray, height: int, width: int, rng: np.random.Generator
@@ -253,8 +267,16 @@ class Distortions:
         centre_x, centre_y = width * (0.5 + shift_x), height * (0.5 + shift_y)
         dx, dy = (x - centre_x) / width, (y - centre_y) / width
         r2 = dx * dx + dy * dy
-        factor = (1 + k * r2 + k * r2 * r2) * width
-        return centre_x + dx * factor, centre_y + dy * factor
+        bent = k * r2
+        factor = 1 + bent
+        bent *= r2
+        factor += bent
+        factor *= width
+        r2 = np.multiply(dx, factor, out=r2)
+        r2 += centre_x
+        factor *= dy
+        factor += centre_y
+        return r2, factor
 
     def _warp(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         """The 3 x 3 matrix of perspective and affine warp, from the image to where it is seen."""
@@ -283,16 +305,35 @@ class Distortions:
         if rng.random() < _CHANCE:
             light = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
             equalise = cv2.createCLAHE(clipLimit=rng.uniform(1, 4), tileGridSize=(8, 8))
-            light[..., 0] = equalise.apply(np.ascontiguousarray(light[..., 0]))
+            cv2.insertChannel(equalise.apply(cv2.extractChannel(light, 0)), light, 0)
             image = cv2.cvtColor(light, cv2.COLOR_LAB2RGB)
+        # What follows changes each value by itself: looked up for the 256 that there are.
         if rng.random() < _CHANCE:
             gain = 1 + rng.uniform(-self.contrast, self.contrast)
             lift = rng.uniform(-self.brightness, self.brightness) * 255
-            image = (image * gain + lift).round().clip(0, 255).astype(np.uint8)
+            image = cv2.LUT(image, _rounded(np.arange(256) * gain + lift))
         if rng.random() < _CHANCE:
             hue, saturation, value = (rng.uniform(-limit, limit) for limit in self.hsv)
-            hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(np.float32)
-            hsv[..., 0] = (hsv[..., 0] + round(hue)) % 180
-            hsv[..., 1:] = (hsv[..., 1:] + (saturation, value)).clip(0, 255)
-            image = cv2.cvtColor(hsv.round().astype(np.uint8), cv2.COLOR_HSV2RGB)
+            levels = np.arange(256, dtype=np.float32)
+            made = [(levels + round(hue)) % 180, *((levels + np.float64(shift)) for shift in (saturation, value))]
+            table = np.stack([_rounded(one) for one in made], axis=1)[None]
+            image = cv2.cvtColor(cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table), cv2.COLOR_HSV2RGB)
         return image
+
+
+def _along(row: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """row . (x, y, 1) for x and y that broadcast; a coordinate that has no part in it costs nothing."""
+    a, b, c = (float(one) for one in row)
+    if b == 0:
+        return x if (a, c) == (1, 0) else a * x + c
+    if a == 0:
+        return y if (b, c) == (1, 0) else b * y + c
+    made = a * x + (b * y + c) if x.ndim != y.ndim else a * x
+    if x.ndim == y.ndim:
+        made += b * y
+        made += c
+    return made
+
+
+def _rounded(levels: np.ndarray) -> np.ndarray:
+    return levels.round().clip(0, 255).astype(np.uint8)

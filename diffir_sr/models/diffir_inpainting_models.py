@@ -119,7 +119,7 @@ class InpaintModel(RestorationModel, ABC):
     def feed_data(self, data: dict[str, Any]) -> None:
         if "mask" not in data:
             raise InputError("inpainting needs masks, and this dataset gives none; use type: InpaintDataset")
-        self.mask = data["mask"].to(self.device, non_blocking=True)
+        self.mask = data["mask"].to(self.device, non_blocking=True).float()  # datasets may give uint8
         self.gt = self._on_device(data["gt"]) if "gt" in data else None
         whole = self.gt if self.gt is not None else self._on_device(data["lq"])
         self.lq = torch.cat([whole * (1 - self.mask), self.mask], dim=1)

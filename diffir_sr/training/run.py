@@ -8,12 +8,14 @@ import platform
 import random
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import basicsr
+import cv2
 import torch
 import yaml
 from basicsr.data import build_dataloader, build_dataset, worker_init_fn
@@ -180,8 +182,14 @@ def start_log(opt: dict[str, Any], *, verb: str, option_file: Path, new: bool) -
     logger.info(
         f"diffir_sr {__version__}, basicsr {basicsr.__version__} ({Path(basicsr.__file__).parent}), "
         f"torch {torch.__version__}, Python {platform.python_version()}, "
-        f"devices: {', '.join(devices) or f'CPU, {torch.get_num_threads()} threads'}, ranks: {opt['world_size']}"
+        f"devices: {', '.join(devices) or 'CPU'}, {_threads()}, ranks: {opt['world_size']}"
     )
+
+
+def _threads() -> str:
+    """How many threads compute and how they wait for each other; neither follows what else the machine does."""
+    waiting = os.environ.get("OMP_WAIT_POLICY", "as the OpenMP runtime lets them")
+    return f"threads: {torch.get_num_threads()} (waiting: {waiting})"
 
 
 def _say_unwritable(handler: logging.FileHandler, _: logging.LogRecord) -> None:
@@ -198,6 +206,14 @@ def _copy_options(opt: dict[str, Any], option_file: Path, folder: Path) -> None:
     save_text(option_file.read_text(encoding="utf-8"), folder / option_file.name)
     used = yaml.safe_dump(plain(opt), sort_keys=False, allow_unicode=True)
     save_text(used, folder / "options_used.yml")
+
+
+def start_worker(number: int, *, then: Callable[[int], Any] | None = None) -> None:
+    """Give a process that loads data one thread: workers are there to share the cores, and threads would fight."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    if then is not None:
+        then(number)
 
 
 def training_loader(opt: dict[str, Any]) -> tuple[DataLoader[Any], DrawSampler | GrowingBatchSampler]:
@@ -218,6 +234,7 @@ def training_loader(opt: dict[str, Any]) -> tuple[DataLoader[Any], DrawSampler |
     loader = build_dataloader(
         dataset, section, num_gpu=opt["num_gpu"], dist=opt["dist"], sampler=sampler, seed=opt["manual_seed"]
     )
+    loader.worker_init_fn = partial(start_worker, then=loader.worker_init_fn)
     if len(loader) == 0:
         raise InputError(
             f"datasets.train: {len(dataset)} images x dataset_enlarge_ratio {section.get('dataset_enlarge_ratio', 1)} "
@@ -238,7 +255,10 @@ def _growing_loader(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
-        worker_init_fn=partial(worker_init_fn, num_workers=workers, rank=opt["rank"], seed=opt["manual_seed"]),
+        worker_init_fn=partial(
+            start_worker,
+            then=partial(worker_init_fn, num_workers=workers, rank=opt["rank"], seed=opt["manual_seed"]),
+        ),
         pin_memory=bool(section.get("pin_memory")),
     )
     return loader, sampler
