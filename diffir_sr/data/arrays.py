@@ -36,5 +36,5 @@ def to_bytes(image: np.ndarray) -> Tensor:
     """An 8-bit array as read, (H, W, C), to uint8 RGB (3, H, W)."""
     colours = np.broadcast_to(image[..., :1], (*image.shape[:2], 3)) if image.shape[2] < 3 else image[..., :3]
     planes = np.empty((3, *colours.shape[:2]), np.uint8)
-    cv2.split(np.ascontiguousarray(colours), list(planes))
+    cv2.split(np.ascontiguousarray(colours), [planes[0], planes[1], planes[2]])
     return torch.from_numpy(planes)
