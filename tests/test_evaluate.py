@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.data
+import torch
 from test_metrics_perceptual import needs_weights
 from toy import run_training, train_options, write_options, write_pairs
 
@@ -17,6 +18,7 @@ from diffir_sr.evaluation.measure import pair_up
 from diffir_sr.evaluation.presets import PRESETS, plan_measurement
 from diffir_sr.files.images import decode
 from diffir_sr.files.picture import encode_png
+from diffir_sr.metrics.fid import Features
 from diffir_sr.metrics.fidelity import psnr, ssim
 
 PHOTO = skimage.data.coffee()[100:164, 100:180]
@@ -135,6 +137,43 @@ def test_distances_of_sets_are_called_by_their_features(capsys):
     assert "FID" not in capsys.readouterr().out
 
 
+class Colours(torch.nn.Module):
+    """Mean and corner of each channel, instead of a large network's features."""
+
+    def forward(self, images):
+        return torch.cat([images.mean((2, 3)), images[..., 0, 0]], dim=1)
+
+
+def test_distances_on_patches_see_every_pixel_once(capsys, monkeypatch):
+    pytest.importorskip("torchmetrics", reason="needs: pip install 'diffir_sr[metrics]'")
+    monkeypatch.setattr("diffir_sr.evaluation.measure.vgg16_features", lambda: Features("VGG16 conv5_3", Colours()))
+    picture = np.tile(PHOTO, (8, 7, 1))[:480, :512]
+    store("gt", {"a": picture})
+    store("restored", {"a": picture[::-1]})
+    found, _ = evaluated("--preset", "dvsr", "--metrics", "patch_fd_vgg16", "patch_kd_vgg16")
+    assert "4 and 4 patches" in capsys.readouterr().out
+    assert found["protocol"]["patch_fd_vgg16"].endswith("patches of 256x240")
+    # The same as pictures of their own.
+    quarters = [(top, left) for top in (0, 240) for left in (0, 256)]
+    for folder, whole in (("gt", picture), ("restored", picture[::-1])):
+        parts = {f"{top}_{left}": whole[top : top + 240, left : left + 256] for top, left in quarters}
+        store(f"{folder}_parts", parts)
+    assert main(["evaluate", "restored_parts", "gt_parts", "--preset", "dvsr", "--metrics", "fd_vgg16", "--json", "j"]) == 0  # fmt: skip  # noqa: E501
+    alone = json.loads(Path("j").read_text())["sets"]["fd_vgg16"]
+    assert found["sets"]["patch_fd_vgg16"] == pytest.approx(alone, rel=1e-5)
+
+
+def test_pictures_that_do_not_divide_into_patches_are_told_before_measuring(capsys):
+    whole = np.tile(PHOTO, (4, 4, 1))[:240, :256]
+    store("gt", {"a": PHOTO, "b": whole})
+    store("restored", {"a": PHOTO, "b": whole})
+    assert main(["evaluate", "restored", "gt", "--preset", "dvsr", "--metrics", "patch_fd_vgg16"]) == 1
+    said = capsys.readouterr().err
+    height, width = PHOTO.shape[:2]
+    assert "1 of 2 images (height x width) do not divide into patches of 240x256" in said
+    assert f"a: {height}x{width}" in said
+
+
 def test_without_the_weights_of_inception_there_is_no_fid_and_a_way_without(capsys):
     store("gt", {"a": PHOTO, "b": PHOTO})
     store("restored", {"a": noisy(5), "b": noisy(5)})
@@ -158,6 +197,8 @@ def test_presets_have_the_protocols_of_the_tables():
     assert how["sr"]["lpips_alex"] == (0, None, "alex")
     assert how["realsr"]["lpips_vgg"] == how["inpaint"]["lpips_vgg"] == (0, None, "vgg")
     assert plan_measurement("inpaint").sets == ("fid",)
+    assert plan_measurement("dvsr").sets == ("patch_fid", "patch_kid")
+    assert how["dvsr"]["psnr"] == (0, False, None)
     changed = plan_measurement("sr", ["psnr", "niqe"], border=2, luma=False).images
     assert changed["psnr"] == dict(type="calculate_psnr", crop_border=2, test_y_channel=False)
     assert changed["niqe"] == dict(type="calculate_niqe", crop_border=2)

@@ -51,6 +51,19 @@ def test_sets_of_one_mean_are_apart_by_their_deviations():
     assert distance(true, restored) == pytest.approx(unbiased * (0.2**2 + 0.2**2), abs=1e-6)
 
 
+def test_patches_cover_every_pixel_once_row_by_row():
+    image = torch.arange(2 * 720 * 1280, dtype=torch.float64).reshape(2, 1, 720, 1280).expand(-1, 3, -1, -1)
+    cut = fid.patches_of(image, height=240, width=256)
+    assert cut.shape == (30, 3, 240, 256)
+    assert torch.equal(cut[:, 0].reshape(-1).sort().values, image[:, 0].reshape(-1))
+    assert torch.equal(cut[0], image[0, :, :240, :256])
+    assert torch.equal(cut[6], image[0, :, 240:480, 256:512])
+    assert torch.equal(cut[29], image[1, :, 480:, 1024:])
+    for height, width in ((719, 1280), (720, 1279), (0, 256), (120, 256)):
+        with pytest.raises(InputError, match=f"{height}x{width} pixels"):
+            fid.patches_of(torch.zeros(1, 3, height, width), height=240, width=256)
+
+
 def test_the_frechet_distance_is_basicsrs():
     a, b = (torch.rand(60, 5, generator=torch.Generator().manual_seed(seed)) ** (seed + 1) for seed in (0, 1))
     moments = [moment for rows in (a, b) for moment in (rows.numpy().mean(0), np.cov(rows.double().numpy().T))]

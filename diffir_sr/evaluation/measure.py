@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from basicsr.metrics import calculate_metric
@@ -13,8 +13,8 @@ from diffir_sr.data.arrays import as_rgb_float
 from diffir_sr.data.masks import binary
 from diffir_sr.data.sources import Source, image_names, open_source, some
 from diffir_sr.errors import CheckpointError, InputError
-from diffir_sr.evaluation.presets import SET_METRICS, MeasurementPlan
-from diffir_sr.metrics.fid import Features, Kind, SetDistance, inception_features, vgg16_features
+from diffir_sr.evaluation.presets import PATCH, SET_METRICS, MeasurementPlan
+from diffir_sr.metrics.fid import Features, SetDistance, inception_features, patches_of, vgg16_features
 from diffir_sr.metrics.fidelity import as_unit_tensor
 from diffir_sr.progress import progress_bar
 
@@ -39,6 +39,7 @@ class Measured:
     cropped: int
     sets: dict[str, float] = field(default_factory=dict)
     titles: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, tuple[int, int]] = field(default_factory=dict)  # images (or patches): restored, true
 
     def mean(self, metric: str, rows: list[Row] | None = None) -> float:
         """Mean over images, as in validation; infinite where one image equals its ground truth."""
@@ -60,6 +61,7 @@ def measure(sets: Sets, plan: MeasurementPlan, *, masks: Source | None = None, w
     Inception for FID and KID. Raises InputError that names the image.
     """
     _check_masks(sets, masks)
+    _check_patches(sets, plan)
     distances = _distances(plan, weights)
     rows, cropped = [], 0
     for pair in progress_bar(sets.pairs, unit="image", leave=False):
@@ -69,16 +71,20 @@ def measure(sets: Sets, plan: MeasurementPlan, *, masks: Source | None = None, w
         cropped += gt.shape != whole
         try:
             values = {name: _value(restored, gt, opt) for name, opt in plan.images.items()}
-            for distance in distances.values():
-                distance.update(as_unit_tensor(restored), real=False)
-                distance.update(as_unit_tensor(gt), real=True)
+            for name, distance in distances.items():
+                for image, real in ((restored, False), (gt, True)):
+                    whole = as_unit_tensor(image)
+                    cut = SET_METRICS[name].patches
+                    distance.update(patches_of(whole, height=PATCH[0], width=PATCH[1]) if cut else whole, real=real)
         except InputError as error:
             raise InputError(f"{pair.gt}: {error}") from error
         hole = None if masks is None else float(binary(masks.read(pair.gt), dilate=0).mean())
         rows.append(Row(pair.gt, values, hole))
     measured = Measured(plan, rows, cropped)
     for name, distance in distances.items():
-        measured.sets[name], measured.titles[name] = distance.compute(), distance.title
+        on = f", patches of {PATCH[1]}x{PATCH[0]}" if SET_METRICS[name].patches else ""
+        measured.sets[name], measured.titles[name] = distance.compute(), distance.title + on
+        measured.counts[name] = distance.counts
     return measured
 
 
@@ -100,18 +106,21 @@ def _value(restored: np.ndarray, gt: np.ndarray, opt: dict[str, Any]) -> float:
 
 
 def _distances(plan: MeasurementPlan, weights: str | None) -> dict[str, SetDistance]:
-    wanted = {SET_METRICS[name][1] for name in plan.sets}
+    wanted = {SET_METRICS[name].features for name in plan.sets}
     features = {"inception": _inception(plan, weights)} if "inception" in wanted else {}
     features |= {"vgg16": vgg16_features()} if "vgg16" in wanted else {}
     kinds = {name: SET_METRICS[name] for name in plan.sets}
-    return {name: SetDistance(features[what], cast(Kind, kind)) for name, (kind, what) in kinds.items()}
+    return {name: SetDistance(features[metric.features], metric.kind) for name, metric in kinds.items()}
 
 
 def _inception(plan: MeasurementPlan, weights: str | None) -> Features:
     try:
         return inception_features(weights)
     except CheckpointError as error:
-        others = [*plan.images, "fd_vgg16"]
+        others = [
+            *plan.images,
+            "patch_fd_vgg16" if any(SET_METRICS[name].patches for name in plan.sets) else "fd_vgg16",
+        ]
         raise CheckpointError(f"{error}\nTo measure without FID and KID: --metrics {' '.join(others)}") from error
 
 
@@ -129,6 +138,24 @@ def _check_masks(sets: Sets, masks: Source | None) -> None:
     wrong = [f"{name}: {gt[name]}, its mask {sizes[name]}" for name in names if sizes[name] != gt[name]]
     if wrong:
         raise InputError(f"{len(wrong)} masks are not as large (height, width) as their images: {some(wrong)}")
+
+
+def _check_patches(sets: Sets, plan: MeasurementPlan) -> None:
+    cut = [name for name in plan.sets if SET_METRICS[name].patches]
+    if not cut:
+        return
+    sizes = sets.restored.sizes([pair.restored for pair in sets.pairs])
+    wrong = [
+        f"{name}: {size[0]}x{size[1]}"
+        for name, size in sizes.items()
+        if any(side % part for side, part in zip(size, PATCH, strict=True))
+    ]
+    if wrong:
+        raise InputError(
+            f"{len(wrong)} of {len(sizes)} images (height x width) do not divide into patches of "
+            f"{PATCH[0]}x{PATCH[1]}, on which {', '.join(cut)} are defined: {some(wrong)}; cut them to whole patches, "
+            "or name other --metrics"
+        )
 
 
 # Which restored image belongs to which ground truth, by name.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 from diffir_sr.errors import OptionError
 
@@ -29,6 +29,8 @@ PRESETS = {
     "realsr": Preset(("lpips_vgg", "dists", "psnr", "ssim"), luma=True, border=4, spare=3),
     "deblur": Preset(("psnr", "ssim_matlab"), luma=False, border=0),
     "inpaint": Preset(("lpips_vgg", "ssim", "fid"), luma=False, border=0),
+    # Whang et al. 2022: distances of sets on parts of pictures, everything else on whole ones.
+    "dvsr": Preset(("lpips_alex", "niqe", "patch_fid", "patch_kid", "psnr", "ssim"), luma=False, border=0),
 }
 IMAGE_METRICS: dict[str, dict[str, Any]] = {
     "psnr": {"type": "calculate_psnr"},
@@ -39,13 +41,25 @@ IMAGE_METRICS: dict[str, dict[str, Any]] = {
     "lpips_vgg": {"type": "calculate_lpips", "net": "vgg"},
     "dists": {"type": "calculate_dists"},
 }
-# name: (kind of distance, features)
+
+
+@dataclass(frozen=True)
+class SetMetric:
+    """A distance between the two sets: kind, whose features, and whether pictures are cut into `PATCH`es for it."""
+
+    kind: Literal["frechet", "kernel"]
+    features: Literal["inception", "vgg16"]
+    patches: bool = False
+
+
 SET_METRICS = {
-    "fid": ("frechet", "inception"),
-    "kid": ("kernel", "inception"),
-    "fd_vgg16": ("frechet", "vgg16"),
-    "kd_vgg16": ("kernel", "vgg16"),
+    "fid": SetMetric("frechet", "inception"),
+    "kid": SetMetric("kernel", "inception"),
+    "fd_vgg16": SetMetric("frechet", "vgg16"),
+    "kd_vgg16": SetMetric("kernel", "vgg16"),
 }
+SET_METRICS |= {f"patch_{name}": replace(metric, patches=True) for name, metric in SET_METRICS.items()}
+PATCH = 240, 256  # height and width: 15 in a picture of GoPro, 1280 x 720
 HIGHER_IS_BETTER = ("psnr", "ssim", "ssim_matlab")
 
 

@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from diffir_sr.evaluation.measure import Measured, Row
-from diffir_sr.evaluation.presets import HIGHER_IS_BETTER
+from diffir_sr.evaluation.presets import HIGHER_IS_BETTER, SET_METRICS
 from diffir_sr.metrics.fidelity import protocol
 
 
@@ -28,7 +28,7 @@ def as_table(measured: Measured, *, worst: int) -> str:
     lines = [head + (f"; {measured.cropped} ground truths cropped to the restored size" if measured.cropped else "")]
     lines += [f"  {name:<12}{measured.mean(name):>10.4f}   {how}" for name, how in _protocols(measured).items()]
     lines += [
-        f"  {name:<12}{value:>10.4f}   {measured.titles[name]}, {count} and {count} images"
+        f"  {name:<12}{value:>10.4f}   {measured.titles[name]}, {_counts(measured, name)}"
         for name, value in measured.sets.items()
     ]
     metrics = list(measured.plan.images)
@@ -42,6 +42,11 @@ def as_table(measured: Measured, *, worst: int) -> str:
         ]
         lines += _block("mean by share of the image that is hole", metrics, means)
     return "\n".join(lines) + "\n"
+
+
+def _counts(measured: Measured, name: str) -> str:
+    restored, true = measured.counts[name]
+    return f"{restored} and {true} {'patches' if SET_METRICS[name].patches else 'images'}"
 
 
 def _block(title: str, metrics: list[str], rows: list[tuple[str, dict[str, float]]]) -> list[str]:

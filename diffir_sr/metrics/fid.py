@@ -57,6 +57,21 @@ def vgg16_features(path: str | None = None) -> Features:
     return Features("VGG16 conv5_3", _Pooled(VGGStages(features_of("vgg16", given=path)[0])))
 
 
+def patches_of(images: Tensor, *, height: int, width: int) -> Tensor:
+    """Images (N, C, H, W) cut into (N * rows * columns, C, height, width), row by row, every pixel in one of them.
+
+    Raises InputError where the sides do not divide.
+    """
+    count, channels, high, wide = images.shape
+    if high % height or wide % width or not (high and wide):
+        raise InputError(
+            f"{high}x{wide} pixels (height x width) do not divide into patches of {height}x{width}; cut the "
+            "picture to whole patches"
+        )
+    cut = images.unflatten(3, (wide // width, width)).unflatten(2, (high // height, height))
+    return cut.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, height, width)
+
+
 class SetDistance:
     """Distance between a set of restored images and one of true ones, which need not be partners.
 
@@ -81,6 +96,12 @@ class SetDistance:
         if self._features.is_inception:
             return _INCEPTION_TITLES[self.kind]
         return f"{_TITLES[self.kind]}, features: {self._features.name}"
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Images added so far: restored ones, true ones."""
+        restored, true = (sum(map(len, self._vectors[real])) for real in (False, True))
+        return restored, true
 
     def update(self, images: Tensor, *, real: bool) -> None:
         """Add images (N, 3, H, W) in [0, 1] to the true set or to the restored one; sizes may differ."""
