@@ -59,6 +59,8 @@ setup(
         "video": ["av>=17"],  # PyAV; its wheels bring ffmpeg's libraries
         "heif": ["pillow-heif"],  # reads HEIC
         "peers": ["spandrel"],  # recognises and builds the networks of other projects
+        # AutoDIR: its U-Net and autoencoder, CLIP and its words; versions whose results the tests have seen.
+        "autodir": ["diffusers>=0.42,<0.43", "transformers>=5.24,<6"],
         "hub": ["huggingface_hub>=0.30"],  # weights from the Hub, by hf:// addresses
         # LPIPS and its heads; DISTS' weights, FID and KID. ImageNet backbones: see CONTRIBUTING.md.
         "metrics": ["lpips", "torchmetrics"],

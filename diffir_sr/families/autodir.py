@@ -55,7 +55,21 @@ def _numbers(tensors: Tensors, prefix: str) -> int:
 
 AUTODIR = Family(
     name="AutoDIR",
-    archs=("diffir_sr.archs.nafnet_arch:NAFNet", "diffir_sr.archs.nafnet_arch:NAFNetSCM"),
-    losses=("diffir_sr.losses.autodir_losses:PSNRLoss",),
+    archs=(
+        "diffir_sr.archs.autodir_arch:AutoDIR",
+        "diffir_sr.archs.nafnet_arch:NAFNet",
+        "diffir_sr.archs.nafnet_arch:NAFNetSCM",
+    ),
+    models=(
+        "diffir_sr.models.autodir_models:AutoDIRAssessorModel",
+        "diffir_sr.models.autodir_models:AutoDIRDiffusionModel",
+        "diffir_sr.models.autodir_models:AutoDIRCorrectionModel",
+    ),
+    datasets=("diffir_sr.data.labelled_dataset:LabelledPairsDataset",),
+    losses=(
+        "diffir_sr.losses.autodir_losses:PSNRLoss",
+        "diffir_sr.losses.autodir_losses:FidelityLoss",
+        "diffir_sr.losses.autodir_losses:CategoryCrossEntropy",
+    ),
     identify=identify,
 )

@@ -9,6 +9,7 @@ from typing import Any
 from diffir_sr.files.processes import available_cpus
 from diffir_sr.parsing import deferred
 from diffir_sr.prepare.jobs import (
+    DEGRADATION_KINDS,
     FACTORS,
     GOPRO_MIDDLE,
     GOPRO_OVERLAP,
@@ -105,7 +106,7 @@ def add_prepare_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 def _add_degrade_parser(jobs: Any) -> None:
     """Add `diffir prepare degrade`."""
-    what = "degrade images as real-world training does (blur, resize, noise, JPEG, twice)"
+    what = "degrade images as real-world training does (blur, resize, noise, JPEG, twice), or by one kind of fault"
     parser = jobs.add_parser("degrade", help=what, description=what[0].upper() + what[1:] + ".")
     parser.add_argument("input", type=Path, help="folder of images, sub-folders included")
     parser.add_argument("-o", "--output", type=Path, required=True)
@@ -113,6 +114,15 @@ def _add_degrade_parser(jobs: Any) -> None:
     parser.add_argument("--scale", type=int, help="how many times smaller (default: that of --opt, or 4)")
     parser.add_argument("--seed", type=int, default=0, help="a result follows from seed and name (default 0)")
     parser.add_argument("--crop-gt", type=Path, help="also write the inputs, cropped to multiples of scale, here")
+    parser.add_argument(
+        "--kind",
+        nargs="+",
+        choices=[*DEGRADATION_KINDS, "all"],
+        metavar="KIND",
+        help=f"instead, for each of these kinds pairs KIND/input, KIND/target: {', '.join(DEGRADATION_KINDS)}, or all",
+    )
+    parser.add_argument("--combine", action="store_true", help="--kind: one picture with all of them, in this order")
+    parser.add_argument("--count", type=int, default=1, help="--kind: degraded pictures of each image (default 1)")
     parser.add_argument("--jobs", type=int, default=available_cpus(), help="processes (default: one per core)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
     parser.add_argument("--overwrite", action="store_true", help="make again what exists (default: keep it)")

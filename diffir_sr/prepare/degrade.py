@@ -31,7 +31,8 @@ from diffir_sr.files.images import decode, read_file
 from diffir_sr.files.picture import as_bits, encode_png
 from diffir_sr.options import load_options
 from diffir_sr.prepare.contact_sheet import centre, contact_sheet, enlarged
-from diffir_sr.prepare.jobs import check_apart, run_all
+from diffir_sr.prepare.jobs import DEGRADATION_KINDS, check_apart, run_all
+from diffir_sr.prepare.kinds import degraded_by
 from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, relative, underway
 
 
@@ -146,6 +147,10 @@ def command(args: argparse.Namespace) -> int:
         raise InputError(f"{args.input.absolute()} is an LMDB; expected a folder of image files")
     if args.seed < 0:
         raise InputError(f"--seed: expected 0 or more, got {args.seed}")
+    if args.kind:
+        return _by_kind(source, args)
+    if args.combine or args.count != 1:
+        raise InputError("--combine and --count belong to --kind; name kinds, or leave them out")
     given = _recipe(args)
     tasks = plan_degradations(source, args.output, given, crop_gt=args.crop_gt, overwrite=args.overwrite)
     job = PrepareJob(args.output, "degrade", asdict(given), source.path)
@@ -162,6 +167,96 @@ def command(args: argparse.Namespace) -> int:
         job.finish((one.lq for one in done), notes=[f"x1/{given.scale}", f"see {sheet}"])
         if crops is not None:
             crops.finish(one.cropped for one in done if one.cropped is not None)
+    return 0
+
+
+# Pairs by kind of degradation.
+
+
+@dataclass(frozen=True)
+class KindTask:
+    """One picture to degrade by kinds, one after the other; `name` decides what is drawn."""
+
+    name: str
+    file: Path
+    kinds: tuple[str, ...]
+    degraded: StoredTarget
+    truth: StoredTarget
+    seed: int
+    overwrite: bool
+
+
+def plan_kinds(
+    source: FolderSource,
+    output: Path,
+    kinds: Sequence[str],
+    *,
+    seed: int,
+    combine: bool = False,
+    count: int = 1,
+    overwrite: bool = False,
+) -> dict[str, list[KindTask]]:
+    """What to degrade, by the folder of `output` that takes input and target: a kind, or kinds joined by +."""
+    if count < 1:
+        raise InputError(f"--count: expected 1 or more, got {count}")
+    check_apart(source.path, output)
+    wanted = dict.fromkeys(DEGRADATION_KINDS if "all" in kinds else kinds)
+    groups = [tuple(wanted)] if combine else [(kind,) for kind in wanted]
+    tasks: dict[str, list[KindTask]] = {}
+    for group in groups:
+        folder = output / "+".join(group)
+        tasks[folder.name] = [
+            KindTask(called, source.file(name), group, *_pair_of(source, name, called, folder), seed, overwrite)
+            for name in source.names
+            for called in ([name] if count == 1 else [f"{name}_{number}" for number in range(count)])
+        ]
+    return tasks
+
+
+def _pair_of(source: FolderSource, name: str, called: str, folder: Path) -> tuple[StoredTarget, StoredTarget]:
+    origin = relative(source.file(name), source.path)
+    lq, gt = (StoredTarget(folder / side, f"{called}.png", origin) for side in ("input", "target"))
+    return lq, gt
+
+
+def _degrade_by_kinds(task: KindTask) -> tuple[StoredImage, StoredImage]:
+    if not task.overwrite and task.degraded.path.exists() and task.truth.path.exists():
+        return task.degraded.keep(), task.truth.keep()
+    torch.set_num_threads(1)
+    image = _eight_bit_rgb(decode(read_file(task.file), where=str(task.file)))
+    made = degraded_by(image, task.kinds, seed=task.seed, name=task.name)
+    return task.degraded.store_png(made), task.truth.store_png(image)
+
+
+def _by_kind(source: FolderSource, args: argparse.Namespace) -> int:
+    """`diffir prepare degrade --kind`."""
+    misplaced = [name for name in ("opt", "scale", "crop_gt") if getattr(args, name) is not None]
+    if misplaced:
+        raise InputError(f"--{misplaced[0].replace('_', '-')} does not belong to --kind, which keeps the size")
+    tasks = plan_kinds(
+        source, args.output, args.kind, seed=args.seed, combine=args.combine, count=args.count, overwrite=args.overwrite
+    )
+    jobs = {
+        (folder, side): PrepareJob(
+            args.output / folder / side,
+            "degrade",
+            {"kinds": folder.split("+"), "seed": args.seed, "count": args.count},
+            source.path,
+        )
+        for folder in tasks
+        for side in ("input", "target")
+    }
+    for job in jobs.values():
+        job.check(overwrite=args.overwrite)
+    if args.dry_run:
+        told = ", ".join(f"{len(some)} pairs to {args.output / folder}" for folder, some in tasks.items())
+        sys.stdout.write(f"would write {told}\n")
+        return 0
+    with underway(*jobs.values(), overwrite=args.overwrite):
+        for folder, some in tasks.items():
+            done = run_all(_degrade_by_kinds, some, jobs=args.jobs, label=folder)
+            for number, side in enumerate(("input", "target")):
+                jobs[folder, side].finish(pair[number] for pair in done)
     return 0
 
 

@@ -126,6 +126,7 @@ _SHOWN = 10
 # Choices and defaults of jobs, which their parsers show.
 RESIZE_METHODS = ("bicubic", "area", "lanczos")
 GOPRO_SIZE, GOPRO_OVERLAP, GOPRO_MIDDLE = 512, 256, 256  # pixels
+DEGRADATION_KINDS = ("noise", "blur", "rain", "underexposure", "haze", "low-resolution", "raindrop")
 MASK_KINDS = ("thin", "medium", "thick")
 MASK_SIZES = (256, 512)  # pixels
 FACTORS = (0.75, 0.5, 1 / 3)

@@ -108,10 +108,15 @@ def exposure(image: np.ndarray, path: np.ndarray) -> np.ndarray:
 
     Frames between pixels are interpolated linearly. Sums of shifts are one convolution, which is what is computed.
     """
+    light = linear(np.arange(256) / 255).astype(np.float32)[image]
+    return (encoded(exposed(light, path)) * 255).round().astype(np.uint8)
+
+
+def exposed(light: np.ndarray, path: np.ndarray) -> np.ndarray:
+    """The mean of float32 light (H, W, C) moved to each place of a path (frames, 2), clipped to [0, 1]."""
     kernel = np.ascontiguousarray(_spread(path)[::-1, ::-1])  # filter2D looks up, a frame moves on
-    light = _linear(np.arange(256) / 255).astype(np.float32)[image]
     blurred = cv2.filter2D(light, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
-    return (_encoded(blurred.reshape(image.shape).clip(0, 1)) * 255).round().astype(np.uint8)
+    return blurred.reshape(light.shape).clip(0, 1)
 
 
 def _spread(path: np.ndarray) -> np.ndarray:
@@ -127,12 +132,12 @@ def _spread(path: np.ndarray) -> np.ndarray:
     return (kernel / len(path)).astype(np.float32)
 
 
-def _linear(encoded: np.ndarray) -> np.ndarray:
+def linear(values: np.ndarray) -> np.ndarray:
     """Light of sRGB values in [0, 1] (IEC 61966-2-1)."""
-    return np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
 
 
-def _encoded(light: np.ndarray) -> np.ndarray:
+def encoded(light: np.ndarray) -> np.ndarray:
     """sRGB values of light in [0, 1]."""
     return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
 

@@ -1,0 +1,295 @@
+"""AutoDIR's quality assessor: names what is wrong with a picture, and speaks of it to the diffusion.
+
+CLIP's image tower is compared with its text tower's view of one prompt per category; the text tower's states, mixed by
+the probabilities, are what the diffusion is steered by. transformers and tokenizers (extra `autodir`) are imported when
+a network is built.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffir_sr.errors import InputError, OptionError
+from diffir_sr.import_hook import imported
+
+CATEGORIES: tuple[str, ...] = ("noise", "blur", "rain", "underexposure", "haze", "low resolution", "raindrop", "no")
+CLEAN = "no"  # the category of pictures with nothing wrong
+LENGTH = 77  # tokens of a prompt
+INSTALL = "pip install 'diffir_sr[autodir]'"
+View = Literal["center", "grid_mean"]
+_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training pictures, R, G, B
+_STD = (0.26862954, 0.26130258, 0.27577711)
+# CLIP's tokens of the prompts between start and end, so that the assessor needs no vocabulary file.
+_BEFORE, _AFTER, _START, _END = (320, 1125, 2536), (37718, 12219), 49406, 49407
+_TOKENS = {
+    "noise": (9307,),
+    "blur": (27976,),
+    "rain": (2443,),
+    "underexposure": (21675, 87, 35539),
+    "haze": (22785,),
+    "low resolution": (1042, 9977),
+    "raindrop": (3128, 3387),
+    "no": (871,),
+}
+_VOCABULARY = 49408
+CLIP_TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
+CLIP_VISION = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 24,
+    "patch_size": 14,
+    "image_size": 224,
+}
+
+
+def prompt_of(category: str) -> str:
+    """What a category is called when the diffusion is spoken to."""
+    return f"A photo needs {category} artifact reduction"
+
+
+def of_library(name: str) -> Any:
+    """A class of the extra `autodir`, by module:name; InputError where it is not installed."""
+    try:
+        return imported(name)
+    except ImportError as error:
+        raise InputError(f"AutoDIR needs {name.partition(':')[0]} ({error}): {INSTALL}") from error
+
+
+# What the assessor sees of a picture
+
+
+def centre_view(image: Tensor, side: int) -> Tensor:
+    """The middle of `image` (B, 3, H, W) as (B, 3, side, side), zeros around it where it is smaller.
+
+    As `CLIPImageProcessor` crops it, to the pixel.
+    """
+    for dim in (-2, -1):
+        length = image.shape[dim]
+        spare = max(0, side - length)
+        first = -(-spare // 2)
+        pad = (first, spare - first)
+        image = F.pad(image, pad if dim == -1 else (0, 0, *pad))
+        start = max(0, (length - side) // 2)
+        image = image.narrow(dim, start, side)
+    return image
+
+
+def grid_views(image: Tensor, side: int) -> Tensor:
+    """Squares (N, B, 3, side, side) that cover `image` (B, 3, H, W), the last of a row and column moved inside."""
+    tops, lefts = ([*range(0, length - side, side), length - side] if length > side else [0]
+                   for length in image.shape[-2:])  # fmt: skip
+    return torch.stack(
+        [centre_view(image[..., top : top + side, left : left + side], side) for top in tops for left in lefts]
+    )
+
+
+# Prompts as tokens
+
+
+class WordTokens:
+    """Tokens of a small model: one per word, those of the categories apart and all others by their letters' sum."""
+
+    def __init__(self, size: int) -> None:
+        known = sorted({word for category in CATEGORIES for word in prompt_of(category).lower().split()})
+        if size < len(known) + 3:
+            raise OptionError(f"vocab_size: expected {len(known) + 3} or more, found {size}")
+        self._known = {word: number for number, word in enumerate(known)}
+        self._others = size - 2 - len(known)
+        self.start, self.end = size - 2, size - 1
+
+    def __call__(self, text: str) -> list[int]:
+        """Tokens of a text between start and end."""
+        words = re.findall(r"\w+|[^\w\s]", text.lower())
+        return [
+            self._known[word] if word in self._known else len(self._known) + zlib.crc32(word.encode()) % self._others
+            for word in words
+        ]
+
+
+class ClipTokens:
+    """CLIP's tokens: by `tokenizer.json` where it is given; the prompts of categories are known without it."""
+
+    start, end = _START, _END
+
+    def __init__(self, file: str | None) -> None:
+        self._file = file
+        self._known = {prompt_of(category): [*_BEFORE, *_TOKENS[category], *_AFTER] for category in CATEGORIES}
+
+    def __call__(self, text: str) -> list[int]:
+        """See `WordTokens`; raises InputError for a free text without the vocabulary."""
+        if not text:
+            return []
+        if text in self._known:
+            return self._known[text]
+        if self._file is None or not Path(self._file).is_file():
+            raise InputError(
+                f"prompt {text!r}: CLIP's vocabulary is needed for free texts and is not at "
+                f"{self._file or 'tokenizer.json beside the weights'}; convert the weights again with --tokenizer "
+                "FILE, which is bpe_simple_vocab_16e6.txt.gz of the package open_clip_torch, or CLIP's tokenizer.json"
+            )
+        ids = of_library("tokenizers:Tokenizer").from_file(self._file).encode(text, add_special_tokens=False).ids
+        return [one for one in ids if one not in (self.start, self.end)]
+
+
+def cut(tokens: Sequence[int], text: str) -> tuple[list[int], str | None]:
+    """Tokens that a prompt has room for, and what to tell where some are left out."""
+    room = LENGTH - 2
+    if len(tokens) <= room:
+        return list(tokens), None
+    return list(tokens[:room]), (
+        f"prompt {text[:40]!r}... has {len(tokens) + 2} tokens, and the model sees {LENGTH}: its end is left out"
+    )
+
+
+# The networks
+
+
+class ConvEncoder(nn.Module):
+    """A small image tower: convolutions with strides, then mean and largest value of each channel."""
+
+    def __init__(self, width: int, blocks: int) -> None:
+        super().__init__()
+        channels = [3, *(width * min(2**level, 4) for level in range(blocks))]
+        layers: list[nn.Module] = []
+        for seen, made in zip(channels, channels[1:], strict=False):
+            layers += [nn.Conv2d(seen, made, 3, 2, 1), nn.GroupNorm(8, made), nn.SiLU()]
+            layers += [nn.Conv2d(made, made, 3, 1, 1), nn.GroupNorm(8, made), nn.SiLU()]
+        self.body = nn.Sequential(*layers)
+        self.width = 2 * channels[-1]
+
+    def forward(self, pixel_values: Tensor) -> SimpleNamespace:
+        features = self.body(pixel_values)
+        pooled = torch.cat([features.mean(dim=(2, 3)), features.amax(dim=(2, 3))], dim=1)
+        return SimpleNamespace(pooler_output=pooled)
+
+
+class Assessor(nn.Module):
+    """Probabilities of what is wrong with pictures, and states of prompts for the diffusion.
+
+    `text` and `vision` are CLIP's own arguments (by default ViT-L/14's); `conv` (width, blocks) takes a small
+    convolutional image tower in place of CLIP's. `crop` is the side of what is seen, in pixels of the picture, which is
+    not resized; `biqa_view` center sees its middle as published, grid_mean squares all over it, whose probabilities are
+    averaged.
+    """
+
+    def __init__(
+        self,
+        *,
+        text: Mapping[str, Any] | None = None,
+        vision: Mapping[str, Any] | None = None,
+        projection_dim: int = 768,
+        vocab_size: int = _VOCABULARY,
+        conv: Mapping[str, int] | None = None,
+        crop: int = 224,
+        biqa_view: str = "center",
+        tokenizer: str | None = None,
+    ) -> None:
+        super().__init__()
+        if biqa_view not in get_args(View):
+            raise OptionError(f"biqa_view: expected one of {', '.join(get_args(View))}, found {biqa_view!r}")
+        small = vocab_size != _VOCABULARY
+        self.tokens = WordTokens(vocab_size) if small else ClipTokens(tokenizer)
+        seen = dict(CLIP_VISION if vision is None else vision)
+        if conv is not None:  # a tower that is replaced at once
+            seen = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1}
+            seen |= {"patch_size": 14, "image_size": 28}
+        # eos_token_id 2 is the published configuration's, by which the end is the first of the largest token.
+        words = {"vocab_size": vocab_size, "max_position_embeddings": LENGTH, "eos_token_id": 2}
+        words |= {"bos_token_id": self.tokens.start, "pad_token_id": self.tokens.end}
+        config = of_library("transformers:CLIPConfig")(
+            text_config={**(CLIP_TEXT if text is None else text), **words, "projection_dim": projection_dim},
+            vision_config={**seen, "projection_dim": projection_dim},
+            projection_dim=projection_dim,
+        )
+        config._attn_implementation = "sdpa"
+        self.clipmodel: Any = of_library("transformers:CLIPModel")(config)
+        if conv is not None:
+            tower = ConvEncoder(**conv)
+            self.clipmodel.vision_model = tower
+            self.clipmodel.visual_projection = nn.Linear(tower.width, projection_dim, bias=False)
+        self.crop = crop
+        self.view = biqa_view
+        self.width = int(self.clipmodel.text_model.config.hidden_size)
+
+    # Text
+
+    def ids(self, prompts: Sequence[str]) -> Tensor:
+        """Tokens (K, 77): start, the text, end, and the end's token to the full length."""
+        rows = []
+        for prompt in prompts:
+            inside, _ = cut(self.tokens(prompt), prompt)
+            rows.append([self.tokens.start, *inside, *[self.tokens.end] * (LENGTH - 1 - len(inside))])
+        return torch.tensor(rows, device=self.clipmodel.logit_scale.device)
+
+    def text(self, prompts: Sequence[str], *, mask_pads: bool) -> tuple[Tensor, Tensor]:
+        """States (K, 77, D) and embeddings (K, P) of prompts.
+
+        `mask_pads` hides positions after the end from each other; published for the categories and in training, not for
+        free and empty prompts when restoring.
+        """
+        ids = self.ids(prompts)
+        ends = (ids == self.tokens.end).int().argmax(dim=1, keepdim=True)
+        mask = (torch.arange(LENGTH, device=ids.device) <= ends).long() if mask_pads else None
+        out = self.clipmodel.text_model(input_ids=ids, attention_mask=mask)
+        return out.last_hidden_state, self.clipmodel.text_projection(out.pooler_output)
+
+    # Pictures
+
+    def pixels(self, image: Tensor) -> Tensor:
+        """What the image tower sees of the middle of pictures in [0, 1]: (B, 3, crop, crop), normalised."""
+        return normalised(centre_view(image, self.crop))
+
+    def embedded(self, pixels: Tensor) -> Tensor:
+        """Embeddings (B, P) of what the image tower sees."""
+        return self.clipmodel.visual_projection(self.clipmodel.vision_model(pixel_values=pixels).pooler_output)
+
+    def likelihoods(self, image: Tensor, embeddings: Tensor) -> Tensor:
+        """Probabilities (B, K) of prompts with `embeddings` (K, P), given pictures (B, 3, H, W) in about [0, 1]."""
+        scale = self.clipmodel.logit_scale
+        if self.view == "center":
+            return probabilities(self.embedded(self.pixels(image)), embeddings, scale)
+        views = grid_views(image, self.crop)
+        each = [probabilities(self.embedded(normalised(view)), embeddings, scale) for view in views]
+        return torch.stack(each).mean(dim=0)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Probabilities (B, 8) of `CATEGORIES`, in their order."""
+        return self.likelihoods(image, self.text([prompt_of(one) for one in CATEGORIES], mask_pads=True)[1])
+
+
+def normalised(image: Tensor) -> Tensor:
+    """Pictures in [0, 1] less the mean of CLIP's training pictures, over their deviation."""
+    return (image - image.new_tensor(_MEAN)[:, None, None]) / image.new_tensor(_STD)[:, None, None]
+
+
+def probabilities(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+    """Softmax (B, K) of the scaled cosines between embeddings of pictures (B, P) and prompts (K, P)."""
+    cosines = F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
+    return (logit_scale.exp() * cosines).softmax(dim=-1)
+
+
+def mixed(weights: Tensor, states: Tensor) -> Tensor:
+    """Prompt states (K, T, D) mixed by weights (B, K): (B, T, D)."""
+    return torch.einsum("bk,ktd->btd", weights, states)
+
+
+def nearest_category(name: str) -> str:
+    """A category by its name, with - or _ for blanks; InputError that names the nearest for none."""
+    import difflib
+
+    wanted = name.strip().lower().replace("-", " ").replace("_", " ")
+    if wanted in CATEGORIES:
+        return wanted
+    near = difflib.get_close_matches(wanted, CATEGORIES[:-1], n=1, cutoff=0.3)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise InputError(f"degradation {name!r} is unknown{hint} Known are {', '.join(CATEGORIES[:-1])}")

@@ -1,0 +1,59 @@
+"""Pairs with the name of what is wrong with the degraded picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from diffir_sr.archs.autodir_assessor import CATEGORIES, CLEAN, nearest_category
+from diffir_sr.data.draws import Draw
+from diffir_sr.data.pairs import PairedDataset, PairedOptions
+from diffir_sr.errors import InputError
+from diffir_sr.option_types import Found, Names, Probability, View
+
+
+class LabelledOptions(PairedOptions):
+    """Pairs of several degradations, a pair of roots for each."""
+
+    degradations: Names = Field(description="What is wrong with the pictures of each root, in the same order.")
+    clean_share: Probability = Field(
+        0.0, description="Share of training draws that show the ground truth as it is, labelled no."
+    )
+    use_hflip: bool = Field(False, description="Whether training patches are mirrored at random.")
+
+
+def one_degradation_for_each_root(view: View, at: tuple[str, ...]) -> Found:
+    """Every root has its degradation."""
+    roots, names = view.get(*at, "dataroot_lq"), view.get(*at, "degradations", default=[])
+    count = len(roots) if isinstance(roots, list) else 1
+    if len(names) != count:
+        yield (*at, "degradations"), f"{len(names)} names for {count} roots; give one for each"
+
+
+class LabelledPairsDataset(PairedDataset):
+    """`PairedDataset` (scale 1) whose samples also have `label`, the place of their degradation in `CATEGORIES`.
+
+    `diffir prepare degrade --kind` makes the pairs.
+    """
+
+    OPTIONS: ClassVar[Any] = LabelledOptions
+    RULES = (one_degradation_for_each_root,)
+    NEEDS_SCALE = False
+
+    def __init__(self, opt: Mapping[str, Any]) -> None:
+        super().__init__({**opt, "scale": 1})
+        self.labels = [CATEGORIES.index(nearest_category(name)) for name in opt["degradations"]]
+        if len(self.labels) != len(self.sources):
+            raise InputError(f"degradations: {len(self.labels)} names for {len(self.sources)} roots; give one for each")
+        self.clean_share = float(opt.get("clean_share") or 0) if self.training else 0.0
+
+    def __getitem__(self, draw: int | Draw) -> dict[str, Any]:
+        number = draw.number if isinstance(draw, Draw) else draw
+        sample = super().__getitem__(draw)
+        label = self.labels[self.mixture.locate(number)[0]]
+        # The second number of the draw's generator, which its corner does not depend on.
+        if self.clean_share and self.random(number).spawn(1)[0].random() < self.clean_share:
+            sample["lq"], label = sample["gt"].clone(), CATEGORIES.index(CLEAN)
+        return {**sample, "label": label}

@@ -1,0 +1,197 @@
+"""The released checkpoint of AutoDIR as the parts of our network: every tensor placed, dropped by name, or refused.
+
+Names of latent diffusion become those of diffusers by diffusers' own functions, which are not part of its public
+interface: they are called here alone, and a test goes through them both ways.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from diffir_sr.archs.autodir_assessor import CLIP_TEXT, CLIP_VISION, of_library
+from diffir_sr.diffusion.schedule import STORED_CONSTANTS
+from diffir_sr.errors import CheckpointError
+
+UNET, LATENTS = "model.diffusion_model.", "first_stage_model."
+CLIP, CORRECTION = "model_assessment.clipmodel.", "NAFNet."
+# Where the parts are in our network.
+PARTS = {
+    "assessor": "assessor.clipmodel.",
+    "unet": "diffusion.unet.",
+    "autoencoder": "diffusion.latents.net.",
+    "correction": "correction.",
+}
+_RENAMING = "diffusers.loaders.single_file_utils:convert_ldm_{}_checkpoint"
+
+
+def is_published(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these are the tensors of AutoDIR's released checkpoint, or of one with its layout."""
+    return f"{UNET}input_blocks.0.0.weight" in tensors and f"{CLIP}logit_scale" in tensors
+
+
+def converted(
+    tensors: Mapping[str, Tensor],
+    *,
+    heads: int = 8,
+    text: Mapping[str, Any] | None = None,
+    vision: Mapping[str, Any] | None = None,
+    crop: int = 224,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and constructor arguments of `AutoDIR` out of a checkpoint in the published layout.
+
+    Sizes are read off the shapes; what they do not show is given: attention `heads` of the U-Net, CLIP's arguments.
+    Raises CheckpointError that names a part which is missing or tensors that belong nowhere.
+    """
+    parts = _parted(tensors)
+    arguments: dict[str, Any] = {
+        "assessor": _assessor(parts["assessor"], text, vision, crop),
+        "unet": _unet_sizes(parts["unet"], heads),
+        "autoencoder": _autoencoder_sizes(parts["autoencoder"]),
+        "correction": _correction_sizes(parts["correction"]),
+    }
+    unet = {f"{UNET}{name}": tensor for name, tensor in parts["unet"].items()}
+    latents = {f"{LATENTS}{name}": tensor for name, tensor in parts["autoencoder"].items()}
+    renamed = {
+        "assessor": parts["assessor"],
+        "unet": _renamed("unet", unet, arguments["unet"]),
+        "autoencoder": _renamed("vae", latents, arguments["autoencoder"]),
+        "correction": parts["correction"],
+    }
+    return {
+        f"{PARTS[part]}{name}": tensor for part, named in renamed.items() for name, tensor in named.items()
+    }, arguments
+
+
+def _parted(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    prefixes = {"unet": UNET, "autoencoder": LATENTS, "assessor": CLIP, "correction": CORRECTION}
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in prefixes}
+    strange = []
+    for name, tensor in tensors.items():
+        part = next((part for part, prefix in prefixes.items() if name.startswith(prefix)), None)
+        if part is not None:
+            if not name.endswith(
+                ".position_ids"
+            ):  # counts from 0, which newer versions of transformers make themselves
+                parts[part][name.removeprefix(prefixes[part])] = tensor
+        elif name not in STORED_CONSTANTS:
+            strange.append(name)
+    missing = [prefixes[part] for part, named in parts.items() if not named]
+    if missing:
+        raise CheckpointError(f"no tensor begins with {' or '.join(missing)}; copy or fetch the checkpoint again")
+    if strange:
+        raise CheckpointError(
+            f"{len(strange)} tensors belong to no part of AutoDIR, such as {', '.join(strange[:3])}; give the released "
+            "checkpoint, or remove them"
+        )
+    return parts
+
+
+def _renamed(kind: str, tensors: dict[str, Tensor], sizes: Mapping[str, Any]) -> dict[str, Tensor]:
+    """By diffusers; raises CheckpointError where tensors are left over or a wanted one is missing."""
+    config = {**sizes, "class_embed_type": None, "addition_embed_type": None}
+    given = dict(tensors)
+    try:
+        made = of_library(_RENAMING.format(kind))(given, config=config)
+    except KeyError as error:
+        raise CheckpointError(
+            f"the tensor {error.args[0]} of the {kind} is missing; copy or fetch the checkpoint again"
+        ) from error
+    taken = {id(tensor) for tensor in made.values()}
+    # Attention of the autoencoder is stored as convolutions, and becomes another tensor.
+    left = [name for name, tensor in tensors.items() if id(tensor) not in taken and ".mid.attn_" not in name]
+    if left:
+        raise CheckpointError(f"{len(left)} tensors of the {kind} have no place, such as {', '.join(left[:3])}")
+    return made
+
+
+# Sizes
+
+
+def _numbers(tensors: Mapping[str, Tensor], pattern: str) -> list[int]:
+    """The numbers that stand in the group of `pattern`, sorted."""
+    found = (re.match(pattern, name) for name in tensors)
+    return sorted({int(one.group(1)) for one in found if one})
+
+
+def _unet_sizes(tensors: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
+    base = tensors["input_blocks.0.0.weight"].shape[0]
+    entries = _numbers(tensors, r"input_blocks\.(\d+)\.")
+    channels, blocks, attended = [base], [0], [False]
+    width = 0
+    for entry in entries[1:]:
+        if f"input_blocks.{entry}.0.op.weight" in tensors:
+            channels.append(0)
+            blocks.append(0)
+            attended.append(False)
+            continue
+        channels[-1] = tensors[f"input_blocks.{entry}.0.in_layers.2.weight"].shape[0]
+        blocks[-1] += 1
+        key = tensors.get(f"input_blocks.{entry}.1.transformer_blocks.0.attn2.to_k.weight")
+        if key is not None:
+            attended[-1], width = True, key.shape[1]
+    if len(set(blocks)) != 1 or not width:
+        raise CheckpointError(f"the U-Net has {blocks} blocks on its levels; expected as many on each, and attention")
+    down = ["CrossAttnDownBlock2D" if one else "DownBlock2D" for one in attended]
+    up = ["CrossAttnUpBlock2D" if one else "UpBlock2D" for one in reversed(attended)]
+    return {
+        "in_channels": tensors["input_blocks.0.0.weight"].shape[1],
+        "out_channels": tensors["out.2.weight"].shape[0],
+        "block_out_channels": channels,
+        "layers_per_block": blocks[0],
+        "cross_attention_dim": width,
+        "attention_head_dim": heads,  # diffusers' name for the number of heads
+        "down_block_types": down,
+        "up_block_types": up,
+    }
+
+
+def _autoencoder_sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    levels = _numbers(tensors, r"encoder\.down\.(\d+)\.")
+    blocks = _numbers(tensors, r"encoder\.down\.0\.block\.(\d+)\.")
+    return {
+        "in_channels": tensors["encoder.conv_in.weight"].shape[1],
+        "out_channels": tensors["decoder.conv_out.weight"].shape[0],
+        "latent_channels": tensors["post_quant_conv.weight"].shape[1],
+        "block_out_channels": [tensors[f"encoder.down.{one}.block.0.conv1.weight"].shape[0] for one in levels],
+        "layers_per_block": len(blocks),
+        "down_block_types": ["DownEncoderBlock2D"] * len(levels),
+        "up_block_types": ["UpDecoderBlock2D"] * len(levels),
+    }
+
+
+def _correction_sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    levels = {side: _numbers(tensors, rf"{side}\.(\d+)\.") for side in ("encoders", "decoders")}
+    counts = {
+        side: [len(_numbers(tensors, rf"{side}\.{level}\.(\d+)\.")) for level in numbers]
+        for side, numbers in levels.items()
+    }
+    return {
+        "width": tensors["intro.weight"].shape[0],
+        "middle_blk_num": len(_numbers(tensors, r"middle_blks\.(\d+)\.")),
+        "enc_blk_nums": counts["encoders"],
+        "dec_blk_nums": counts["decoders"],
+    }
+
+
+def _assessor(
+    tensors: Mapping[str, Tensor], text: Mapping[str, Any] | None, vision: Mapping[str, Any] | None, crop: int
+) -> dict[str, Any]:
+    words, width = tensors["text_model.embeddings.token_embedding.weight"].shape
+    seen = tensors["vision_model.embeddings.class_embedding"].shape[0]
+    for name, given, found, published in (("text", text, width, CLIP_TEXT), ("vision", vision, seen, CLIP_VISION)):
+        if given is None and found != published["hidden_size"]:
+            raise CheckpointError(
+                f"CLIP's {name} tower has {found} channels, the released one {published['hidden_size']}; this is "
+                "another model, whose heads and layers the tensors do not show"
+            )
+    return {
+        "text": dict(text or CLIP_TEXT),
+        "vision": dict(vision or CLIP_VISION),
+        "projection_dim": tensors["text_projection.weight"].shape[0],
+        "vocab_size": words,
+        "crop": crop,
+    }
