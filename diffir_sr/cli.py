@@ -26,6 +26,10 @@ COMMANDS = {
     "restore": ("restore pictures, folders and videos", "diffir_sr.inference.commands:add_restore_parser"),
     "prepare": ("make training and test data", "diffir_sr.prepare.commands:add_prepare_parser"),
     "options": ("check option files, and learn what they may hold", "diffir_sr.options.commands:add_options_parser"),
+    "recipe": (
+        "train the stages of a recipe in order, and go on where it stopped",
+        "diffir_sr.training.commands:add_recipe_parser",
+    ),
     "models": ("list, show, fetch and verify weights by name", "diffir_sr.weights_commands:add_models_parser"),
     "weights": ("the older name of 'diffir models fetch'", "diffir_sr.weights_commands:add_weights_parser"),
     "describe": ("say what a weights file is", "diffir_sr.weights_commands:add_describe_parser"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
 import platform
+import signal
 import sys
 import threading
 import time
@@ -28,6 +30,20 @@ def is_running(process: int) -> bool:
         return psutil.pid_exists(process)
     except OverflowError:
         return False
+
+
+LEADER = "DIFFIR_LEADER"  # in the environment of a process: the number of the one without which it should end
+
+
+def follow_leader() -> None:
+    """Have the system send SIGTERM to this process when the one that started it as its leader ends (Linux alone)."""
+    leader = os.environ.pop(LEADER, "")  # not for processes that this one starts
+    if not leader.isdigit() or not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(OSError, AttributeError):  # a C library without it
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.getppid() != int(leader):  # it has ended before that
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def short_name(name: str, *, ending: str) -> str:

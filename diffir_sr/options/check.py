@@ -8,10 +8,10 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, cast, get_args, get_origin
 
 from basicsr.utils.registry import Registry
 from pydantic import (
@@ -75,11 +75,22 @@ def check_model(schema: type[BaseModel], given: Mapping[str, Any], keys: Keys, r
     except ValidationError as error:
         for detail in _possible(error):
             if detail["type"] == "extra_forbidden":
-                report.unknown((*keys, *detail["loc"]), schema.model_fields)
+                report.unknown((*keys, *detail["loc"]), _fields_at(schema, detail["loc"]))
             else:
                 report.problem((*keys, *detail["loc"]), explain(detail))
         return dict(given)
     return {**given, **checked.model_dump(exclude_unset=True, by_alias=True)}
+
+
+def _fields_at(schema: type[BaseModel], way: Sequence[str | int]) -> Iterable[str]:
+    """The options of the model inside `schema`, or inside its lists and mappings, that a way from its top leads to."""
+    for key in way[:-1]:
+        if key in schema.model_fields:
+            kinds: list[Any] = [schema.model_fields[str(key)].annotation]
+            while kinds and not (get_origin(kinds[0]) is None and issubclass(kinds[0], BaseModel)):
+                kinds = [*kinds[1:], *get_args(kinds[0])]
+            schema = kinds[0] if kinds else schema
+    return schema.model_fields
 
 
 def as_mapping(value: Any, keys: Keys, report: Report) -> dict[str, Any]:

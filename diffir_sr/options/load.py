@@ -7,7 +7,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,12 +41,18 @@ class LoadedOptions:
 
 
 def load_options(
-    path: str | Path, is_train: bool = True, overrides: Iterable[str] = (), *, check_files: bool = True
+    path: str | Path,
+    is_train: bool = True,
+    overrides: Iterable[str] = (),
+    *,
+    check_files: bool = True,
+    coming: Collection[str] = (),
 ) -> LoadedOptions:
     """The options of a file for `basicsr train` or, if not `is_train`, `basicsr test`.
 
     `overrides` are BasicSR's `--force_yml` entries, section:key=value. `check_files` says whether weights and
-    data must be there. Imports the modules that `plugins` names. Raises OptionError with every problem found.
+    data must be there; keys of `path` in `coming` name weights that an earlier stage will write. Imports the modules
+    that `plugins` names. Raises OptionError with every problem found.
     """
     source = read_source(path)
     apply_overrides(source, overrides)
@@ -60,7 +66,7 @@ def load_options(
     view = OptionView(values, report, is_train=is_train)
     apply_rules(view, report)
     if check_files:
-        apply_file_rules(view, report)
+        apply_file_rules(view, report, coming=coming)
     fail_on_problems(report, source.places, file=str(path))
     _settle_window(view, report)
     _warn_of_a_misleading_name(view, report)
@@ -199,10 +205,11 @@ def _sections(values: Any) -> Iterator[dict[str, Any]]:
 # Rules about files and folders that must be there: weights, data, lists.
 
 
-def apply_file_rules(view: OptionView, report: Report) -> None:
-    """Add to the report every file and folder that is named and missing."""
+def apply_file_rules(view: OptionView, report: Report, *, coming: Collection[str] = ()) -> None:
+    """Add to the report every file and folder that is named and missing, but for the `coming` weights."""
     names = [name for name, _ in view.datasets()]
-    weights = [key for key in view.values.get("path") or {} if str(key).startswith("pretrain_network_")]
+    named = [key for key in view.values.get("path") or {} if str(key).startswith("pretrain_network_")]
+    weights = [key for key in named if key not in coming]
     report.problems += asked(
         [
             state_exists,

@@ -38,9 +38,9 @@ def recipe_names(folder: Path) -> list[str]:
 
 
 def _is_recipe(text: str) -> bool:
-    """Whether a file can be run: parts that others build on have no name, ablations have variants."""
+    """Whether a file can be run: parts have no name, ablations have variants, chains of recipes have stages."""
     keys = {line.split(":")[0] for line in text.splitlines()}
-    return "name" in keys and "variants" not in keys
+    return "name" in keys and not keys & {"variants", "stages"}
 
 
 def summary(path: Path) -> str:

@@ -8,11 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffir_sr.errors import DiffIRError
 from diffir_sr.quickstart.photographs import HELD_OUT, TRAINING, write_photographs
 from diffir_sr.quickstart.tasks import HELD_OUT_DATA, TASKS, TRAIN_DATA
+
+if TYPE_CHECKING:
+    from diffir_sr.training.recipe import Recipe
 
 
 def add_quickstart_parser(commands: Any) -> None:
@@ -31,6 +34,7 @@ def add_quickstart_parser(commands: Any) -> None:
 
 def _quickstart(args: argparse.Namespace) -> int:
     from diffir_sr.quickstart.report import check_metrics, show_shipped_model, write_report
+    from diffir_sr.training.recipe import check_recipe, is_interrupted, run_recipe
 
     started = time.perf_counter()
     task = TASKS[args.task]
@@ -40,10 +44,15 @@ def _quickstart(args: argparse.Namespace) -> int:
     sys.stdout.write(
         f"\n{show_shipped_model(task)}\nPicture: {task.results}/shipped.jpg. Now training one from nothing.\n"
     )
-    for command in (*data_commands(task.name), *stage_commands(args.seed, task.name)):
-        if _already_there(command):
-            continue
-        _run(command)
+    for command in data_commands(task.name):
+        if not _already_there(command):
+            _run(command)
+    recipe = _recipe(args.seed, task.name)
+    check_recipe(recipe)
+    # One that was stopped goes on; what an earlier one has finished is kept under another name.
+    code = run_recipe(recipe, restart=None if is_interrupted(recipe) else recipe.stages[0].name)
+    if code:
+        return code
     minutes = (time.perf_counter() - started) / 60
     summary = write_report(
         task, how=f"`diffir quickstart --task {task.name} --seed {args.seed}`, {minutes:.1f} minutes"
@@ -60,11 +69,13 @@ def data_commands(task: str = "sr") -> list[str]:
 
 def stage_commands(seed: int, task: str = "sr") -> list[str]:
     """The commands that train the stages of a task and test each on the held-out photographs."""
-    recipes, stages = shlex.quote(str(TASKS[task].recipes)), TASKS[task].stages
-    extra = f" --force_yml manual_seed={seed}" if seed else ""
-    trainings = [f"basicsr train -opt {recipes}/train_{stage}.yml{extra}" for stage in stages]
-    tests = [f"basicsr test -opt {recipes}/test_{stage}.yml" for stage in stages]
-    return trainings + tests
+    return [shlex.join(stage.words()) for stage in _recipe(seed, task).stages]
+
+
+def _recipe(seed: int, task: str) -> Recipe:
+    from diffir_sr.training.recipe import read_recipe
+
+    return read_recipe(TASKS[task].recipes / "recipe.yml", [f"manual_seed={seed}"] if seed else [])
 
 
 def _already_there(command: str) -> bool:
@@ -76,9 +87,7 @@ def _already_there(command: str) -> bool:
 def _run(command: str) -> None:
     sys.stdout.write(f"\n$ {command}\n")
     sys.stdout.flush()
-    words = shlex.split(command)
-    program = [sys.executable, "-m", "diffir_sr"]
-    done = subprocess.run(program + (words if words[0] == "basicsr" else words[1:]), check=False)
+    done = subprocess.run([sys.executable, "-m", "diffir_sr", *shlex.split(command)[1:]], check=False)
     if done.returncode:
         raise _StepError(f"this step of the quick start ended with exit code {done.returncode}: {command}")
 

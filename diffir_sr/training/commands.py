@@ -1,0 +1,52 @@
+"""`diffir recipe`: the stages of a training in order."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from diffir_sr.errors import InputError
+
+
+def add_recipe_parser(commands: Any) -> None:
+    """Add `diffir recipe`."""
+    what = "train the stages of a recipe in order, and go on where it stopped"
+    parser = commands.add_parser(
+        "recipe",
+        help=what,
+        description="Checks all stages of a recipe file (options, data, networks, disk), then runs them in order, each "
+        "with the weights of those before it. The same command goes on after a stop, a kill or a failure.",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="recipe, such as options/small/sr/recipe.yml")
+    parser.add_argument("--dry-run", action="store_true", help="check all stages and print their commands")
+    parser.add_argument(
+        "--restart", nargs="?", const="", metavar="STAGE", help="do STAGE (default: the first) and all after it anew"
+    )
+    parser.add_argument(
+        "--adopt", action="store_true", help="go on with trainings of these names that this recipe did not begin"
+    )
+    parser.add_argument("--nproc_per_node", type=int, default=1, metavar="N", help="processes of torchrun (default 1)")
+    parser.add_argument(
+        "--force_yml", nargs="+", default=[], metavar="KEY:KEY=VALUE", help="override options of all trainings"
+    )
+    parser.set_defaults(run=_recipe)
+
+
+def _recipe(args: argparse.Namespace) -> int:
+    import shlex
+    import sys
+
+    from diffir_sr.plugins import load_plugins
+    from diffir_sr.training.recipe import check_recipe, read_recipe, run_recipe
+
+    if args.nproc_per_node < 1:
+        raise InputError(f"--nproc_per_node: expected 1 or more, got {args.nproc_per_node}")
+    load_plugins()
+    recipe = read_recipe(args.file, args.force_yml)
+    check_recipe(recipe)
+    if args.dry_run:
+        sys.stdout.write("".join(f"{shlex.join(stage.words())}\n" for stage in recipe.stages))
+        return 0
+    restart = recipe.stages[0].name if args.restart == "" else args.restart
+    return run_recipe(recipe, restart=restart, adopt=args.adopt, processes=args.nproc_per_node)
