@@ -51,6 +51,10 @@ class View(Protocol):
         """The value, or `default` where it is absent or ~."""
         ...
 
+    def effective(self, *keys: str) -> Any:
+        """The value, or the default that its class or section declares where it is absent or ~."""
+        ...
+
     def has(self, *keys: str) -> bool:
         """Whether the key is there and not ~."""
         ...

@@ -207,7 +207,7 @@ def settle_task(values: dict[str, Any], at: tuple[str, ...]) -> Found:
 
 def geometry_exists(view: View, at: tuple[str, ...]) -> Found:
     """There is a network for this task and scale."""
-    task = view.get(*at, "task", default="sr")
+    task = view.effective(*at, "task")
     try:
         geometry_of(task, view.get(*at, "scale"))
     except OptionError as error:
@@ -216,7 +216,7 @@ def geometry_exists(view: View, at: tuple[str, ...]) -> Found:
 
 def refinement_has_effect(view: View, at: tuple[str, ...]) -> Found:
     """The published inpainting network has no refinement blocks, whatever its file says."""
-    if view.get(*at, "task") == "inpaint" and view.get(*at, "num_refinement_blocks", default=0):
+    if view.get(*at, "task") == "inpaint" and view.get(*at, "num_refinement_blocks"):
         yield (
             (*at, "num_refinement_blocks"),
             "has no effect: the inpainting network has no refinement blocks (write 0 or leave it out)",

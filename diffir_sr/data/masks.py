@@ -191,7 +191,7 @@ def masks_can_be_drawn(view: View, at: tuple[str, ...]) -> Found:
     section = (*at, "mask_gen")
     if not view.has(*section):
         return
-    if view.get(*section, "irregular_proba", default=1) + view.get(*section, "box_proba", default=1) == 0:
+    if view.effective(*section, "irregular_proba") + view.effective(*section, "box_proba") == 0:
         yield section, "irregular_proba and box_proba are both 0, which leaves nothing to draw"
     for key, defaults in (("irregular_kwargs", IrregularMasks.of({})), ("box_kwargs", BoxMasks.of({}))):
         given = {**defaults.model_dump(), **view.get(*section, key, default={})}

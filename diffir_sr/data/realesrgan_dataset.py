@@ -55,21 +55,21 @@ def kernels_have_chances(view: View, at: tuple[str, ...]) -> Found:
 
 def patches_fit(view: View, at: tuple[str, ...]) -> Found:
     """Patches are cut after the degradation, as the top level says."""
-    if view.is_train and at[-1] == "train" and (fault := view.patch_fault(view.get("gt_size", default=256))):
+    if view.is_train and at[-1] == "train" and (fault := view.patch_fault(view.effective("gt_size"))):
         yield ("gt_size",), fault
 
 
 def pool_suits_batches(view: View, at: tuple[str, ...]) -> Found:
     """The pool of pairs holds a whole number of batches."""
-    if at[-1] == "train" and view.get("degradation_sharing", default="batch") == "batch":
-        batch, pool = view.get(*at, "batch_size_per_gpu", default=1), view.get("queue_size", default=180)
+    if at[-1] == "train" and view.effective("degradation_sharing") == "batch":
+        batch, pool = view.get(*at, "batch_size_per_gpu", default=1), view.effective("queue_size")
         if pool % batch:
             yield ("queue_size",), f"{pool} is no multiple of {'.'.join(at)}.batch_size_per_gpu, which is {batch}"
 
 
 def degradation_is_on(view: View, at: tuple[str, ...]) -> Found:
     """A dataset without degraded images needs the model to make them."""
-    if not view.get("high_order_degradation", default=True):
+    if not view.effective("high_order_degradation"):
         yield ("high_order_degradation",), "a RealESRGANDataset has no degraded images of its own; remove this option"
 
 

@@ -53,8 +53,8 @@ def one_optimizer_and_fewer_schedulers(view: View, at: tuple[str, ...]) -> Found
     if not view.is_train:
         return
     for optimizer in ("optim_g", "optim_d"):
-        kind = view.get("train", optimizer, "type", default="Adam")
-        if kind != "Adam":
+        kind = view.get("train", optimizer, "type")
+        if kind not in (None, "Adam"):
             yield ("train", optimizer, "type"), f"BasicSR's {view.model} knows Adam alone, found {kind!r}"
     if view.get("train", "scheduler", "type") == "CosineAnnealingRestartCyclicLR":
         kind = view.get("train", "scheduler", "type")
@@ -79,7 +79,7 @@ class PerceptualArguments(Section):
 
 def layers_exist(view: View, at: tuple[str, ...]) -> Found:
     """The layers that are compared are layers of the VGG that is named."""
-    kind = view.get(*at, "vgg_type", default="vgg19")
+    kind = view.effective(*at, "vgg_type")
     plain = VGG_LAYERS[kind.replace("_bn", "")]
     known = plain if "_bn" not in kind else [*plain, *(name.replace("conv", "bn") for name in plain if "conv" in name)]
     for name in view.get(*at, "layer_weights"):

@@ -56,7 +56,7 @@ def same_geometry(view: View, at: tuple[str, ...]) -> Found:
     """Teacher and student see the same task at the same scale."""
     if not view.has("network_S1") or not view.size_rule() or not view.size_rule("network_S1"):
         return
-    tasks = {name: view.get(name, "task", default="sr") for name in ("network_g", "network_S1")}
+    tasks = {name: view.effective(name, "task") for name in ("network_g", "network_S1")}
     ours, theirs = view.size_rule(), view.size_rule("network_S1")
     if ours and theirs and (ours.scale != theirs.scale or tasks["network_g"] != tasks["network_S1"]):
         yield (
@@ -68,7 +68,7 @@ def same_geometry(view: View, at: tuple[str, ...]) -> Found:
 
 def warm_up_is_complete(view: View, at: tuple[str, ...]) -> Found:
     """The warm-up has learning rates of its own, which must be given."""
-    if not view.is_train or view.get("train", "encoder_iter", default=0) == 0:
+    if not view.is_train or view.effective("train", "encoder_iter") == 0:
         return
     for key in (*(PRIORS if view.declares("WARMS_UP") else ()), *BODY):
         if not view.has("train", key):
@@ -96,7 +96,7 @@ def starts_cold(view: View, at: tuple[str, ...]) -> Found:
 def rates_have_effect(view: View, at: tuple[str, ...]) -> Found:
     """Published files carry learning rates of a warm-up that is none."""
     given = [key for key in view.get("train", default={}) if key in (*PRIORS, *BODY) and view.has("train", key)]
-    warms_up = view.get("train", "encoder_iter", default=0) > 0
+    warms_up = view.effective("train", "encoder_iter") > 0
     priors = [key for key in given if key in PRIORS]
     if warms_up and priors and not view.declares("WARMS_UP"):
         yield (
@@ -116,7 +116,7 @@ def shipped(name: str) -> Callable[[View], str | None]:
     """The recipe of a stage for super-resolution at the scale of a file; other tasks have theirs by data set."""
 
     def recipe(view: View) -> str | None:
-        return f"{name}_x{view.scale()}" if view.get("network_g", "task", default="sr") == "sr" else None
+        return f"{name}_x{view.scale()}" if view.effective("network_g", "task") == "sr" else None
 
     return recipe
 
@@ -136,8 +136,8 @@ def fills_holes(view: View, at: tuple[str, ...]) -> Found:
             )
     if not view.is_train:
         return
-    if view.has("network_g") and view.get("network_g", "task", default="sr") != "inpaint":
-        task = view.get("network_g", "task", default="sr")
+    if view.has("network_g") and view.effective("network_g", "task") != "inpaint":
+        task = view.effective("network_g", "task")
         yield ("network_g", "task"), f"{view.model} fills holes: set task: inpaint, found {task!r}"
     if view.has("train", "gan_opt", "type") and not view.declares("SEES_HOLES", "train", "gan_opt"):
         kind = view.get("train", "gan_opt", "type")

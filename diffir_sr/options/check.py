@@ -316,6 +316,11 @@ def argument_names(target: Any) -> set[str]:
     return {name for name, parameter in (parameters or {}).items() if parameter.kind not in _VARIABLE}
 
 
+def signature_of(target: Any) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a constructor by name; nothing where it has no signature."""
+    return _parameters(target, frozenset()) or {}
+
+
 def _check_argument(
     adapter: TypeAdapter[Any] | None,
     parameter: inspect.Parameter | None,

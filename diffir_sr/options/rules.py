@@ -22,7 +22,15 @@ from diffir_sr.families import declaring
 from diffir_sr.option_types import Found, Keys, SizeRule
 from diffir_sr.options.check import declared, find, gathered, nested_section
 from diffir_sr.options.report import Report
-from diffir_sr.options.schema import SCHEDULERS, Loader, named_classes, readers, standard_models, top_readers
+from diffir_sr.options.schema import (
+    SCHEDULERS,
+    Loader,
+    default_at,
+    named_classes,
+    readers,
+    standard_models,
+    top_readers,
+)
 
 MISSING: Any = object()
 ROOTS = ("dataroot_gt", "dataroot_lq")
@@ -52,6 +60,11 @@ class OptionView:
             raise InvalidValue
         value = self._at(keys)
         return default if value is MISSING or value is None else value
+
+    def effective(self, *keys: str) -> Any:
+        """The value, or the declared default where it is absent or ~. Raises InvalidValue if it has a problem."""
+        value = self.get(*keys)
+        return default_at(self.values, keys) if value is None else value
 
     def has(self, *keys: str) -> bool:
         """Whether the key is there and not ~, right or wrong."""
@@ -236,12 +249,12 @@ def schedule_is_consistent(view: OptionView) -> Found:
     if kind not in SCHEDULERS:
         return
     if kind.startswith("MultiStep"):
-        lists = {"restarts": view.get(*keys, "restarts", default=[0])}
+        lists = {"restarts": view.effective(*keys, "restarts")}
     else:
         lists = {"periods": view.get(*keys, "periods", default=[])}
-    lists["restart_weights"] = view.get(*keys, "restart_weights", default=[1])
+    lists["restart_weights"] = view.effective(*keys, "restart_weights")
     if "eta_mins" in SCHEDULERS[kind].model_fields:
-        lists["eta_mins"] = view.get(*keys, "eta_mins", default=[0])
+        lists["eta_mins"] = view.effective(*keys, "eta_mins")
     if len({len(values) for values in lists.values()}) > 1:
         counts = ", ".join(f"{name} has {len(values)}" for name, values in lists.items())
         yield keys, f"these lists must be of one length: {counts}"
@@ -381,20 +394,20 @@ def patches_fit(view: OptionView, name: str) -> Found:
 
 def readers_exist(view: OptionView, name: str) -> Found:
     """Reader processes can only persist where there are any."""
-    if view.get("datasets", name, "persistent_workers", default=False):
+    if view.effective("datasets", name, "persistent_workers"):
         if name != "train":
             yield (
                 ("datasets", name, "persistent_workers"),
                 "only training has reader processes; remove it here",
             )
-        elif view.get("datasets", name, "num_worker_per_gpu", default=1) == 0:
+        elif view.get("datasets", name, "num_worker_per_gpu") == 0:
             yield ("datasets", name, "persistent_workers"), "needs num_worker_per_gpu above 0"
 
 
 def prefetching_is_possible(view: OptionView, name: str) -> Found:
     """Prefetching to the GPU needs pinned memory."""
     at = ("datasets", name)
-    if view.get(*at, "prefetch_mode") == "cuda" and not view.get(*at, "pin_memory", default=False):
+    if view.get(*at, "prefetch_mode") == "cuda" and not view.effective(*at, "pin_memory"):
         yield (*at, "prefetch_mode"), "cuda needs pin_memory: true"
 
 
@@ -476,7 +489,7 @@ def top_options_of_others(view: OptionView) -> Found:
 def shuffling_is_always_on(view: OptionView) -> Found:
     """Published files carry a switch that nothing reads."""
     for name, _ in view.datasets(phase="train"):
-        if view.get("datasets", name, "use_shuffle", default=True) is False:
+        if view.effective("datasets", name, "use_shuffle") is False:
             yield ("datasets", name, "use_shuffle"), "has no effect: training data is always shuffled"
 
 

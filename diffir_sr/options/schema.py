@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 from pydantic import Field
+from pydantic.fields import FieldInfo
 
 from diffir_sr.families import declaring
 from diffir_sr.families.basicsr import MetricArguments, VggOptions
@@ -43,6 +44,8 @@ from diffir_sr.options.check import (
     fields_of,
     find,
     named,
+    nested_section,
+    signature_of,
 )
 from diffir_sr.options.report import Report, nearest
 
@@ -100,6 +103,58 @@ def elsewhere(values: dict[str, Any]) -> dict[str, set[str]]:
     network = as_mapping(values.get("network_g"), (), Report())
     arguments = argument_names(find(ARCH_REGISTRY, network.get("type")))
     return {"": {*Options.model_fields, *top_readers()}, **names, "datasets.*": data, "network_g": arguments}
+
+
+def default_at(values: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    """What holds where a file leaves out the option at `keys`: its field's or its argument's default, else None."""
+    at, name = keys[:-1], keys[-1]
+    section: Any = values
+    for key in at:
+        section = section.get(key) if isinstance(section, dict) else None
+    kind = section.get("type") if isinstance(section, dict) else None
+    known, target = _known_at(values, at, kind)
+    parameter = signature_of(target).get(name) if target is not None else None
+    if parameter is not None and parameter.default is not parameter.empty:
+        return parameter.default
+    info = _field_of(known, name)
+    return None if info is None or info.is_required() else info.get_default(call_default_factory=True)
+
+
+def _field_of(known: Known, name: str) -> FieldInfo | None:
+    section, field = known.get(name, (None, ""))
+    return section.model_fields[field] if section is not None else None
+
+
+def _known_at(values: dict[str, Any], at: tuple[str, ...], kind: Any) -> tuple[Known, Any]:
+    """The options that have fields in the section at `at`, and the class whose arguments the others are."""
+    model = find(MODEL_REGISTRY, values.get("model_type"))
+    match at:
+        case ():
+            return {**_known(top_readers()), **fields_of(Options)}, None
+        case ("path",):
+            return fields_of(PathOptions), None
+        case ("logger",):
+            return fields_of(LoggerOptions), None
+        case ("train",):
+            return {**_known(readers()), **declared(model, base=TrainLoop).known}, None
+        case ("val",):
+            return {**_known(readers("VAL_OPTIONS")), **declared(model, "VAL_OPTIONS", base=ValOptions).known}, None
+        case ("datasets", _):
+            return declared(find(DATASET_REGISTRY, kind), base=Loader).known, None
+        case ("train", "scheduler"):
+            return (fields_of(SCHEDULERS[kind]) if kind in SCHEDULERS else {}), None
+        case ("train", str(name)) if name.startswith("optim_"):
+            return {}, getattr(torch.optim, str(kind), None)
+        case ("train", _):
+            target = find(LOSS_REGISTRY, kind)
+        case (_,):
+            target = find(ARCH_REGISTRY, kind)
+        case _:  # a section inside a dataset's
+            parent = _field_of(_known_at(values, at[:-1], values["datasets"][at[1]].get("type"))[0], at[-1])
+            nested = nested_section(parent) if parent is not None else None
+            return (fields_of(nested) if nested is not None else {}), None
+    also = fields_of(VggOptions) if at[-1] == "perceptual_opt" else {}
+    return {**also, **arguments_of(target)}, target
 
 
 def check_structure(values: dict[str, Any], report: Report, *, is_train: bool) -> dict[str, Any]:
