@@ -3,6 +3,8 @@
 import pytest
 from options_cases import ABSENT, GAN, STAGE_1, STAGE_2, TEST, changed, load, problems
 
+from diffir_sr.options.schema import default_at
+
 _SR = {"type": "MSRResNet", "upscale": 4}
 _SRGAN = {**GAN, "model_type": "SRGANModel", "network_g": _SR}
 
@@ -188,3 +190,37 @@ def test_weights_and_biases_copies_the_log_of_tensorboard():
 def test_a_rule_says_nothing_about_values_that_are_wrong_anyway():
     wrong = {"network_g.scale": "four", "train.scheduler.milestones": "x", "datasets.train.gt_size": "big"}
     assert set(problems(changed(STAGE_1, wrong))) == set(wrong)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (("num_gpu",), "auto"),
+        (("train", "encoder_iter"), 0),
+        (("val", "pbar"), True),
+        (("path", "strict_load_g"), True),
+        (("network_g", "task"), "sr"),  # of the constructor
+        (("datasets", "train", "use_shuffle"), True),
+        (("datasets", "val", "mask_gen", "box_proba"), 1.0),  # of a section inside
+        (("train", "pixel_opt", "reduction"), "mean"),
+        (("train", "optim_g", "lr"), 0.001),
+        (("train", "scheduler", "gamma"), 0.1),
+        (("train", "total_iter"), None),  # must be given
+        (("datasets", "val", "no_such_option"), None),
+        (("logger", "print_freq"), 100),
+    ],
+)
+def test_an_option_that_is_left_out_has_the_default_that_its_class_declares(keys, expected):
+    import diffir_sr.registration  # noqa: F401
+
+    values = {
+        "model_type": "DiffIRS2Model",
+        "network_g": {"type": "DiffIRS2"},
+        "datasets": {"train": {"type": "PairedDataset"}, "val": {"type": "InpaintDataset", "mask_gen": {}}},
+        "train": {
+            "pixel_opt": {"type": "L1Loss"},
+            "optim_g": {"type": "Adam"},
+            "scheduler": {"type": "MultiStepLR"},
+        },
+    }
+    assert default_at(values, keys) == expected

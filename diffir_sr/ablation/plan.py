@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from basicsr.utils.registry import ARCH_REGISTRY
 from pydantic import Field
 
 from diffir_sr.errors import OptionError
 from diffir_sr.option_types import Count, CountOrZero, Section
 from diffir_sr.options import load_options
-from diffir_sr.options.check import check_model
+from diffir_sr.options.check import check_model, find
 from diffir_sr.options.report import Report, fail_on_problems
 from diffir_sr.options.source import read_source
 
@@ -150,9 +151,6 @@ def _word(text: str) -> str:
 # Whether every training of an ablation can be what it is meant to be, told before the first one starts.
 
 
-_STAGE_OF = {"DiffIRS1": 1, "DiffIRS2": 2}
-
-
 def check_runs(ablation: AblationFile, runs: Sequence[Run], *, file: Path) -> None:
     """Check the options of every variant and stage; raises one OptionError that tells all faults.
 
@@ -176,10 +174,11 @@ def check_runs(ablation: AblationFile, runs: Sequence[Run], *, file: Path) -> No
 
 def _check_purpose(values: dict[str, Any], ablation: AblationFile, run: Run) -> None:
     kind = str((values.get("network_g") or {}).get("type"))
-    if _STAGE_OF.get(kind, run.stage) != run.stage:
+    stage = getattr(find(ARCH_REGISTRY, kind), "stage", run.stage)
+    if stage != run.stage:
         recipe = ablation.stage_1 if run.stage == 1 else ablation.stage_2
         raise OptionError(
-            f"its network is {kind}, of stage {_STAGE_OF[kind]}; stage_{run.stage} of the ablation names the recipe of "
+            f"its network is {kind}, of stage {stage}; stage_{run.stage} of the ablation names the recipe of "
             f"stage {run.stage}, found {recipe}"
         )
     measured = list((values.get("val") or {}).get("metrics") or {})

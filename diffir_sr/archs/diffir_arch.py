@@ -120,6 +120,7 @@ class DiffIRS1(_DiffIR):
     """
 
     ARGUMENTS = Stage1Arguments
+    stage = 1
 
     @takes_old_names
     def __init__(
@@ -202,6 +203,8 @@ class DiffIRS2(_DiffIR):
     """
 
     ARGUMENTS = Stage2Arguments
+    stage = 2
+    paper_row = "DiffIR_S2"  # of the paper's tables, evaluation/paper_tables.yml
 
     @takes_old_names
     def __init__(

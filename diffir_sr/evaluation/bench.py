@@ -368,7 +368,7 @@ def network_method(
         has = "takes masks" if restorer.takes_mask else f"takes none, scale {restorer.scale}"
         raise InputError(f"{name}: this benchmark is of {wanted}; the network {has}; choose another model")
     network = restorer.network
-    paper = chosen.entry.paper if chosen.entry else "DiffIR_S2" if type(network).__name__ == "DiffIRS2" else ""
+    paper = chosen.entry.paper if chosen.entry else vars(type(network)).get("paper_row", "")
     macs, why = _multiplications(network, takes_mask=takes_mask)
     return Method(
         name,
