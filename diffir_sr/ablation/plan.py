@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from basicsr.utils.registry import ARCH_REGISTRY
 from pydantic import Field
 
 from diffir_sr.errors import OptionError
 from diffir_sr.option_types import Count, CountOrZero, Section
 from diffir_sr.options import load_options
-from diffir_sr.options.check import check_model, find
+from diffir_sr.options.check import check_model
 from diffir_sr.options.report import Report, fail_on_problems
+from diffir_sr.options.schema import named_classes
 from diffir_sr.options.source import read_source
 
 
@@ -174,7 +174,7 @@ def check_runs(ablation: AblationFile, runs: Sequence[Run], *, file: Path) -> No
 
 def _check_purpose(values: dict[str, Any], ablation: AblationFile, run: Run) -> None:
     kind = str((values.get("network_g") or {}).get("type"))
-    stage = getattr(find(ARCH_REGISTRY, kind), "stage", run.stage)
+    stage = getattr(dict(named_classes(values)).get(("network_g",)), "stage", run.stage)
     if stage != run.stage:
         recipe = ablation.stage_1 if run.stage == 1 else ablation.stage_2
         raise OptionError(
