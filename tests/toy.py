@@ -1,5 +1,10 @@
 """A toy world for training tests: photographs cut small, networks of a few thousand numbers, option files."""
 
+import json
+import os
+import signal
+import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +22,7 @@ S1 = dict(type="DiffIRS1", **NETWORK)
 S2 = dict(type="DiffIRS2", timesteps=4, n_denoise_res=1, linear_start=0.1, linear_end=0.99, **NETWORK)
 ADAM = dict(type="Adam", lr=2e-4, betas=[0.9, 0.99])
 PSNR = dict(type="calculate_psnr", crop_border=4, test_y_channel=True)
+TIMING = {"time", "data_time"}
 MODELS = {"s1": "DiffIRS1Model", "s2": "DiffIRS2Model", "gan": "DiffIRGANS2Model"}
 
 
@@ -98,3 +104,42 @@ def warm_up_law(iterations):
     """The published law of a warm-up of some iterations, with short intervals."""
     law = dict(encoder_iter=iterations, lr_encoder=1e-3, gamma_encoder=0.1, lr_decay_encoder=2)
     return law | dict(lr_sr=5e-4, gamma_sr=0.5, lr_decay_sr=3)
+
+
+def rows(name, file):
+    """The lines of a record of a run, without what differs between two runs alike."""
+    lines = Path(f"experiments/{name}/{file}").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in TIMING} for line in lines]
+
+
+def files_of(name):
+    """Bytes of the safetensors files, without the name of the run in their cards."""
+    found = Path(f"experiments/{name}/models").glob("*.safetensors")
+    return {file.name: file.read_bytes().replace(f'"{name}'.encode(), b'"name') for file in found}
+
+
+def killed_at(number, run):
+    """`run()` in a process that kills itself at its `number`-th writing to disk; False if it ended before."""
+    child = os.fork()
+    if not child:
+        seen = 0
+
+        def hook(event, arguments):
+            nonlocal seen
+            written = event == "os.rename" or (event == "open" and str(arguments[1]) in ("a", "w", "wb"))
+            if written and "experiments" in str(arguments[0]):
+                seen += 1
+                if seen == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        code = 99
+        try:
+            sys.addaudithook(hook)
+            code = run()
+        except BaseException:
+            traceback.print_exc()
+        finally:  # never back into pytest
+            os._exit(code)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)

@@ -25,6 +25,11 @@ class _Gain(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels)) if with_bias else None
 
 
+def in_full(x: Tensor) -> Tensor:
+    """x, in float32 if it is in half precision: statistics over many values need the digits and the range."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 class ChannelNorm(nn.Module):
     """Layer norm over the channels of each pixel; biased variance, eps 1e-5.
 
@@ -36,6 +41,7 @@ class ChannelNorm(nn.Module):
         self.body = _Gain(channels, with_bias=with_bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = in_full(x)
         gain, shift = self.body.weight, self.body.bias
         variance, mean = torch.var_mean(x, dim=1, keepdim=True, correction=0)
         scale = torch.rsqrt(variance + 1e-5)
@@ -72,7 +78,8 @@ class ChannelAttention(nn.Module):
         # (B, 3, heads, channels per head, pixels)
         q, k, v = qkv.reshape(batch, 3, self.heads, channels // self.heads, height * width).unbind(1)
         # Published rule: the learnt temperature multiplies, it does not divide.
-        logits = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * self.temperature
+        q, k = (F.normalize(in_full(one), dim=-1) for one in (q, k))
+        logits = in_full(q @ k.transpose(-2, -1)) * self.temperature
         mixed = logits.softmax(dim=-1) @ v
         return self.project_out(mixed.reshape(batch, channels, height, width))
 

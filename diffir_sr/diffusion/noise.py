@@ -119,6 +119,17 @@ class IterationNoise:
         return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(key))
 
 
+class RowsNoise:
+    """Noise of some rows of a batch: what the `noise` of all its `count` rows has there, from row `first` on."""
+
+    def __init__(self, noise: Noise, *, first: int, count: int) -> None:
+        self._noise, self._first, self._count = noise, first, count
+
+    def normal(self, shape: Sequence[int], name: str = START) -> Tensor:
+        rows, *rest = shape
+        return self._noise.normal((self._count, *rest), name)[self._first : self._first + rows]
+
+
 class GivenNoise:
     """Start noise that is at hand, (B, ...), for tests and for models exported with noise as an input."""
 

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from diffir_sr.checkpoints import fitting, read_weights
 from diffir_sr.errors import OptionError
+from diffir_sr.models.distributed import exchange
 
 logger = logging.getLogger("basicsr")
 
@@ -92,23 +93,39 @@ class Discriminator:
         self.loss = loss
         self.optimizer = optimizer
 
-    def generator_loss(self, fake: Tensor) -> Tensor:
-        """The generator's adversarial loss of restored images (B, 3, H, W)."""
-        with frozen(self.net):
+    def generator_loss(self, fake: Tensor, *, goes_on: bool = False) -> Tensor:
+        """The generator's adversarial loss of restored images (B, 3, H, W); `goes_on` with a batch that has begun."""
+        with frozen(self.net), _as_it_is(self.net, goes_on), exchange(self.net, False):
             return self.loss(self.net(fake), True, is_disc=False)
 
-    def train_step(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+    def train_step(self, real: Tensor, fake: Tensor, *, parts: int = 1) -> dict[str, Tensor]:
         """One step on true and restored images; losses and mean logits to log, under their published names.
 
-        Real and fake pass in two calls with a backward each, as published (spectral norm updates in each).
+        Real and fake pass in two calls with a backward each, as published (spectral norm updates in each); each of
+        them in `parts`, if asked for, with one update and one exchange between processes.
         """
         self.optimizer.zero_grad(set_to_none=True)
         noted: dict[str, Tensor] = {}
         for name, images, is_real in (("real", real, True), ("fake", fake.detach(), False)):
-            logits = self.net(images)
-            loss = self.loss(logits, is_real, is_disc=True)
-            loss.backward()
-            noted[f"l_d_{name}"] = loss.detach()
-            noted[f"out_d_{name}"] = logits.detach().mean()
+            found = []
+            for number, part in enumerate(images.chunk(parts)):
+                with _as_it_is(self.net, number > 0), exchange(self.net, number == parts - 1):
+                    logits = self.net(part)
+                    loss = self.loss(logits, is_real, is_disc=True)
+                    (loss if parts == 1 else loss / parts).backward()
+                found.append((loss.detach(), logits.detach().mean()))
+            losses, means = (one[0] if parts == 1 else torch.stack(one).mean() for one in zip(*found, strict=True))
+            noted |= {f"l_d_{name}": losses, f"out_d_{name}": means}
         self.optimizer.step()
         return noted
+
+
+@contextlib.contextmanager
+def _as_it_is(net: nn.Module, holds: bool) -> Iterator[None]:
+    """While open, spectral norms of `net` are not estimated further, if it `holds`: the network of the call before."""
+    training = net.training
+    net.train(training and not holds)
+    try:
+        yield
+    finally:
+        net.train(training)

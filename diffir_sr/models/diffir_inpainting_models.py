@@ -108,6 +108,7 @@ class InpaintModel(RestorationModel, ABC):
     WITHOUT_OPTIONS = ("mixing_augs",)
     RULES = (discriminator_is_given, fills_holes, layers_can_be_compared)
     FILLS_HOLES = True
+    WHOLE_BATCHES = True
 
     @classmethod
     def check_weights(cls, opt: dict[str, Any]) -> None:
@@ -159,8 +160,8 @@ class InpaintModel(RestorationModel, ABC):
         return losses | self.adversary.generator_loss(gt, restored)
 
     def optimize_parameters(self, current_iter: int) -> None:
-        losses, watched = self.compute_losses(current_iter)
-        self.take_step(self.optimizer_at(current_iter), losses)
+        losses, watched = self.find_gradients(current_iter)
+        self.take_step(self.optimizer_at(current_iter))
         self.update_average()
         judged = self.adversary.train_step(self.target("gan"), self.output, self.mask)
         self.note(current_iter, losses | watched | judged)

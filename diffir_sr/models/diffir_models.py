@@ -28,7 +28,7 @@ from diffir_sr.models.diffir_options import (
     warm_up_is_complete,
 )
 from diffir_sr.models.optimization import step_decay_rate
-from diffir_sr.models.restoration_model import Losses, RestorationModel
+from diffir_sr.models.restoration_model import Losses, RestorationModel, has_batch_norm
 from diffir_sr.options.schema import PathOptions
 
 
@@ -96,7 +96,7 @@ class Stage2Model(RestorationModel, ABC):
         """A diffusion step for each image of the batch, all equally likely: a function of seed, iteration and rank."""
         steps = int(self.get_bare_model(self.net_g).get_submodule("diffusion").steps)  # pyright: ignore
         rng = np.random.default_rng((int(self.opt["manual_seed"]), current_iter, int(self.opt["rank"]), 1))
-        return torch.from_numpy(rng.integers(steps, size=len(self.lq))).to(self.device)
+        return self.rows_of(torch.from_numpy(rng.integers(steps, size=self.batch_size))).to(self.device)
 
     def law(self, name: str) -> dict[str, Any]:
         """lr, gamma and interval of the published manual rate `lr_<name>`; all three are needed."""
@@ -173,6 +173,10 @@ class DiffIRS2Model(Stage2Model):
     def optimizer_at(self, current_iter: int) -> Optimizer:
         return self.optimizer_e if self._warming_up else self.optimizer_g
 
+    def optimize_parameters(self, current_iter: int) -> None:
+        self._enter_phase(warming_up=current_iter < self.encoder_iter)  # before processes say when they exchange
+        super().optimize_parameters(current_iter)
+
     def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:
         self._enter_phase(warming_up=current_iter < self.encoder_iter)
         if not self._warming_up:
@@ -245,6 +249,12 @@ class DiffIRGANS2Model(Stage2Model):
         loss = build_loss(self.opt["train"]["gan_opt"]).to(self.device)
         optimizer = self.optimizer_of(net.parameters(), "optim_d")
         self.adversary = Discriminator(net, loss=loss, optimizer=optimizer)
+        self._restored: list[Tensor] = []  # by the parts of the batch, for the discriminator
+        if self.acceleration.accumulation > 1 and has_batch_norm(net):
+            raise OptionError(
+                f"train.accumulation: {type(self.get_bare_model(net)).__name__} computes statistics of whole batches, "
+                "which parts do not have; leave it out, or choose UNetDiscriminatorSN"
+            )
         self.optimizers.append(optimizer)
 
     def scheduled(self) -> list[Optimizer]:
@@ -256,17 +266,21 @@ class DiffIRGANS2Model(Stage2Model):
             self._set_lr([[step_decay_rate(**self._law, iteration=current_iter)]])
 
     def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:
-        self.output, losses, watched = self.joint_losses(current_iter)
-        losses["l_g_gan"] = self.adversary.generator_loss(self.output)
+        restored, losses, watched = self.joint_losses(current_iter)
+        losses["l_g_gan"] = self.adversary.generator_loss(restored, goes_on=bool(self._restored))
+        self._restored.append(restored.detach())
         return losses, watched
 
     def optimize_parameters(self, current_iter: int) -> None:
         self.lq, self.gt = self.batches.mixed(self.lq, self.gt, current_iter)
-        losses, watched = self.compute_losses(current_iter)
-        if current_iter % self.net_d_iters == 0 and current_iter > self.net_d_init_iters:
-            self.take_step(self.optimizer_g, losses)
+        self._restored = []
+        learns = current_iter % self.net_d_iters == 0 and current_iter > self.net_d_init_iters
+        losses, watched = self.find_gradients(current_iter, learns=learns)
+        if learns:
+            self.take_step(self.optimizer_g)
             self.update_average()
-        judged = self.adversary.train_step(self.target("gan"), self.output)
+        restored = torch.cat(self._restored)
+        judged = self.adversary.train_step(self.target("gan"), restored, parts=self.acceleration.accumulation)
         self.note(current_iter, losses | watched | judged)
 
     def save_others(self, current_iter: int) -> None:

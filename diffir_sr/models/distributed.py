@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from diffir_sr.errors import InputError
 
@@ -19,6 +22,13 @@ def broadcast_parameters(net: nn.Module) -> None:
     if not _alone():
         for tensor in net.state_dict().values():
             distributed.broadcast(tensor, 0)
+
+
+def exchange(net: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[Any]:
+    """While open, a wrapped `net` averages gradients over the ranks, if `wanted`; else each rank adds up its own."""
+    if isinstance(net, DistributedDataParallel) and not wanted:
+        return net.no_sync()
+    return contextlib.nullcontext()
 
 
 def average_gradients(net: nn.Module) -> None:

@@ -23,7 +23,7 @@ class DvSRModel(NoisePredictionModel):
         noise, truth = self.noise_at(current_iter), self.target("l1")
         level = self.levels_at(noise, len(truth))
         eps = noise.normal(truth.shape, "eps").to(truth)
-        found, first = self.net_g(self.lq, truth, eps, level)
+        found, first = self.run_network(self.lq, truth, eps, level)
         missing = (first.detach() - (2 * truth - 1)).abs().mean() / 2
         return self.noise_losses(found, eps), {"first_guess": missing}
 

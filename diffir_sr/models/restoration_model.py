@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +22,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from diffir_sr.checkpoints import fit, fitting, read_weights
 from diffir_sr.compat import vgg_features_from
 from diffir_sr.data.records import append_record
-from diffir_sr.diffusion.noise import IterationNoise, Noise
+from diffir_sr.diffusion.noise import IterationNoise, Noise, RowsNoise
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.families.base import Restores
 from diffir_sr.metrics.fidelity import protocol
@@ -29,15 +30,36 @@ from diffir_sr.models import validation as measuring
 from diffir_sr.models.auxiliary import Frozen
 from diffir_sr.models.basicsr_options import BuiltOnce, something_to_learn
 from diffir_sr.models.batches import BatchPreparation, MixingAugs, Role, SharpenedTargets
-from diffir_sr.models.distributed import refuse_broken_values, refuse_broken_weights
-from diffir_sr.models.optimization import Acceleration, accelerate, build_scheduler, in_precision
-from diffir_sr.models.saving import CardFiles, load_sums, save_sums
+from diffir_sr.models.distributed import exchange, refuse_broken_values, refuse_broken_weights
+from diffir_sr.models.optimization import (
+    Acceleration,
+    ScaledSteps,
+    accelerate,
+    build_scheduler,
+    channels_last,
+    in_precision,
+    step_can_be_computed,
+)
+from diffir_sr.models.saving import CardFiles, load_scale, load_sums, save_scale, save_sums
 from diffir_sr.option_types import Positive, Rule, View
 from diffir_sr.options.schema import PathOptions, TrainLoop, ValOptions
 from diffir_sr.weights.backbones import load_vgg
 
 logger = logging.getLogger("basicsr")
 Losses = dict[str, Tensor]
+
+
+def has_batch_norm(net: nn.Module) -> bool:
+    """Whether what a network makes of a picture in training depends on the others of its batch."""
+    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in net.modules())
+
+
+def _detached(values: Losses) -> Losses:
+    return {name: value.detach() for name, value in values.items()}
+
+
+def _means(parts: Sequence[Losses]) -> Losses:
+    return {name: torch.stack([part[name] for part in parts]).mean(dim=0) for name in parts[0]}
 
 
 class RestorationOptions(BuiltOnce, Acceleration):
@@ -62,6 +84,9 @@ class RestorationModel(SRModel, ABC):
         self._sums: dict[str, tuple[Any, int]] = {}
         self.best_metric_results: dict[str, Any] = {}
         self.card_files = CardFiles(opt)
+        self.acceleration = Acceleration.of(opt["train"] if opt["is_train"] else None)
+        self.scaled: ScaledSteps | None = None  # in float16
+        self._rows = slice(0), 0  # the part of the batch that is computed now, and pictures in the batch
         super().__init__(opt)
         self.restoring = measuring.Restoring(self.device)
 
@@ -70,13 +95,14 @@ class RestorationModel(SRModel, ABC):
     # What option files may say (see `option_types`); derived classes add their own.
     OPTIONS: ClassVar[Any] = RestorationOptions
     TOP_OPTIONS: ClassVar[Any] = SharpenedTargets
-    RULES: ClassVar[tuple[Rule, ...]] = (something_to_learn,)
+    RULES: ClassVar[tuple[Rule, ...]] = (something_to_learn, step_can_be_computed)
     STANDARD_LOOP: ClassVar[bool] = True  # it trains by the loop, the schedulers and the `val` of this package
     NETWORK_G: ClassVar[str] = ""  # the class of network that it trains, if only one will do
     TITLE: ClassVar[str] = ""  # of the training, in messages: "stage 1"
     MADE_BY: ClassVar[Mapping[str, str]] = {}  # of network_<x>, the model type that writes its weights
     RECIPE: ClassVar[Callable[[View], str | None] | None] = None  # the shipped recipe for a file's network
 
+    WHOLE_BATCHES: ClassVar[bool] = False  # whether losses are of whole batches, which cannot be computed in parts
     takes_bytes: ClassVar[bool] = True  # whether training batches may be uint8
     frozen_networks: ClassVar[tuple[Frozen, ...]] = ()  # what a training uses and does not train, as `self.frozen`
     starts_from_stage_1: ClassVar[bool] = False  # whether a training may take the body of a stage-1 file
@@ -120,7 +146,11 @@ class RestorationModel(SRModel, ABC):
     def init_training_settings(self) -> None:
         train = self.opt["train"]
         self.net_g.train()
-        accelerate(self.get_bare_model(self.net_g), Acceleration.of(train), self.device)
+        if self.acceleration.accumulation > 1:
+            self._check_parts()
+        accelerate(self.get_bare_model(self.net_g), self.acceleration, self.device)
+        if self.acceleration.autocast == "float16":
+            self.scaled = ScaledSteps(self.device)
         self.ema_decay = TrainLoop.of(train).ema_decay
         if self.ema_decay > 0:
             self.net_g_ema = self._start_average()
@@ -132,6 +162,20 @@ class RestorationModel(SRModel, ABC):
             raise OptionError("train: a stage needs pixel_opt or perceptual_opt, found neither")
         self.setup_optimizers()
         self.schedulers = [build_scheduler(optimizer, train["scheduler"]) for optimizer in self.scheduled()]
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        """`net` on the device, wrapped for several of them; in the memory format that training asks for."""
+        if self.acceleration.channels_last:
+            net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        return super().model_to_device(net)
+
+    def _check_parts(self) -> None:
+        net = self.get_bare_model(self.net_g)
+        if self.WHOLE_BATCHES or has_batch_norm(net):
+            raise OptionError(
+                f"train.accumulation: {type(self).__name__} with {type(net).__name__} computes statistics of whole "
+                "batches, which parts do not have; leave it out"
+            )
 
     def _start_average(self) -> nn.Module:
         """The moving average starts as a copy of the network as loaded; when resuming, as it was saved."""
@@ -189,7 +233,16 @@ class RestorationModel(SRModel, ABC):
         super().resume_training(resume_state)
         self.batches.load(int(resume_state["iter"]))
         self._sums = load_sums(self.opt, int(resume_state["iter"]), device=self.device)
+        if self.scaled:
+            self._resume_scale(int(resume_state["iter"]))
         self.card_files.resumed(int(resume_state["iter"]), averaged=self.net_g_ema is not None)
+
+    def _resume_scale(self, iteration: int) -> None:
+        state = load_scale(self.opt, iteration)
+        if state and self.scaled:
+            self.scaled.restore(state)
+        else:
+            logger.warning("The training state holds no scale of float16 losses: it begins anew")
 
     def _on_device(self, images: Tensor) -> Tensor:
         images = images.to(self.device, non_blocking=True)  # datasets may give uint8, which is less to copy
@@ -201,9 +254,9 @@ class RestorationModel(SRModel, ABC):
 
     def run_network(self, *inputs: Tensor, **options: Any) -> Any:
         """net_g(*inputs, **options) in the precision of `train.autocast`; what it returns is float32."""
-        return in_precision(
-            lambda: self.net_g(*inputs, **options), Acceleration.of(self.opt["train"]).autocast, self.device
-        )
+        if self.acceleration.channels_last:
+            inputs = channels_last(inputs)
+        return in_precision(lambda: self.net_g(*inputs, **options), self.acceleration.autocast, self.device)
 
     def optimizer_at(self, current_iter: int) -> Optimizer:
         """The optimizer that makes the step of this iteration."""
@@ -211,19 +264,74 @@ class RestorationModel(SRModel, ABC):
 
     def optimize_parameters(self, current_iter: int) -> None:
         self.lq, self.gt = self.batches.mixed(self.lq, self.gt, current_iter)
-        losses, watched = self.compute_losses(current_iter)
-        self.take_step(self.optimizer_at(current_iter), losses)
+        losses, watched = self.find_gradients(current_iter)
+        self.take_step(self.optimizer_at(current_iter))
         self.update_average()
         self.note(current_iter, losses | watched)
 
-    def take_step(self, optimizer: Optimizer, losses: Losses) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        torch.stack([loss.reshape(()) for loss in losses.values()]).sum().backward()
+    def find_gradients(self, current_iter: int, *, learns: bool = True) -> tuple[Losses, Losses]:
+        """Gradients of the losses of the batch, computed in `train.accumulation` parts; returns `compute_losses`.
+
+        Losses are means over pictures, so that the mean over the parts is that of the batch. Several processes exchange
+        gradients with the last part alone. Without `learns` nothing is differentiated.
+        """
+        parts = self.acceleration.accumulation
+        found: list[tuple[Losses, Losses]] = []
+        for number in range(parts):
+            with self._only(number, parts), exchange(self.net_g, number == parts - 1):
+                losses, watched = self.compute_losses(current_iter)
+                if learns:
+                    if number == 0:
+                        self.optimizer_at(current_iter).zero_grad(set_to_none=True)
+                    loss = torch.stack([loss.reshape(()) for loss in losses.values()]).sum()
+                    loss = loss if parts == 1 else loss / parts
+                    self.scaled.backward(loss) if self.scaled else loss.backward()
+            found.append((_detached(losses), _detached(watched)))
+        if parts == 1:
+            return found[0]
+        losses, watched = zip(*found, strict=True)
+        return _means(losses), _means(watched)
+
+    @contextlib.contextmanager
+    def _only(self, number: int, parts: int) -> Iterator[None]:
+        """While open, the batch is its part `number` of `parts`."""
+        if parts == 1:
+            yield
+            return
+        lq, gt, count = self.lq, self.gt, len(self.lq)
+        if count % parts:
+            raise OptionError(f"train.accumulation: {parts} parts of a batch of {count} pictures; choose a divisor")
+        rows = slice(number * count // parts, (number + 1) * count // parts)
+        self._rows = rows, count
+        self.lq, self.gt = lq[rows], None if gt is None else gt[rows]
+        try:
+            yield
+        finally:
+            self.lq, self.gt = lq, gt
+            self._rows = slice(0), 0
+
+    def rows_of(self, draws: Any) -> Any:
+        """Of what was drawn for each picture of a whole batch, what belongs to the part that is computed now."""
+        rows, count = self._rows
+        return draws[rows] if count else draws
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures of the whole batch, whatever the part that is computed now."""
+        return self._rows[1] or len(self.lq)
+
+    def take_step(self, optimizer: Optimizer) -> None:
+        """The step of `optimizer` along the gradients found."""
+        if self.scaled:
+            self.scaled.unscale(optimizer)
         limit = self.opt["train"].get("clip_grad_norm")
         if limit:
             weights = [weight for group in optimizer.param_groups for weight in group["params"]]
             torch.nn.utils.clip_grad_norm_(weights, limit)
-        optimizer.step()
+        if not self.scaled:
+            optimizer.step()
+        elif not self.scaled.step(optimizer):
+            logger.info(f"Left out a step whose gradients overflow in float16 ({self.scaled.skipped} since the start)")
 
     def update_average(self) -> None:
         if self.net_g_ema is not None:
@@ -255,7 +363,9 @@ class RestorationModel(SRModel, ABC):
 
     def noise_at(self, current_iter: int) -> Noise:
         """Randomness of an iteration: a function of seed, iteration and rank, so that resuming changes nothing."""
-        return IterationNoise(seed=int(self.opt["manual_seed"]), iteration=current_iter, rank=int(self.opt["rank"]))
+        noise = IterationNoise(seed=int(self.opt["manual_seed"]), iteration=current_iter, rank=int(self.opt["rank"]))
+        rows, count = self._rows
+        return RowsNoise(noise, first=rows.start, count=count) if count else noise
 
     # Evaluation
 
@@ -282,7 +392,9 @@ class RestorationModel(SRModel, ABC):
         was_training = net.training
         net.eval()
         try:
-            with torch.inference_mode():
+            # Pictures of all sizes come here, and each would be compiled for.
+            plain = torch.compiler.set_stance("force_eager" if self.acceleration.compile else "default")
+            with torch.inference_mode(), plain:
                 self.output = self.restored(net)
         finally:
             net.train(was_training)
@@ -373,6 +485,8 @@ class RestorationModel(SRModel, ABC):
         self.save_others(current_iter)
         self.batches.save(current_iter)
         save_sums(self._sums, self.opt, current_iter)
+        if self.scaled:
+            save_scale(self.scaled.state(), self.opt, current_iter)
         self.save_training_state(epoch, current_iter)
 
     def save_others(self, current_iter: int) -> None:

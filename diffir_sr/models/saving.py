@@ -108,3 +108,25 @@ def load_sums(opt: Mapping[str, Any], iteration: int, *, device: torch.device) -
             str(name): (torch.tensor(float(total), device=device), int(count)) for name, (total, count) in kept.items()
         }
     return {}
+
+
+# The scale of float16 losses, kept likewise.
+
+
+def _scale_file(opt: Mapping[str, Any], iteration: int) -> Path:
+    return Path(opt["path"]["training_states"]) / f"{iteration}_scale_{opt['rank']}.json"
+
+
+def save_scale(state: Mapping[str, Any], opt: Mapping[str, Any], iteration: int) -> None:
+    """Write the state of `ScaledSteps` beside the training state of an iteration; nothing for 'latest' (-1)."""
+    if iteration >= 0:
+        save_text(json.dumps(dict(state)), _scale_file(opt, iteration))
+
+
+def load_scale(opt: Mapping[str, Any], iteration: int) -> dict[str, Any] | None:
+    """The state of `ScaledSteps` that belongs to the state of an iteration; None where there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        kept = json.loads(_scale_file(opt, iteration).read_text())
+        if isinstance(kept, dict) and {"scale", "_growth_tracker", "skipped"} <= kept.keys():
+            return kept
+    return None

@@ -14,7 +14,7 @@ from diffir_sr.errors import OptionError
 from diffir_sr.families.base import WalksInSteps
 from diffir_sr.models.restoration_model import Losses, RestorationModel
 from diffir_sr.models.validation import Restoring
-from diffir_sr.option_types import Number, Probability, Section, Whole
+from diffir_sr.option_types import Found, Number, Probability, Section, View, Whole
 
 
 class NoiseOptions(Section):
@@ -24,6 +24,12 @@ class NoiseOptions(Section):
         False,
         description="Whether a batch shares one step of the schedule, between whose levels samples are drawn.",
     )
+
+
+def levels_fall_into_parts(view: View, at: tuple[str, ...]) -> Found:
+    """A level that a whole batch shares is none that its parts draw."""
+    if view.is_train and view.get("train", "share_t") and view.get("train", "accumulation", default=1) > 1:
+        yield ("train", "accumulation"), "share_t draws one step for a whole batch, which parts do not have; choose one"
 
 
 class SamplingOptions(Section):
@@ -89,6 +95,7 @@ class NoisePredictionModel(RestorationModel):
     """
 
     OPTIONS: ClassVar[Any] = NoiseOptions
+    RULES = (levels_fall_into_parts,)
     VAL_OPTIONS: ClassVar[Any] = SamplingOptions
     TOP_OPTIONS: ClassVar[Any] = SearchOptions
 
