@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from diffir_sr.cards import SUFFIX, read_stored
 from diffir_sr.errors import CheckpointError
 from diffir_sr.families import identify, load_foreign
+from diffir_sr.families.autodir_checkpoint import is_folder, read_folder
 from diffir_sr.families.base import Identity, Tensors
 from diffir_sr.families.spandrel import missing
 from diffir_sr.weights.ncnn import graph_of, read_ncnn
@@ -42,6 +43,9 @@ def read_weights(path: str | Path, *, key: str | None = "params_ema") -> Weights
     is executed. Raises CheckpointError for a missing, damaged or foreign file.
     """
     path = Path(os.path.expanduser(path))
+    if is_folder(path):
+        tensors, card = read_folder(path)
+        return Weights(path, None, plain(tensors, path), card)
     check_reachable(path)
     if is_safetensors(path):
         tensors, card, ties = read_stored(path)

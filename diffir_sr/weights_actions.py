@@ -144,6 +144,10 @@ def older_name(args: argparse.Namespace) -> int:
     from diffir_sr.files.atomic import save_atomically
     from diffir_sr.weights.backbones import features_of
 
+    if args.name == "convert":
+        return _convert(args)
+    if args.checkpoint is not None or args.tokenizer is not None:
+        raise OptionError(f"only 'diffir weights convert' takes a checkpoint and --tokenizer, not {args.name!r}")
     sys.stderr.write(
         f"'diffir weights {args.name}' is now 'diffir models fetch {args.name}'; losses and metrics find the file "
         "where it is\n"
@@ -156,6 +160,27 @@ def older_name(args: argparse.Namespace) -> int:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     save_atomically(tensors, args.output)
     sys.stdout.write(f"{args.output}: {sum(name.endswith('.weight') for name in tensors)} convolutions\n")
+    return 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+    if args.checkpoint is None or args.output is None:
+        raise OptionError("expected: diffir weights convert CHECKPOINT -o FOLDER")
+    from diffir_sr.checkpoints import read_weights
+    from diffir_sr.families.autodir_checkpoint import converted, is_published, write_folder
+
+    weights = read_weights(args.checkpoint)
+    if not is_published(weights.tensors):
+        names = ", ".join(list(weights.tensors)[:3])
+        raise CheckpointError(
+            f"{args.checkpoint.resolve()}: is not AutoDIR's released checkpoint, whose tensors begin with "
+            f"model.diffusion_model. and model_assessment.clipmodel. (its own: {names}, ...)"
+        )
+    tensors, arguments = converted(weights.tensors)
+    written = write_folder(tensors, arguments, args.output, vocabulary=args.tokenizer, source=args.checkpoint.name)
+    count = sum(tensor.numel() for tensor in tensors.values())
+    words = "" if args.tokenizer else "; without --tokenizer it takes no prompts of your own"
+    sys.stdout.write(f"{args.output}: {len(written)} files, {count:,d} numbers{words}\n")
     return 0
 
 

@@ -29,10 +29,21 @@ def add_models_parser(commands: Any) -> None:
 
 
 def add_weights_parser(commands: Any) -> None:
-    """Add `diffir weights`, which `diffir models` has replaced."""
-    parser = commands.add_parser("weights", help="the older name of 'diffir models fetch'")
-    parser.add_argument("name", metavar="NAME")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the convolutions of a VGG there")
+    """Add `diffir weights`: converting, and the older name of `diffir models fetch`."""
+    what = "convert AutoDIR's released checkpoint; the older name of 'diffir models fetch'"
+    parser = commands.add_parser("weights", help=what, description=f"{what[0].upper()}{what[1:]}.")
+    parser.add_argument("name", metavar="convert | NAME", help="convert CHECKPOINT -o FOLDER, or a name to fetch")
+    parser.add_argument("checkpoint", type=Path, nargs="?", metavar="CHECKPOINT", help="autodir.ckpt; no code is run")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="OUT", help="convert: the folder; VGG: also write its convolutions there"
+    )
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="FILE",
+        help="convert: CLIP's bpe_simple_vocab_16e6.txt.gz (in the package open_clip_torch) or tokenizer.json, which "
+        "free prompts need",
+    )
     parser.set_defaults(run=deferred(f"{_ACTIONS}:older_name"), json=False)
 
 

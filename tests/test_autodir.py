@@ -8,15 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("transformers", reason="needs the extra autodir")
 pytest.importorskip("diffusers", reason="needs the extra autodir")
 
 from diffir_sr.archs.autodir_arch import AutoDIR, Diffusion, KLLatents, Wishes, recoloured  # noqa: E402
 from diffir_sr.archs.autodir_assessor import CATEGORIES, ClipTokens, centre_view, mixed, probabilities, prompt_of  # noqa: E402, E501
+from diffir_sr.cards import write_card_file  # noqa: E402
+from diffir_sr.checkpoints import load_network  # noqa: E402
+from diffir_sr.cli import main  # noqa: E402
 from diffir_sr.diffusion.guidance import Sigmas, denoised, dropped, euler_ancestral, guided  # noqa: E402
-from diffir_sr.diffusion.noise import START  # noqa: E402
+from diffir_sr.diffusion.noise import START, PictureNoise  # noqa: E402
 from diffir_sr.diffusion.schedule import scaled_linear_betas, schedule_constants  # noqa: E402
+from diffir_sr.errors import CheckpointError, InputError, OptionError  # noqa: E402
 from diffir_sr.families.autodir_checkpoint import (  # noqa: E402
     LATENTS,
     UNET,
@@ -25,7 +30,10 @@ from diffir_sr.families.autodir_checkpoint import (  # noqa: E402
     _unet_sizes,
     converted,
 )
+from diffir_sr.files.picture import encode_png  # noqa: E402
+from diffir_sr.inference.plain import engine_for  # noqa: E402
 from diffir_sr.losses.autodir_losses import FidelityLoss  # noqa: E402
+from diffir_sr.models.autodir_models import AutoDIRCorrectionModel  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -347,3 +355,352 @@ def test_the_autoencoder_computes_the_published_output_through_the_renaming(name
         if weight.ndim > 1:
             weight.mul_(0.02)
     assert worst(latents.decoded(arrays["z"]), arrays["decoded_small"]) < 1e-5
+
+
+class GivenDraws:
+    """The random numbers of a golden training step, by the names that the model asks for."""
+
+    def __init__(self, facts, arrays, step):
+        t = torch.tensor(facts["t"][step], dtype=torch.float64)
+        uniform = [torch.tensor(facts[key][step], dtype=torch.float64) for key in ("u_text", "u_image")]
+        # In between two numbers where a bound of the dropping is met exactly.
+        self.values = {
+            "draws": torch.special.ndtri(torch.stack([*(one + 1e-9 for one in uniform), (t + 0.5) / 1000], dim=1)),
+            "posterior": arrays["posterior_noise"][step],
+            "eps": arrays["noise"][step],
+        }
+
+    def normal(self, shape, name=START):
+        assert tuple(shape) == tuple(self.values[name].shape)
+        return self.values[name]
+
+
+def stage(kind, net, lq, gt, labels, **train):
+    """A model of a stage around a network, without files."""
+    model = object.__new__(kind)
+    model.net_g, model.device = net, torch.device("cpu")
+    model.opt = dict(train=dict(train), dist=False, manual_seed=0, rank=0)
+    model.lq, model.gt, model.label = lq, gt, torch.tensor(labels)
+    model.cri_pix = torch.nn.MSELoss()
+    net.requires_grad_(False)
+    for part in model.learning(net):
+        part.requires_grad_(True)
+    return model
+
+
+@cases("autodir_stage3_*")
+def test_the_correction_trains_as_published(name, monkeypatch):
+    facts, arrays = case(name)
+    net = system(facts)
+    labels = [[*map(prompt_of, CATEGORIES)].index(prompt) for prompt in facts["prompts_of_batch"]]
+    lq, gt = ((arrays[key] + 1) / 2 for key in ("lq", "gt"))
+    model = stage(AutoDIRCorrectionModel, net, lq, gt, labels)
+    p = net(lq)
+    y = torch.nn.functional.one_hot(torch.tensor(labels), 8).float()
+    seen = {}
+    correct = net.correction.forward
+    monkeypatch.setattr(net.correction, "forward", lambda a, b: seen.setdefault("out", correct(a, seen.setdefault("made", b))))  # fmt: skip  # noqa: E501
+    optimizer = torch.optim.AdamW(net.correction.parameters(), lr=1e-3)
+    for step, expected in enumerate(facts["steps"]):
+        seen.clear()
+        draws = GivenDraws(facts, arrays, step)
+        monkeypatch.setattr(model, "noise_at", lambda current_iter, draws=draws: draws)
+        noisy, condition, t, context, eps, clean = model.prepared(draws)
+        assert t.tolist() == facts["t"][step]
+        found = model.answer(noisy, condition, t, context)
+        if step == 0:
+            assert worst(noisy, arrays["x_noisy"]) < 1e-4
+            assert worst(condition, arrays["lq_latent"]) < 1e-4
+            assert worst(context[:, ::4, ::16], arrays["context"]) < 1e-3
+            assert worst(found, arrays["eps"]) < 1e-4
+        simple = (found - net.diffusion.sought(clean, eps, t)).square().mean()
+        assert simple.item() == pytest.approx(expected["loss_simple"], rel=1e-4)
+        assert FidelityLoss()(p, y).item() == pytest.approx(expected["clip_loss"], rel=1e-4)
+        losses, _ = model.compute_losses(step)
+        assert losses["l_pix"].item() == pytest.approx(expected["loss_final"], rel=1e-4)
+        optimizer.zero_grad()
+        losses["l_pix"].backward()
+        if step == 0:
+            assert worst(seen["made"], arrays["one_step_image"]) < 1e-4
+            assert worst(seen["out"], arrays["scm_out"]) < 1e-4
+            norms = {name: weight.grad.norm().item() for name, weight in net.correction.named_parameters()}
+            published = facts["grad_norms"]
+            assert norms == pytest.approx(published, rel=1e-3, abs=1e-6 * max(published.values()))
+            assert all(weight.grad is None for part in (net.assessor, net.diffusion) for weight in part.parameters())
+        optimizer.step()
+
+
+# A small system
+
+
+SMALL = dict(
+    assessor=dict(
+        text=dict(hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=1),
+        conv=dict(width=8, blocks=3), projection_dim=16, vocab_size=64, crop=32, biqa_view="grid_mean",
+    ),
+    pixels=2, prediction="v",
+    unet=dict(
+        in_channels=24, out_channels=12, block_out_channels=[16, 32], layers_per_block=1, cross_attention_dim=16,
+        attention_head_dim=2, norm_num_groups=4, down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
+        up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+    ),
+    correction=dict(width=4, middle_blk_num=1, enc_blk_nums=[1], dec_blk_nums=[1]),
+    restoring=dict(steps=2, max_rounds=3),
+)  # fmt: skip
+
+
+def small(**changes):
+    torch.manual_seed(0)
+    net = AutoDIR(**(SMALL | changes))
+    for weight in net.correction.parameters():
+        weight.data.add_(0.05 * torch.randn_like(weight))
+    return net.eval().requires_grad_(False)
+
+
+def carded(folder, **changes):
+    path = folder / "autodir.safetensors"
+    write_card_file(small(**changes).state_dict(), dict(network=dict(type="AutoDIR", **(SMALL | changes))), path)
+    return path
+
+
+def picture(height=26, width=37, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def saying(net, *categories):
+    """The assessor finds these, one after the other."""
+    left = list(categories)
+
+    def likelihoods(image, embeddings):
+        known = [category for category in CATEGORIES if category not in said]
+        place = known.index(left[0])
+        said.append(left.pop(0))
+        return torch.nn.functional.one_hot(torch.tensor([place]), len(known)).float()
+
+    said = []
+    net.assessor.likelihoods = likelihoods
+    return net
+
+
+def rounds_of(net, lq=None):
+    lq = torch.rand(1, 3, 16, 16) if lq is None else lq
+    return list(net.rounds(2 * lq - 1, noise=PictureNoise(lq)))
+
+
+def test_the_loop_ends_when_nothing_is_wrong_and_never_says_a_thing_twice():
+    net = saying(small(restoring=dict(steps=1, max_rounds=7)), "rain", "haze", "no")
+    rounds = rounds_of(net)
+    assert [one.category for one in rounds] == ["rain", "haze", "no"]
+    assert [list(one.probabilities) for one in rounds][2] == [c for c in CATEGORIES if c not in ("rain", "haze")]
+    assert rounds[2].after is rounds[2].before is rounds[1].after
+    assert torch.equal(rounds[1].before, rounds[0].after)
+    every = [category for category in CATEGORIES if category != "no"]
+    assert [one.category for one in rounds_of(saying(net, *every, "no"))] == every  # seven rounds, no eighth look
+    net.adjust(max_rounds=2)
+    assert len(rounds_of(saying(net, *every))) == 2
+    first = saying(net, "no")
+    assert torch.equal(first.restore(torch.rand(1, 3, 16, 16).clamp(0, 1), noise=None) * 0, torch.zeros(1, 3, 16, 16))
+
+
+def test_low_resolution_passes_the_uncorrected_picture_on_and_weights_go_by_category():
+    net = saying(small(), "low resolution", "rain", "no")
+    one, other, _ = rounds_of(net)
+    assert one.after is one.made
+    assert worst(other.after, net.correction(other.before, other.made)) == 0
+    net.adjust(structure={"low-resolution": 0.5, "rain": 0.0})
+    one, other, _ = rounds_of(saying(net, "low resolution", "rain", "no"))
+    assert worst(one.after, net.correction(one.before, one.made, weight=0.5)) == 0
+    assert other.after is other.made
+
+
+def test_every_round_starts_from_the_same_noise_and_a_batch_is_its_pictures():
+    net = small()
+    net.adjust(degradations=["rain", "noise"])
+    lq = torch.rand(2, 3, 16, 16)
+    together = net.restore(lq, noise=PictureNoise(lq))
+    for row in range(2):
+        alone = net.restore(lq[row : row + 1], noise=PictureNoise(lq[row : row + 1]))
+        assert worst(together[row : row + 1], alone) < 1e-5
+    asked = []
+
+    class Watched:
+        def normal(self, shape, name=START):
+            asked.append(name)
+            return torch.zeros(shape)
+
+    list(net.rounds(2 * lq[:1] - 1, noise=Watched()))
+    assert asked == [START, "step 0"] * 2
+
+
+def test_words_of_the_user_are_one_round_without_the_assessor():
+    net = small()
+    net.assessor.likelihoods = None  # which would not be called
+    net.adjust(prompt="Remove the raindrops!")
+    (one,) = rounds_of(net)
+    assert one.category is None
+    assert one.prompt == "Remove the raindrops!"
+    net.adjust(prompt="brighten it")
+    assert worst(rounds_of(net)[0].made, one.made) > 0
+
+
+def test_guidance_with_scales_of_one_calls_the_network_once_and_the_branches_are_in_order():
+    net, calls = small(), []
+
+    def answer(noisy, condition, t, context):
+        calls.append(len(noisy))
+        return condition.mean(dim=(1, 2, 3), keepdim=True) + context.mean(dim=(1, 2))[:, None, None, None] + 0 * noisy
+
+    net.diffusion.forward = answer
+    condition, context = torch.full((1, 12, 4, 4), 2.0), torch.full((1, 77, 16), 5.0)
+    net.guess(condition, context)(torch.zeros(1, 12, 4, 4), 1.0)
+    assert calls == [1]
+    net.adjust(text_scale=3.0, image_scale=1.5)
+    null = net.assessor.text([""], mask_pads=False)[0].mean().item()
+    made = net.guess(condition, context)(torch.zeros(1, 12, 4, 4), 1.0)
+    assert calls == [1, 3]
+    found = null + 3.0 * (5.0 - null) + 1.5 * 2.0
+    assert made.mean().item() == pytest.approx(-found / 2**0.5, rel=1e-4)  # v at sigma 1, x = 0
+
+
+def test_values_that_are_not_finite_end_the_loop_with_the_last_good_picture(caplog):
+    net = small()
+    net.adjust(degradations=["rain", "haze", "noise"])
+    whole, count = net.undone, []
+
+    def broken(image, context, *, noise):
+        count.append(1)
+        made = whole(image, context, noise=noise)
+        return made * float("nan") if len(count) == 2 else made
+
+    net.undone = broken
+    rounds = rounds_of(net)
+    assert len(rounds) == 2
+    assert torch.equal(rounds[1].after, rounds[0].after)
+    assert "round 2 (A photo needs haze artifact reduction) made values that are not finite" in rounds[1].note
+
+
+def test_latents_in_tiles_fade_into_each_other_under_one_prompt():
+    net = small()
+    net.adjust(degradations=["rain"], steps=1)
+    lq = torch.rand(1, 3, 48, 64)
+    whole = net.restore(lq, noise=PictureNoise(lq))
+    tiled = engine_for(net, tile_mode="tiles", tile=32, overlap=8)
+    assert "tiles of 32 pixels" in str(tiled.plan(48, 64))
+    made = tiled(lq, noise=PictureNoise(lq))
+    assert made.shape == whole.shape
+    assert 0 < worst(made, whole) < 5
+    net.tile = (64, 8)
+    assert torch.equal(net.restore(lq, noise=PictureNoise(lq)), whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(steps=0), "steps: expected 1 to 1000"),
+        (dict(max_rounds=0), "max_rounds: expected 1 or more, found 0"),
+        (dict(prompt="x", degradations=["rain"]), "both say what to undo"),
+        (dict(degradations=["rian"]), "degradation 'rian' is unknown; did you mean rain"),
+        (dict(sampler="ddim"), "sampler: AutoDIR has no such option"),
+    ],
+)
+def test_wishes_that_cannot_be_are_refused(changes, said):
+    with pytest.raises((OptionError, InputError), match=said):
+        small().adjust(**changes)
+
+
+def test_a_prompt_that_is_too_long_is_told_and_cut(caplog):
+    net = small()
+    net.adjust(prompt="rain " * 90)
+    assert "has 92 tokens, and the model sees 77: its end is left out" in caplog.text
+    assert net.assessor.ids(["rain " * 90]).shape == (1, 77)
+    assert net.assessor.ids(["rain " * 90])[0, -1] == net.assessor.tokens.end
+
+
+def test_free_texts_need_the_vocabulary_of_clip():
+    with pytest.raises(InputError, match="CLIP's vocabulary is needed for free texts"):
+        ClipTokens(None)("make it nice")
+
+
+# Files
+
+
+def test_a_converted_checkpoint_is_a_folder_that_restores_as_the_network(tmp_path, capsys, monkeypatch):
+    facts, _ = case("autodir_pipeline_tiny")
+    tensors = checkpoint(facts)
+    torch.save(dict(state_dict=tensors, epoch=3, callbacks={}), tmp_path / "autodir.ckpt")
+    monkeypatch.setattr("diffir_sr.families.autodir_checkpoint.converted", lambda tensors: converted(tensors, **sizes(facts)))  # fmt: skip  # noqa: E501
+    assert main(["describe", str(tmp_path / "autodir.ckpt")]) == 0
+    with pytest.raises(CheckpointError, match="diffir weights convert FILE -o FOLDER"):
+        load_network(tmp_path / "autodir.ckpt")
+    folder = tmp_path / "autodir"
+    assert main(["weights", "convert", str(tmp_path / "autodir.ckpt"), "-o", str(folder)]) == 0
+    assert "5 files" in capsys.readouterr().out
+    loaded = load_network(folder)
+    net = system(facts)
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in loaded.network.state_dict().items())
+    assert main(["describe", str(folder)]) == 0
+    told = capsys.readouterr().out
+    assert "AutoDIR, " in told
+    assert "correction: " in told
+    (folder / "unet.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"unet.safetensors is missing; copy the whole folder"):
+        load_network(folder)
+
+
+def test_tensors_that_are_missing_or_belong_nowhere_are_named():
+    facts, _ = case("autodir_pipeline_tiny")
+    tensors = checkpoint(facts)
+    with pytest.raises(CheckpointError, match="no tensor begins with NAFNet."):
+        converted({key: value for key, value in tensors.items() if not key.startswith("NAFNet.")}, **sizes(facts))
+    with pytest.raises(CheckpointError, match="1 tensors belong to no part of AutoDIR, such as cond_stage_model.x"):
+        converted(tensors | {"cond_stage_model.x": torch.zeros(1)}, **sizes(facts))
+    with pytest.raises(
+        CheckpointError, match=r"1 tensors of the unet have no place, such as model.diffusion_model.xyz"
+    ):
+        converted(tensors | {"model.diffusion_model.xyz.weight": torch.zeros(1)}, **sizes(facts))
+    with pytest.raises(CheckpointError, match="whose heads and layers the tensors do not show"):
+        converted(tensors, heads=4)
+
+
+@cases("autodir_published_keys*")
+def test_every_published_tensor_has_its_place(name):
+    facts, _ = case(name)
+    with torch.device("meta"):
+        tensors = {key: torch.empty(shape) for key, shape in facts["state_dict"].items()}
+        made, arguments = converted(tensors)
+        net = AutoDIR(**arguments)
+    assert sum(weight.numel() for weight in net.parameters()) == facts["n_params"]
+    assert {key: value.shape for key, value in made.items()} == {key: value.shape for key, value in net.state_dict().items()}  # fmt: skip  # noqa: E501
+    with torch.device("meta"):
+        assert AutoDIR().state_dict().keys() == net.state_dict().keys()
+
+
+# Commands
+
+
+def test_the_command_restores_any_picture_with_a_trace(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    weights = carded(tmp_path)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.png").write_bytes(encode_png(picture()))
+    (tmp_path / "in/deep.png").write_bytes(encode_png(np.random.default_rng(1).integers(0, 65536, (9, 12, 2), dtype=np.uint16)))  # fmt: skip  # noqa: E501
+    words = ["restore", "in", "-o", "out", "-w", str(weights), "--device", "cpu"]
+    assert main([*words, "--degradations", "rain,underexposure", "--structure", "rain=0.5", "--trace"]) == 0
+    assert np.asarray(Image.open("out/a.png")).shape == (26, 37, 3)
+    trace = json.loads(Path("out/a.trace.json").read_text())
+    assert [one["category"] for one in trace["rounds"]] == ["rain", "underexposure"]
+    assert trace["settings"]["restoring"]["structure"] == {"rain": 0.5}
+    assert Path("out/deep.trace.png").is_file()
+    first = Path("out/a.png").read_bytes()
+    assert main([*words, "--degradations", "rain,underexposure", "--structure", "rain=0.5", "--overwrite"]) == 0
+    assert Path("out/a.png").read_bytes() == first
+    assert main([*words, "--prompt", "brighten", "--steps", "1", "--overwrite"]) == 0
+    assert Path("out/a.png").read_bytes() != first
+    capsys.readouterr()
+    for more, said in (
+        (["--degradations", "rian"], "did you mean rain"),
+        (["--structure", "much"], "--structure: expected a number, or rain=0.5,haze=1; got 'much'"),
+        (["--sampler", "ddim"], "sampler: AutoDIR has no such option"),
+    ):
+        assert main([*words, *more, "--overwrite"]) == 1
+        assert said in capsys.readouterr().err

@@ -155,7 +155,10 @@ def cut(tokens: Sequence[int], text: str) -> tuple[list[int], str | None]:
 
 
 class ConvEncoder(nn.Module):
-    """A small image tower: convolutions with strides, then mean and largest value of each channel."""
+    """A small image tower: convolutions with strides, mean and largest value of each channel, and the colours' own.
+
+    Norms hide how bright a picture is; means and deviations of its colours go around them.
+    """
 
     def __init__(self, width: int, blocks: int) -> None:
         super().__init__()
@@ -166,11 +169,13 @@ class ConvEncoder(nn.Module):
             layers += [nn.Conv2d(made, made, 3, 1, 1), nn.GroupNorm(8, made), nn.SiLU()]
         self.body = nn.Sequential(*layers)
         self.width = 2 * channels[-1]
+        self.head = nn.Sequential(nn.Linear(self.width + 6, self.width), nn.SiLU())
 
     def forward(self, pixel_values: Tensor) -> SimpleNamespace:
         features = self.body(pixel_values)
-        pooled = torch.cat([features.mean(dim=(2, 3)), features.amax(dim=(2, 3))], dim=1)
-        return SimpleNamespace(pooler_output=pooled)
+        variance, mean = torch.var_mean(pixel_values, dim=(2, 3), correction=0)
+        pooled = [features.mean(dim=(2, 3)), features.amax(dim=(2, 3)), mean, variance.sqrt()]
+        return SimpleNamespace(pooler_output=self.head(torch.cat(pooled, dim=1)))
 
 
 class Assessor(nn.Module):
@@ -220,6 +225,28 @@ class Assessor(nn.Module):
         self.crop = crop
         self.view = biqa_view
         self.width = int(self.clipmodel.text_model.config.hidden_size)
+        if small:
+            self._tell_apart()
+
+    def _tell_apart(self) -> None:
+        """Start values of a text tower that nobody has trained: with CLIP's, all prompts look the same.
+
+        The categories' embeddings are at right angles then, so that the image tower alone has to learn.
+        """
+        for module in self.clipmodel.text_model.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight)
+        projection = self.clipmodel.text_projection.weight
+        if projection.is_meta:
+            return
+        self.clipmodel.text_projection = nn.Identity()
+        with torch.no_grad():
+            pooled = self.text([prompt_of(one) for one in CATEGORIES], mask_pads=True)[1].double()
+        self.clipmodel.text_projection = nn.Linear(projection.shape[1], projection.shape[0], bias=False)
+        wanted = torch.eye(len(CATEGORIES), projection.shape[0], dtype=torch.float64)
+        self.clipmodel.text_projection.weight.data = (torch.linalg.pinv(pooled) @ wanted).T.float()
 
     # Text
 

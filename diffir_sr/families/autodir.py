@@ -6,19 +6,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffir_sr.errors import CheckpointError
+from diffir_sr.families.autodir_checkpoint import PARTS, is_published
 from diffir_sr.families.base import Family, Identity, Tensors
+from diffir_sr.families.sr3 import NEEDS_CARD
 
 # Blocks of released networks that are tested with local means: side of their training patches.
 _LOCAL = {(1, 1, 1, 28): 256}
+_UNCONVERTED = "in the layout of its authors; write it as a folder first: diffir weights convert FILE -o FOLDER"
 _CORRECTS = "which corrects what a diffusion restored and restores no picture by itself; give the folder of an AutoDIR"
 
 
 def identify(tensors: Tensors, card: Mapping[str, Any]) -> Identity | None:
-    """The NAFNet or structure correction that has these tensors, None for others.
+    """The AutoDIR, NAFNet or structure correction that has these tensors, None for others.
 
     The weights do not show whether means are local (`train_size`): a released GoPro network has them, others not.
     Raises CheckpointError for weights of this family that have no possible size.
     """
+    if is_published(tensors):
+        return Identity("AutoDIR", {}, "AutoDIR as released", refuses=_UNCONVERTED)
+    if {f"{PARTS['assessor']}logit_scale", f"{PARTS['correction']}intro.weight"} <= set(tensors):
+        return _system(tensors, card)
     if not {"intro.weight", "ending.weight", "encoders.0.0.sca.1.weight"} <= set(tensors):
         return None
     width, seen = tensors["intro.weight"].shape[:2]
@@ -47,6 +54,19 @@ def identify(tensors: Tensors, card: Mapping[str, Any]) -> Identity | None:
     return Identity("NAFNet", arguments, f"NAFNet, {title}", facts=facts)
 
 
+def _system(tensors: Tensors, card: Mapping[str, Any]) -> Identity:
+    """The whole system; what its parts are built of is in the card alone."""
+    counts = {
+        part: sum(tensor.numel() for name, tensor in tensors.items() if name.startswith(prefix))
+        for part, prefix in PARTS.items()
+    }
+    facts = {"task": "restoration of unknown faults, one after the other"}
+    facts |= {part: f"{count:,d} numbers" if count else "none (folded pixels)" for part, count in counts.items()}
+    millions = sum(counts.values()) / 1e6
+    title = f"AutoDIR, {millions:,.1f} million numbers"
+    return Identity("AutoDIR", {}, title, refuses="" if "network" in card else NEEDS_CARD, facts=facts)
+
+
 def _numbers(tensors: Tensors, prefix: str) -> int:
     """How many numbered children of `prefix` there are."""
     rests = (name.removeprefix(f"{prefix}.") for name in tensors if name.startswith(f"{prefix}."))
@@ -72,4 +92,5 @@ AUTODIR = Family(
         "diffir_sr.losses.autodir_losses:CategoryCrossEntropy",
     ),
     identify=identify,
+    engines={"diffir_sr.archs.autodir_arch:AutoDIR": "diffir_sr.inference.autodir:AutoDIREngine"},
 )

@@ -6,18 +6,27 @@ interface: they are called here alone, and a test goes through them both ways.
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from diffir_sr.archs.autodir_assessor import CLIP_TEXT, CLIP_VISION, of_library
+from diffir_sr.cards import SUFFIX, read_card_file, write_card_file
 from diffir_sr.diffusion.schedule import STORED_CONSTANTS
-from diffir_sr.errors import CheckpointError
+from diffir_sr.errors import CheckpointError, InputError
+from diffir_sr.files.atomic import save_atomically, save_text, write_atomically
+from diffir_sr.version import __version__
+from diffir_sr.weights.download import sha256_of
 
 UNET, LATENTS = "model.diffusion_model.", "first_stage_model."
 CLIP, CORRECTION = "model_assessment.clipmodel.", "NAFNet."
+CARD, TOKENIZER = "autodir.json", "tokenizer.json"
 # Where the parts are in our network.
 PARTS = {
     "assessor": "assessor.clipmodel.",
@@ -195,3 +204,106 @@ def _assessor(
         "vocab_size": words,
         "crop": crop,
     }
+
+
+# The folder that `diffir weights convert` writes: a safetensors file per part, and what the network is as JSON.
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder that was converted."""
+    return (path / CARD).is_file()
+
+
+def write_folder(
+    tensors: Mapping[str, Tensor], arguments: Mapping[str, Any], folder: Path, *, vocabulary: Path | None, source: str
+) -> list[Path]:
+    """Write what `converted` gave; `vocabulary` is CLIP's word list or tokenizer.json. The card comes last.
+
+    Raises InputError for a vocabulary that is none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if vocabulary is not None:
+        write_atomically(_tokenizer_json(vocabulary), folder / TOKENIZER)
+    written, digests = [], {}
+    for part, prefix in PARTS.items():
+        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        path = folder / f"{part}{SUFFIX}"
+        save_atomically(own, path, save=partial(_write, {"part": part, "of": "AutoDIR"}))
+        written.append(path)
+        digests[path.name] = sha256_of(path)
+    card = {
+        "network": {"type": "AutoDIR", **arguments},
+        "scale": 1,
+        "made from": source,
+        "files": digests,
+        "made with": f"diffir_sr {__version__}",
+        "licence": "not stated: AutoDIR was published without one; the diffusion is Stable Diffusion's (OpenRAIL-M)",
+    }
+    save_text(json.dumps(card, indent=1) + "\n", folder / CARD)
+    return [*written, folder / CARD]
+
+
+def _write(card: Mapping[str, Any], tensors: Any, path: str) -> None:
+    write_card_file(tensors, card, path)
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a converted folder under the names of our network, and its card; CheckpointError names what lacks.
+
+    Nothing in the folder is executed.
+    """
+    path = folder / CARD
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        network = dict(card["network"])
+        network["assessor"] = dict(network.get("assessor") or {})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path}: does not describe a network ({error}); convert the checkpoint again") from error
+    absent = [f"{part}{SUFFIX}" for part in PARTS if not (folder / f"{part}{SUFFIX}").is_file()]
+    if absent:
+        raise CheckpointError(
+            f"{folder.resolve()}: {', '.join(absent)} is missing; copy the whole folder, or convert the checkpoint "
+            "again: diffir weights convert autodir.ckpt -o folder"
+        )
+    if (folder / TOKENIZER).is_file():
+        network["assessor"]["tokenizer"] = str((folder / TOKENIZER).resolve())
+    tensors: dict[str, Tensor] = {}
+    for part, prefix in PARTS.items():
+        tensors |= {f"{prefix}{name}": value for name, value in read_card_file(folder / f"{part}{SUFFIX}")[0].items()}
+    return tensors, {**card, "network": network}
+
+
+def _tokenizer_json(path: Path) -> bytes:
+    """CLIP's tokenizer as the library tokenizers stores it, out of its word list (.txt.gz) or as it is."""
+    if not path.is_file():
+        raise InputError(f"--tokenizer: no such file: {path}")
+    data = path.read_bytes()
+    try:
+        if data.startswith(b"\x1f\x8b"):
+            lines = gzip.decompress(data).decode("utf-8").split("\n")[1 : _MERGES + 1]
+            merges = [(first, second) for first, second in (line.split() for line in lines)]
+            letters = _letters()
+            words = [*letters, *(f"{one}</w>" for one in letters), *("".join(pair) for pair in merges)]
+            words += ["<|startoftext|>", "<|endoftext|>"]
+            vocab = {word: number for number, word in enumerate(words)}
+            made = of_library("transformers:CLIPTokenizer")(vocab=vocab, merges=merges)
+            return made.backend_tokenizer.to_str().encode()
+        of_library("tokenizers:Tokenizer").from_str(data.decode("utf-8"))
+    except InputError:
+        raise
+    except Exception as error:  # the libraries raise whatever they like for another file
+        raise InputError(
+            f"--tokenizer: {path} is neither CLIP's word list (bpe_simple_vocab_16e6.txt.gz) nor a tokenizer.json "
+            f"({str(error).splitlines()[0][:120]})"
+        ) from error
+    return data
+
+
+_MERGES = 49152 - 256 - 2  # of CLIP's word list, whose file is longer
+
+
+def _letters() -> list[str]:
+    """A visible letter for every byte, those that are visible themselves first: the alphabet of GPT-2 and CLIP."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return [chr(byte) for byte in shown] + [chr(256 + number) for number in range(len(hidden))]

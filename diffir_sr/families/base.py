@@ -61,6 +61,19 @@ class BeginsWithGuess(Restores, Protocol):
 
 
 @runtime_checkable
+class Adjustable(Protocol):
+    """A network that may be asked to restore otherwise, in ways of its own."""
+
+    def adjust(self, **changes: Any) -> None:
+        """Restore so from now on; None changes nothing. OptionError for what the network cannot do."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """What decides results, as values for records."""
+        ...
+
+
+@runtime_checkable
 class HasLeastSize(Protocol):
     """A network that cannot restore pictures of fewer pixels than it says."""
 

@@ -72,6 +72,7 @@ def add_restore_parser(commands: Any) -> None:
         "--average", action="store_true", help="write the mean of --samples alone, under the plain name"
     )
     _add_sampling(parser)
+    _add_autodir(parser)
     parser.add_argument("--format", choices=_FORMATS, help="format of results (default: each keeps its own)")
     parser.add_argument("--quality", type=int, default=95, help="of JPEG and WebP, 1 to 100 (95)")
     add_accept_damaged(parser)
@@ -97,6 +98,45 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--schedule", type=Path, metavar="FILE", help="diffusion: how to sample, as diffir search-schedule found it"
     )
+
+
+def _add_autodir(parser: argparse.ArgumentParser) -> None:
+    """What AutoDIR can be asked for."""
+    parser.add_argument("--prompt", metavar="TEXT", help="AutoDIR: undo this, in your own words, in one round")
+    parser.add_argument(
+        "--degradations", metavar="rain,haze", help="AutoDIR: undo these, one after the other (default: it finds out)"
+    )
+    parser.add_argument("--max-rounds", type=int, metavar="N", help="AutoDIR: rounds at most (7)")
+    parser.add_argument(
+        "--structure",
+        metavar="W",
+        help="AutoDIR: weight of the correction, for all or by name: 0.5, or rain=0.5,haze=1 (1; low resolution: 0)",
+    )
+    parser.add_argument(
+        "--trace",
+        action="store_true",
+        help="AutoDIR: beside each result, what was found and done in each round: .trace.json and .trace.png",
+    )
+
+
+def _structure(given: str | None) -> float | dict[str, float] | None:
+    if given is None:
+        return None
+    try:
+        if "=" not in given:
+            return float(given)
+        return {name: float(weight) for name, weight in (part.split("=") for part in given.split(","))}
+    except ValueError as error:
+        raise InputError(f"--structure: expected a number, or rain=0.5,haze=1; got {given!r}") from error
+
+
+def _wishes(args: argparse.Namespace) -> dict[str, Any]:
+    """What the network is asked for; only those who have such options take them."""
+    return {
+        **{name: getattr(args, name) for name in ("steps", "sampler", "eta", "variance", "prompt", "max_rounds")},
+        "degradations": args.degradations.split(",") if args.degradations else None,
+        "structure": _structure(args.structure),
+    }
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
@@ -142,7 +182,7 @@ def _restore(args: argparse.Namespace) -> int:
         sys.stderr.write(f"restoring with the model {about}; others: diffir models list\n")
     restorer = load_restorer(
         chosen.path if len(named) < 2 else named,
-        sampling={name: getattr(args, name) for name in ("steps", "sampler", "eta", "variance")},
+        sampling=_wishes(args),
         schedule=args.schedule,
         blend=_blend(args.blend),
         device=args.device,
@@ -154,7 +194,12 @@ def _restore(args: argparse.Namespace) -> int:
         memory_limit=None if args.memory is None else int(args.memory * 2**30),
     )
     wishes = RestoreSettings(
-        form=args.format, mask=args.mask, samples=args.samples, average=args.average, quality=args.quality
+        form=args.format,
+        mask=args.mask,
+        samples=args.samples,
+        average=args.average,
+        quality=args.quality,
+        trace=args.trace,
     )
     outcome = restore_jobs(restorer, jobs, Path(args.output), wishes, overwrite=args.overwrite)
     if args.json:

@@ -24,7 +24,8 @@ from diffir_sr.devices import device_of
 from diffir_sr.diffusion.noise import Noise, PictureNoise
 from diffir_sr.diffusion.sampling import read_schedule
 from diffir_sr.errors import InputError, OptionError
-from diffir_sr.families.base import Engine, WalksInSteps
+from diffir_sr.families.autodir_checkpoint import CARD, is_folder
+from diffir_sr.families.base import Adjustable, Engine, WalksInSteps
 from diffir_sr.files.picture import Picture
 from diffir_sr.inference.combined import Cascade, engine_of, interpolated
 from diffir_sr.inference.files import digest_of_file
@@ -273,6 +274,7 @@ class Restorer:
             "tiles": [self._how["tile"], self._how["overlap"]] if tiled else None,
             **({"average": True} if average else {}),
             **({"sampling": [asdict(one.sampling) for one in walking]} if (walking := _walking(self.network)) else {}),
+            **({"restoring": self.network.settings()} if isinstance(self.network, Adjustable) else {}),
         }
 
     # Its steps, for callers that hold pictures already
@@ -430,6 +432,9 @@ def _walking(network: nn.Module) -> list[WalksInSteps]:
 def _sample_as(network: nn.Module, sampling: Mapping[str, Any]) -> None:
     changes = {name: value for name, value in sampling.items() if value is not None}
     walking = _walking(network)
+    if isinstance(network, Adjustable):
+        network.adjust(**changes)
+        return
     if changes and not walking:
         raise OptionError(
             f"{', '.join(changes)}: {type(network).__name__} has no sampler that could be chosen; leave it out"
@@ -441,7 +446,9 @@ def _sample_as(network: nn.Module, sampling: Mapping[str, Any]) -> None:
 def _digests(weights: Sequence[Path], blend: Any) -> dict[str, object]:
     mixed = None if blend is None else _mixed(blend)
     other = None if mixed is None else [digest_of_file(Path(os.path.expanduser(mixed[0]))), mixed[1]]
-    digests = [digest_of_file(Path(os.path.expanduser(one))) for one in weights]
+    files = [Path(os.path.expanduser(one)) for one in weights]
+    # The card of a folder has the digests of the files beside it.
+    digests = [digest_of_file(file / CARD if is_folder(file) else file) for file in files]
     return {"weights": digests[0] if len(digests) == 1 else digests, "blend": other}
 
 

@@ -19,6 +19,7 @@ from diffir_sr.failures import out_of_memory, sentence
 from diffir_sr.files.atomic import check_writable, sweep
 from diffir_sr.files.images import read_file
 from diffir_sr.files.picture import FORMATS, Picture, encode, format_of, not_held
+from diffir_sr.inference.autodir import trace_of, write_trace
 from diffir_sr.inference.files import SUFFIX_OF, Job, Journal, digest, digest_of_file
 from diffir_sr.inference.inputs import from_bytes
 from diffir_sr.inference.masks import find_mask
@@ -44,6 +45,7 @@ class RestoreSettings:
     samples: int = 1
     average: bool = False  # the mean of the samples alone
     quality: int = 95
+    trace: bool = False  # a record of each round of AutoDIR beside each result
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Runner:
         self.outcome = RunSummary()
         self._told_plan = False
         self._progress = progress
+        self._trace = trace_of(restorer.network) if wishes.trace else None
 
     def run(self, jobs: Sequence[Job]) -> RunSummary:
         """Do all jobs; raises InputError where going on is in vain (no room on the disk)."""
@@ -151,6 +154,10 @@ class Runner:
                 write_out(content)
             else:
                 self.journal.write(target, content, source=source, seconds=time.perf_counter() - started)
+        if self._trace is not None:
+            rounds = self._trace.take()
+            if job.target is not None and rounds:
+                write_trace(rounds, job.target, self.restorer.settings(samples=1, quality=self.wishes.quality))
         self.outcome.restored += 1
 
     def _targets(self, target: Path) -> list[Path]:

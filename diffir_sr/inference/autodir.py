@@ -1,0 +1,113 @@
+"""AutoDIR in planned memory: whole pictures, or tiles of latents under one prompt; the record of its rounds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from diffir_sr.archs.autodir_arch import AutoDIR, Round
+from diffir_sr.errors import OptionError
+from diffir_sr.files.atomic import write_atomically
+from diffir_sr.files.contact_sheet import contact_sheet, enlarged
+from diffir_sr.files.picture import encode_png
+from diffir_sr.inference.plain import LivingBytes, PlainEngine, PlainPlan
+
+
+class AutoDIREngine(PlainEngine):
+    """`PlainEngine` whose tiles are those of the network: every round assesses the whole picture.
+
+    Memory is measured as that of one call of each part, which is what a round needs at a time.
+    """
+
+    def __init__(self, network: AutoDIR, *, tile_mode: str = "exact", **how: Any) -> None:
+        how.pop("optimized", None)
+        super().__init__(network, tiles=tile_mode != "exact", **how)
+        self._system = network
+        network.tile = None if self._tile is None else (self._tile, self._overlap)
+        self._network_tile, self._tile = self._tile, None
+
+    def plan(self, height: int, width: int) -> PlainPlan:
+        planned = super().plan(height, width)
+        return PlainPlan(height, width, self._network_tile, planned.bytes)
+
+    @torch.inference_mode()
+    def _measured(self) -> float:
+        system = self._system
+        side = -(-48 // system.multiple_of) * system.multiple_of
+        image = torch.zeros(1, 3, side, side, device=self.device)
+        with LivingBytes() as living, torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            condition = system.diffusion.condition(image)
+            context = system.assessor.text([""], mask_pads=True)[0]
+            noisy = condition.new_zeros(1, system.diffusion.channels, *condition.shape[-2:])
+            system.diffusion(noisy, condition, torch.zeros(1, device=self.device), context)
+            system.correction(image, system.diffusion.pictures(noisy))
+        return living.peak / side**2
+
+
+# What happened to a picture
+
+
+def trace_of(network: nn.Module) -> Trace:
+    """What collects the rounds of a network; OptionError for one that has none."""
+    if not isinstance(network, AutoDIR):
+        raise OptionError(f"--trace: {type(network).__name__} restores without rounds; leave it out")
+    return Trace(network)
+
+
+class Trace:
+    """Collects the rounds of one picture after the other, as the network shows them."""
+
+    def __init__(self, network: AutoDIR) -> None:
+        self.rounds: list[Round] = []
+        network.watch = self.rounds.append
+
+    def take(self) -> list[Round]:
+        """The rounds since the last call."""
+        rounds = self.rounds[:]
+        self.rounds.clear()
+        return rounds
+
+
+def write_trace(rounds: Sequence[Round], target: Path, settings: dict[str, Any]) -> None:
+    """Beside a result: <name>.trace.json, and <name>.trace.png with the picture before and after each round."""
+    about = [
+        {
+            "round": one.number,
+            "category": one.category,
+            "prompt": one.prompt,
+            "probability": one.probabilities.get(one.category or "") if one.category else None,
+            "probabilities": dict(one.probabilities),
+            "applied": one.after is not one.before,
+            "note": one.note,
+        }
+        for one in rounds
+    ]
+    text = json.dumps({"picture": target.name, "settings": settings, "rounds": about}, indent=1, ensure_ascii=False)
+    write_atomically((text + "\n").encode(), target.with_name(f"{target.stem}.trace.json"))
+    tiles = [("as given", _shown(rounds[0].before))]
+    for one in rounds:
+        p = one.probabilities.get(one.category or "")
+        likely = f" {p:.0%}" if p is not None else ""
+        name = f"{one.number}: {one.category or one.prompt}{likely}"
+        if one.after is one.before:
+            tiles.append((name, _shown(one.before)))
+            continue
+        tiles += [(f"{name}, diffusion", _shown(one.made)), (f"{name}, result", _shown(one.after))]
+    sheet = contact_sheet(tiles, columns=min(len(tiles), 5))
+    write_atomically(encode_png(sheet), target.with_name(f"{target.stem}.trace.png"))
+
+
+_SHOWN = 256  # pixels of the longer side
+
+
+def _shown(image: torch.Tensor) -> np.ndarray:
+    values = ((image[0].float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    step = -(-max(values.shape[:2]) // _SHOWN)
+    small = values[::step, ::step]
+    return np.ascontiguousarray(enlarged(small, max(1, _SHOWN // max(small.shape[:2])) if step == 1 else 1))
