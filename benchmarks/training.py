@@ -26,17 +26,17 @@ from setting import commit, machine  # noqa: E402
 
 from diffir_sr.archs.diffir_arch import DiffIRS2  # noqa: E402
 from diffir_sr.losses.diffir_losses import KDLoss  # noqa: E402
-from diffir_sr.models.optimization import accelerate, in_precision  # noqa: E402
+from diffir_sr.models.optimization import Acceleration, accelerate, in_precision  # noqa: E402
 
 SMALL = dict(dim=24, num_blocks=[2, 1, 1, 1], num_refinement_blocks=2, heads=[1, 2, 4, 8], n_encoder_res=2)
 SMALL |= dict(ffn_expansion_factor=2.2, LayerNorm_type="BiasFree")
 TASKS = {"small sr x4": ("sr", 8, 24), "sr x4": ("sr", 2, 48), "deblur": ("deblur", 2, 128)}  # task, batch, LQ pixels
 FORMS = {
-    "plain": dict(form="plain"),
-    "fast": dict(form="fast"),
-    "fast, checkpointing": dict(form="fast", checkpointing=True),
-    "plain, bfloat16": dict(form="plain", autocast="bfloat16"),
-    "fast, bfloat16": dict(form="fast", autocast="bfloat16"),
+    "plain": Acceleration(form="plain"),
+    "fast": Acceleration(form="fast"),
+    "fast, checkpointing": Acceleration(form="fast", checkpointing=True),
+    "plain, bfloat16": Acceleration(form="plain", autocast="bfloat16"),
+    "fast, bfloat16": Acceleration(form="fast", autocast="bfloat16"),
 }
 CPU = torch.device("cpu")
 
@@ -69,9 +69,7 @@ class Step:
 
         started = time.process_time()
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            image, priors = in_precision(
-                lambda: self.net(self.lq, self.prior, noise=self.noise), train.get("autocast", "none"), CPU
-            )
+            image, priors = in_precision(lambda: self.net(self.lq, self.prior, noise=self.noise), train.autocast, CPU)
         loss = torch.nn.functional.l1_loss(image, self.gt) + KDLoss()(self.prior, priors[-1])[1]
         loss.backward()
         self.optimizer.step()

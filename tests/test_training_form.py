@@ -1,18 +1,20 @@
 """The training form of the networks computes what the plain form does: outputs, losses and every gradient."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.autograd import gradcheck
 
 from diffir_sr.archs.diffir_arch import DiffIRS1, DiffIRS2
 from diffir_sr.archs.dirformer import _tail
-from diffir_sr.archs.layers import Block, ChannelNorm, Level
+from diffir_sr.archs.layers import Block, Level
 from diffir_sr.archs.training_form import (
     _Attention,
-    _Gate,
+    _FeedForward,
     _joined,
+    _Run,
     level_in_training,
-    modulated_norm,
     tail_in_training,
 )
 from diffir_sr.models.optimization import Acceleration, accelerate, in_precision
@@ -44,35 +46,39 @@ def _seeded():
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("with_bias", [False, True])
-def test_gradients_of_the_norm_are_its_derivatives(with_bias):
-    norm = scattered(ChannelNorm(5, with_bias=with_bias))
-    inputs = (drawn(2, 3, 5), drawn(2, 10), *norm.parameters())
-    assert gradcheck(lambda x, modulation, *_: modulated_norm(x, norm, modulation), inputs)
+def expanded(channels, wide, bias):
+    """What goes into an expansion of two samples, 3 x 2 pixels."""
+    biases = (drawn(wide), drawn(wide)) if bias else (None, None)
+    shapes = (2, 6, channels), (2, channels), (2, channels)
+    return *(drawn(*shape) for shape in shapes), drawn(wide, channels), biases[0], drawn(wide, 1, 3, 3), biases[1]
 
 
-@pytest.mark.parametrize("heads", [1, 2])
-@pytest.mark.parametrize("surplus", [0, 3])
-def test_gradients_of_attention_are_its_derivatives(heads, surplus):
-    inputs = drawn(2, 6, 4), drawn(2, 6, 12 + surplus), drawn(heads, 1, 1), drawn(4, 4)
-    assert gradcheck(_Attention.apply, inputs)
+@pytest.mark.parametrize("frugal", [False, True])
+@pytest.mark.parametrize(("heads", "surplus", "bias", "centred"), [(1, 2, True, True), (2, 0, False, False)])
+def test_gradients_of_attention_are_its_derivatives(frugal, heads, surplus, bias, centred):
+    run, inputs = _Run(3, torch.float64, frugal), expanded(4, 12 + 3 * surplus, bias)
+    assert gradcheck(lambda *given: _Attention.apply(run, centred, *given), (drawn(heads, 1, 1), drawn(4, 4), *inputs))
 
 
-def test_gradients_of_the_gate_are_its_derivatives():
-    assert gradcheck(_Gate.apply, (drawn(2, 3, 8),))
+@pytest.mark.parametrize("frugal", [False, True])
+@pytest.mark.parametrize(("bias", "centred"), [(True, True), (False, False)])
+def test_gradients_of_the_feed_forward_are_its_derivatives(frugal, bias, centred):
+    run, inputs = _Run(3, torch.float64, frugal), expanded(4, 6, bias)
+    assert gradcheck(lambda *given: _FeedForward.apply(run, centred, *given), (drawn(4, 3), *inputs))
 
 
 def test_channels_that_are_zero_everywhere_have_finite_gradients():
-    qkv = torch.randn(1, 6, 12)
-    qkv[..., 1] = 0
-    qkv.requires_grad_()
-    _Attention.apply(torch.zeros(1, 6, 4), qkv, torch.ones(1, 1, 1), torch.eye(4)).square().sum().backward()
-    assert qkv.grad.isfinite().all()
+    x, gain, shift, matrix, _, taps, _ = expanded(4, 12, bias=False)
+    with torch.no_grad():
+        matrix[1] = 0
+    run, temperature, out = _Run(3, torch.float64, False), drawn(1, 1, 1), drawn(4, 4)
+    made = _Attention.apply(run, True, temperature, out, x, gain, shift, matrix, None, taps, None)
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(made.sum(), [x, matrix, taps, temperature]))
 
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("norm_bias", [False, True])
-@pytest.mark.parametrize(("batch", "height", "width"), [(1, 8, 8), (3, 2, 5)])
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 8, 8), (3, 2, 5), (2, 11, 5)])
 def test_a_level_is_that_of_the_plain_form(bias, norm_bias, batch, height, width):
     options = dict(heads=3, expansion=2.2, bias=bias, norm_bias=norm_bias, prior_width=16)
     level = scattered(Level([Block(12, **options) for _ in range(2)]))
@@ -130,6 +136,12 @@ def test_only_training_takes_the_fast_form():
         assert torch.equal(net(lq, noise=noise), plain)
 
 
+def noted(kept, tensor):
+    """Notes what the backward of the forward pass at hand keeps, by its place in memory."""
+    kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return tensor
+
+
 @pytest.mark.parametrize("fast", [False, True])
 def test_checkpointing_keeps_less_and_changes_no_bit(fast):
     net = scattered(DiffIRS1(**dict(SMALL, num_blocks=[3, 1, 1, 1]))).train()
@@ -138,16 +150,12 @@ def test_checkpointing_keeps_less_and_changes_no_bit(fast):
     for checkpointing in (False, True):
         options = Acceleration(form="fast" if fast else "plain", checkpointing=checkpointing)
         accelerate(net, options, torch.device("cpu"))
-        kept = 0
-
-        def count(tensor):
-            nonlocal kept
-            kept += tensor.numel()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        kept = {}
+        with torch.autograd.graph.saved_tensors_hooks(partial(noted, kept), lambda tensor: tensor):
             image = net(lq, gt)[0]
-        found.append((image, torch.autograd.grad(image.square().sum(), [*net.parameters()]), kept))
+        for weight in net.parameters():
+            kept.pop(weight.untyped_storage().data_ptr(), None)
+        found.append((image, torch.autograd.grad(image.square().sum(), [*net.parameters()]), sum(kept.values())))
     (image, gradients, much), (again, others, little) = found
     assert torch.equal(image, again)
     assert all(torch.equal(one, other) for one, other in zip(gradients, others, strict=True))

@@ -5,7 +5,6 @@ Shapes: features (B, C, H, W), prior (B, 256). Attribute names are those of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -133,15 +132,13 @@ class Level(nn.ModuleList):
     checkpointing = False
 
     def forward(self, x: Tensor, prior: Tensor) -> Tensor:
+        again = self.checkpointing and self.training and torch.is_grad_enabled()
         for block in self:
-            x = self.through(block, x, prior)
+            if again:
+                x = cast(Tensor, checkpoint(block, x, prior, use_reentrant=False, preserve_rng_state=False))
+            else:
+                x = block(x, prior)
         return x
-
-    def through(self, block: Callable[[Tensor, Tensor], Tensor], x: Tensor, prior: Tensor) -> Tensor:
-        """block(x, prior), with or without what its backward needs."""
-        if not (self.checkpointing and self.training and torch.is_grad_enabled()):
-            return block(x, prior)
-        return cast(Tensor, checkpoint(block, x, prior, use_reentrant=False, preserve_rng_state=False))
 
 
 class Down(nn.Module):

@@ -1,16 +1,17 @@
 """The DIRformer in its training form: the plain form's numbers to rounding, in fewer passes over memory.
 
 Maps are kept as (B, pixels, C), the layout that matrix products, norms and depth-wise convolutions are fastest in, and
-which is a channels-last image when viewed. Gain of the norm and modulation by the prior are one scale and shift that
-the norm applies; the attention map takes in the projection behind it; q and k are never normalised, the small C x C
-matrix of their products is; the linear x4 tail is one convolution. The modules and their weights are the plain form's.
+which is a channels-last image when viewed. Each half of a block is one function with a backward of its own: gain of
+the norm and modulation by the prior are one scale and shift that the norm applies; q, k and v, gate and value are maps
+of their own, as element-wise passes over a part of the channels are three times slower; the attention map takes in the
+projection behind it; q and k are never normalised, the small C x C matrix of their products is; sums happen where a
+map is written anyway. The linear x4 tail is one convolution. The modules and their weights are the plain form's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -25,85 +26,160 @@ _FLOOR = 1e-12  # of torch.nn.functional.normalize
 _LANES = 16  # float32 numbers in a wide register; depth-wise convolutions of other channel counts are slower
 _SHUFFLE = 2
 
+_Optional = Tensor | None
 
-class _ScaledNorm(torch.autograd.Function):
+
+@dataclass(frozen=True)
+class _Run:
+    """How the maps of a level are computed."""
+
+    height: int
+    dtype: torch.dtype  # of the wide maps
+    frugal: bool  # whether the backward computes the wide maps again instead of keeping them
+
+    def image(self, y: Tensor) -> Tensor:
+        """A map (B, P, C) as an image (B, C, H, W), channels last."""
+        return y.unflatten(1, (self.height, -1)).permute(0, 3, 1, 2)
+
+    def pointwise(self, y: Tensor, weight: Tensor, bias: _Optional) -> Tensor:
+        """y @ weight.T + bias by oneDNN where it can, which is faster than the matrix products of torch on a CPU."""
+        if y.device.type != "cpu" or y.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+            return F.linear(y, weight, bias)
+        made = torch.mkldnn_convolution(self.image(y), weight[..., None, None], bias, (0, 0), (1, 1), (1, 1), 1)
+        return _map(made)
+
+
+def _map(image: Tensor) -> Tensor:
+    return image.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+class _Norm:
     """x (B, P, C) divided by the deviation of its channels, then * gain + shift, both (B, C)."""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gain: Tensor, shift: Tensor, centred: bool) -> Tensor:
-        made = [torch.native_layer_norm(*one, _EPS) for one in _per_sample(x, gain, shift)]
-        y, mean, rstd = (torch.stack(parts) for parts in zip(*made, strict=True))
-        if not centred:  # the published BiasFree norm does not subtract the mean
-            y.addcmul_(mean * rstd, gain[:, None])
-        ctx.save_for_backward(x, mean, rstd, gain)
-        ctx.centred = centred
-        return y
+    def __init__(self, x: Tensor, gain: Tensor, shift: Tensor, centred: bool) -> None:
+        self.x, self.gain, self.shift, self.centred = x, gain, shift, centred
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, mean, rstd, gain = ctx.saved_tensors
-        grad = grads[0].contiguous()
-        channels = x.shape[2]
-        made = [
-            torch.ops.aten.native_layer_norm_backward(*one, weight, weight, [True, True, True])
-            for *one, weight in zip(grad, x, [[channels]] * len(x), mean, rstd, gain, strict=True)
-        ]
-        to_x, to_gain, to_shift = (torch.stack(parts) for parts in zip(*made, strict=True))
-        if not ctx.centred:
-            # What the mean adds, mean * rstd * gain, has a gradient of its own, by both factors.
-            level = mean * rstd
-            along = grad @ gain[:, :, None] * (rstd / channels)
-            to_x.addcmul_(x, -along * level * rstd).add_(along * (1 + level.square()))
-            to_gain += (level.transpose(1, 2) @ grad)[:, 0]
-        return to_x, to_gain, to_shift, None
+    def forward(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The normalised map, and mean and reciprocal deviation (B, P, 1)."""
+        y, means, rstds = torch.empty_like(self.x), [], []
+        for x, gain, shift, into in zip(self.x, self.gain, self.shift, y, strict=True):
+            made, mean, rstd = torch.native_layer_norm(x, [x.shape[1]], gain, shift, _EPS)
+            if self.centred:
+                into.copy_(made)
+            else:  # the published BiasFree norm does not subtract the mean
+                torch.addcmul(made, mean * rstd, gain, out=into)
+            means.append(mean)
+            rstds.append(rstd)
+        return y, torch.stack(means), torch.stack(rstds)
+
+    def backward(self, to_y: Tensor, mean: Tensor, rstd: Tensor, beside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients to x, with that of what goes `beside` the norm added, to gain and to shift."""
+        to_x, channels = torch.empty_like(beside), self.x.shape[2]
+        to_gain, to_shift = torch.empty_like(self.gain), torch.empty_like(self.shift)
+        for index, (grad, x, gain) in enumerate(zip(to_y, self.x, self.gain, strict=True)):
+            by_x, by_gain, by_shift = torch.ops.aten.native_layer_norm_backward(
+                grad, x, [channels], mean[index], rstd[index], gain, gain, [True, True, True]
+            )
+            torch.add(beside[index], by_x, out=to_x[index])
+            if not self.centred:
+                # What the mean adds, mean * rstd * gain, has a gradient of its own, by both factors.
+                level = mean[index] * rstd[index]
+                along = torch.mv(grad, gain)[:, None] * (rstd[index] / channels)
+                to_x[index].addcmul_(x, -along * level * rstd[index]).add_(along * (1 + level.square()))
+                by_gain = by_gain + (level.T @ grad)[0]
+            to_gain[index], to_shift[index] = by_gain, by_shift
+        return to_x, to_gain, to_shift
 
 
-def _per_sample(x: Tensor, gain: Tensor, shift: Tensor) -> Iterable[tuple[Tensor, list[int], Tensor, Tensor]]:
-    return zip(x, [[x.shape[2]]] * len(x), gain, shift, strict=True)
+class _Expansion:
+    """Norm, 1x1 convolution and depth-wise 3x3 convolution of a map, to several maps (B, P, O / parts)."""
 
+    def __init__(self, run: _Run, centred: bool, parts: int, *given: Any) -> None:
+        """`given`: x (B, P, C), gain and shift of the norm (B, C), matrix (O, C), bias, taps (O, 1, 3, 3), bias."""
+        x, gain, shift, *weights = given
+        self.run, self.norm = run, _Norm(x, gain, shift, centred)
+        self.has_bias = [one is not None for one in weights]
+        cast_weights = [[None] * parts if one is None else one.to(run.dtype).chunk(parts) for one in weights]
+        self.parts = list(zip(*cast_weights, strict=True))  # of matrix, bias, taps, tap bias
 
-def modulated_norm(x: Tensor, norm: ChannelNorm, modulation: Tensor) -> Tensor:
-    """The norm of x (B, P, C), scaled and shifted by [k1, k2] = modulation (B, 2C)."""
-    gain, shift = modulation.chunk(2, dim=1)
-    if norm.body.bias is not None:
-        shift = torch.addcmul(shift, gain, norm.body.bias)
-    return cast(Tensor, _ScaledNorm.apply(x, gain * norm.body.weight, shift, norm.body.bias is not None))
+    def forward(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The maps, and what the backward needs beside them."""
+        y, mean, rstd = self.norm.forward()
+        y = y.to(self.run.dtype)
+        between, made = [], []
+        for matrix, bias, taps, tap_bias in self.parts:
+            between.append(self.run.pointwise(y, matrix, bias))
+            made.append(_map(F.conv2d(self.run.image(between[-1]), taps, tap_bias, padding=1, groups=len(taps))))
+        return made, [y, mean, rstd, *between]
+
+    def backward(self, grads: Iterable[Tensor], kept: list[Tensor], beside: Tensor) -> list[_Optional]:
+        """Gradients to x, with that of what goes `beside` the expansion added, gain, shift and the weights."""
+        y, mean, rstd, *between = kept
+        to_y, found = None, []
+        rows = y.flatten(0, 1)
+        for grad, before, (matrix, bias, taps, tap_bias) in zip(grads, between, self.parts, strict=True):
+            to_before, to_taps, to_tap_bias = torch.ops.aten.convolution_backward(
+                self.run.image(grad), self.run.image(before), taps, [len(taps)], [1, 1], [1, 1], [1, 1], False, [0, 0],
+                len(taps), [True, True, tap_bias is not None],
+            )  # fmt: skip
+            to_before = _map(to_before)
+            to_rows = to_before.flatten(0, 1)
+            found.append((to_rows.T @ rows, None if bias is None else to_rows.sum(0), to_taps, to_tap_bias))
+            share = self.run.pointwise(to_before, matrix.T, None)
+            to_y = share if to_y is None else to_y.add_(share)
+        to_y = cast(Tensor, to_y).to(beside.dtype)
+        weights = (
+            torch.cat([cast(Tensor, one) for one in parts]).to(beside.dtype) if present else None
+            for parts, present in zip(zip(*found, strict=True), self.has_bias, strict=True)
+        )
+        return [*self.norm.backward(to_y, mean, rstd, beside), *weights]
 
 
 class _Attention(torch.autograd.Function):
-    """x + the attention of channels (DMTA) over q, k, v = qkv (B, P, 3C or more), projected by `out` (C, C)."""
+    """x + the attention of channels (DMTA) over an expansion to q, k and v, projected by `out` (C, C).
+
+    Parts of the expansion may have more channels than x; those are left alone.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, qkv: Tensor, temperature: Tensor, out: Tensor) -> Tensor:
+    def forward(ctx: Any, run: _Run, centred: bool, temperature: Tensor, out: Tensor, *expanded: _Optional) -> Tensor:
+        x = cast(Tensor, expanded[0])
         heads, channels = len(temperature), x.shape[2]
-        q, k, v = (qkv[..., start : start + channels] for start in range(0, 3 * channels, channels))
-        norms = qkv[..., : 2 * channels].to(x.dtype).square().sum(dim=1).sqrt_().clamp_min_(_FLOOR)
-        norms = norms.reshape(len(x), 2, heads, -1)
+        maps, kept = _Expansion(run, centred, 3, *expanded).forward()
+        q, k, v = (one[..., :channels] for one in maps)
+        norms = torch.stack([one.to(x.dtype).square().sum(1) for one in (q, k)], dim=1).sqrt_().clamp_min_(_FLOOR)
+        norms = norms.unflatten(2, (heads, -1))
         products = torch.stack([_products(heads, *pair) for pair in zip(q, k, strict=True)]).to(x.dtype)
         cosines = products / (norms[:, 0, :, :, None] * norms[:, 1, :, None, :])
         attention = (cosines * temperature).softmax(dim=-1)
-        mixing = _projected(out, attention).to(v.dtype)
-        if v.dtype == x.dtype:
+        mixing = _projected(out, attention).to(run.dtype)
+        if run.dtype == x.dtype:
             y = torch.empty_like(x)
             for index in range(len(x)):
                 torch.addmm(x[index], v[index], mixing[index].T, out=y[index])
         else:
             y = x + v @ mixing.transpose(1, 2)
-        ctx.save_for_backward(qkv, temperature, out, norms, cosines, attention)
+        ctx.run, ctx.centred = run, centred
+        ctx.save_for_backward(
+            temperature, out, norms, cosines, attention, *expanded, *([] if run.frugal else maps + kept)
+        )
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        qkv, temperature, out, norms, cosines, attention = ctx.saved_tensors
-        grad = grads[0].contiguous().to(qkv.dtype)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[_Optional, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        temperature, out, norms, cosines, attention, *saved = ctx.saved_tensors
+        run, expansion = ctx.run, _Expansion(ctx.run, ctx.centred, 3, *saved[:7])
+        maps, kept = expansion.forward() if run.frugal else (saved[7:10], saved[10:])
+        beside = grads[0].contiguous()
+        grad = beside.to(run.dtype)
         heads, channels = len(temperature), grad.shape[2]
-        q, k, v = (qkv[..., start : start + channels] for start in range(0, 3 * channels, channels))
-        to_qkv = torch.empty_like(qkv)
-        to_qkv[..., 3 * channels :] = 0
-        to_q, to_k, to_v = (to_qkv[..., start : start + channels] for start in range(0, 3 * channels, channels))
-        mixing = _projected(out, attention).to(qkv.dtype)
+        q, k, v = (one[..., :channels] for one in maps)
+        to_maps = [torch.empty_like(one) for one in maps]
+        for one in to_maps:
+            one[..., channels:] = 0
+        to_q, to_k, to_v = (one[..., :channels] for one in to_maps)
+        mixing = _projected(out, attention).to(run.dtype)
         for index in range(len(grad)):
             torch.mm(grad[index], mixing[index], out=to_v[index])
         to_mixing = torch.stack([g.T @ one for g, one in zip(grad, v, strict=True)]).to(out.dtype)
@@ -117,9 +193,9 @@ class _Attention(torch.autograd.Function):
         to_cosines = to_logits * temperature
         # cosine = product / (|q| |k|): each norm takes back its share along q and k themselves.
         shares = to_cosines * cosines
-        to_products = (to_cosines / (norms[:, 0, :, :, None] * norms[:, 1, :, None, :])).to(qkv.dtype)
+        to_products = (to_cosines / (norms[:, 0, :, :, None] * norms[:, 1, :, None, :])).to(run.dtype)
         back = torch.stack([shares.sum(dim=3), shares.sum(dim=2)], dim=1) / norms.square()
-        back = torch.where(norms > _FLOOR, back, 0).flatten(2).neg().to(qkv.dtype)
+        back = torch.where(norms > _FLOOR, back, 0).flatten(2).neg().to(run.dtype)
         torch.mul(q, back[:, :1], out=to_q)
         torch.mul(k, back[:, 1:], out=to_k)
         for index in range(len(grad)):
@@ -127,7 +203,7 @@ class _Attention(torch.autograd.Function):
             for (into_q, into_k, one, other), matrix in zip(parts, to_products[index], strict=True):
                 into_q.addmm_(other, matrix.T)
                 into_k.addmm_(one, matrix)
-        return grads[0], to_qkv, to_temperature, to_out
+        return None, None, to_temperature, to_out, *expansion.backward(to_maps, kept, beside)
 
 
 def _products(heads: int, q: Tensor, k: Tensor) -> Tensor:
@@ -145,87 +221,38 @@ def _projected(out: Tensor, attention: Tensor) -> Tensor:
     return (projection @ attention).transpose(1, 2).flatten(2)
 
 
-class _Gate(torch.autograd.Function):
-    """GELU(a) * b of [a, b] (B, P, 2H)."""
+class _FeedForward(torch.autograd.Function):
+    """x + the projection `out` (C, H) of GELU(gate) * value, where gate and value are an expansion."""
 
     @staticmethod
-    def forward(ctx: Any, both: Tensor) -> Tensor:
-        gate, value = both.chunk(2, dim=2)
-        opened = F.gelu(gate)
-        ctx.save_for_backward(both, opened)
-        return opened * value
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (grad,), (both, opened) = grads, ctx.saved_tensors
-        gate, value = both.chunk(2, dim=2)
-        made = torch.empty_like(both)
-        to_gate, to_value = made.chunk(2, dim=2)
-        torch.mul(grad, value, out=to_gate)
-        torch.ops.aten.gelu_backward.grad_input(to_gate, gate, grad_input=to_gate)
-        torch.mul(opened, grad, out=to_value)
-        return made
-
-
-class _Pointwise(torch.autograd.Function):
-    """A 1x1 convolution (O, C) of a map (B, P, C) that is `height` pixels high."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, weight: Tensor, bias: Tensor | None, height: int) -> Tensor:
-        ctx.save_for_backward(y, weight)
-        ctx.height, ctx.has_bias = height, bias is not None
-        return _product(y, weight, bias, height)
+    def forward(ctx: Any, run: _Run, centred: bool, out: Tensor, *expanded: _Optional) -> Tensor:
+        x = cast(Tensor, expanded[0])
+        maps, kept = _Expansion(run, centred, 2, *expanded).forward()
+        gate, value = maps
+        ctx.run, ctx.centred = run, centred
+        ctx.save_for_backward(out, *expanded, *([] if run.frugal else maps + kept))
+        made = run.pointwise(F.gelu(gate).mul_(value), out.to(run.dtype), None)
+        return made.add_(x) if made.dtype == x.dtype else x + made
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        y, weight = ctx.saved_tensors
-        grad = grads[0].contiguous()
-        rows = grad.flatten(0, 1)
-        to_bias = rows.sum(dim=0) if ctx.has_bias else None
-        return _product(grad, weight.T, None, ctx.height), rows.T @ y.flatten(0, 1), to_bias, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[_Optional, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        out, *saved = ctx.saved_tensors
+        run, expansion = ctx.run, _Expansion(ctx.run, ctx.centred, 2, *saved[:7])
+        (gate, value), kept = expansion.forward() if run.frugal else (saved[7:9], saved[9:])
+        beside = grads[0].contiguous()
+        grad = beside.to(run.dtype)
+        to_gated, opened = run.pointwise(grad, out.to(run.dtype).T, None), F.gelu(gate)
+        to_out = grad.flatten(0, 1).T @ (opened * value).flatten(0, 1)
+        to_value = opened.mul_(to_gated)
+        to_gate = torch.ops.aten.gelu_backward(to_gated.mul_(value), gate)
+        return None, None, to_out.to(out.dtype), *expansion.backward((to_gate, to_value), kept, beside)
 
 
-def _product(y: Tensor, weight: Tensor, bias: Tensor | None, height: int) -> Tensor:
-    """y @ weight.T + bias by oneDNN where it can, which is faster than the matrix products of torch on a CPU."""
-    if y.device.type != "cpu" or y.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
-        return F.linear(y, weight, bias)
-    made = torch.mkldnn_convolution(_image(y, height), weight[..., None, None], bias, (0, 0), (1, 1), (1, 1), 1)
-    return _map(made)
-
-
-def _image(y: Tensor, height: int) -> Tensor:
-    """A map (B, P, C) as an image (B, C, H, W), channels last."""
-    return y.unflatten(1, (height, -1)).permute(0, 3, 1, 2)
-
-
-def _map(image: Tensor) -> Tensor:
-    return image.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """How the wide maps of a level are computed."""
-
-    height: int  # of the maps, pixels
-    dtype: torch.dtype
-
-    def pointwise(self, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        cast_bias = None if bias is None else bias.to(self.dtype)
-        return cast(Tensor, _Pointwise.apply(y.to(self.dtype), weight.to(self.dtype), cast_bias, self.height))
-
-    def depthwise(self, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        cast_bias = None if bias is None else bias.to(self.dtype)
-        image = _image(y, self.height)
-        return _map(F.conv2d(image, weight.to(self.dtype), cast_bias, padding=1, groups=len(weight)))
-
-
-def _expanded(y: Tensor, pointwise: nn.Conv2d, depthwise: nn.Conv2d, run: _Run, *, parts: int) -> Tensor:
-    """1x1 and depth-wise convolution of a map; each of `parts` groups of channels fills whole registers."""
-    matrix, taps = _filled(pointwise.weight.flatten(1), parts), _filled(depthwise.weight, parts)
-    bias, tap_bias = (None if one.bias is None else _filled(one.bias, parts) for one in (pointwise, depthwise))
-    return run.depthwise(run.pointwise(y, matrix, bias), taps, tap_bias)
+def _weights(pointwise: nn.Conv2d, depthwise: nn.Conv2d, *, parts: int) -> Iterator[_Optional]:
+    """Weights and biases of an expansion; each of `parts` groups of channels fills whole registers."""
+    for weight in (pointwise.weight.flatten(1), pointwise.bias, depthwise.weight, depthwise.bias):
+        yield None if weight is None else _filled(weight, parts)
 
 
 def _filled(weight: Tensor, parts: int) -> Tensor:
@@ -236,38 +263,43 @@ def _filled(weight: Tensor, parts: int) -> Tensor:
     return F.pad(grouped, [0, 0] * (grouped.ndim - 2) + [0, missing]).flatten(0, 1)
 
 
+def _modulated(norm: ChannelNorm, modulation: Tensor) -> tuple[Tensor, Tensor]:
+    """Gain and shift (B, C) of the norm followed by modulation [k1, k2] (B, 2C)."""
+    gain, shift = modulation.chunk(2, dim=1)
+    if norm.body.bias is not None:
+        shift = torch.addcmul(shift, gain, norm.body.bias)
+    return gain * norm.body.weight, shift
+
+
 def _attended(x: Tensor, layer: ChannelAttention, norm: ChannelNorm, prior: Tensor, run: _Run) -> Tensor:
-    y = modulated_norm(x, norm, layer.kernel(prior))
-    qkv = _expanded(y, layer.qkv, layer.qkv_dwconv, run, parts=1)
-    x = cast(Tensor, _Attention.apply(x, qkv, layer.temperature, layer.project_out.weight.flatten(1)))
+    by_norm, weights = _modulated(norm, layer.kernel(prior)), _weights(layer.qkv, layer.qkv_dwconv, parts=3)
+    out, centred = layer.project_out.weight.flatten(1), norm.body.bias is not None
+    x = cast(Tensor, _Attention.apply(run, centred, layer.temperature, out, x, *by_norm, *weights))
     return x if layer.project_out.bias is None else x + layer.project_out.bias
 
 
 def _fed_forward(x: Tensor, layer: GatedFeedForward, norm: ChannelNorm, prior: Tensor, run: _Run) -> Tensor:
-    y = modulated_norm(x, norm, layer.kernel(prior))
-    gated = cast(Tensor, _Gate.apply(_expanded(y, layer.project_in, layer.dwconv, run, parts=2)))
-    weight = layer.project_out.weight.flatten(1)
-    weight = F.pad(weight, [0, gated.shape[2] - weight.shape[1]])
-    return x + run.pointwise(gated, weight, layer.project_out.bias)
-
-
-def _block(block: Block, run: _Run, x: Tensor, prior: Tensor) -> Tensor:
-    x = _attended(x, block.attn, block.norm1, prior, run)
-    return _fed_forward(x, block.ffn, block.norm2, prior, run)
+    by_norm, weights = _modulated(norm, layer.kernel(prior)), _weights(layer.project_in, layer.dwconv, parts=2)
+    out = layer.project_out.weight.flatten(1)
+    out = F.pad(out, [0, -out.shape[1] % _LANES])
+    x = cast(Tensor, _FeedForward.apply(run, norm.body.bias is not None, out, x, *by_norm, *weights))
+    return x if layer.project_out.bias is None else x + layer.project_out.bias
 
 
 def level_in_training(level: Level, image: Tensor, prior: Tensor) -> Tensor:
     """What `Level.forward` makes of a map (B, C, H, W) and a prior (B, D); channels last.
 
     Under autocast the wide maps alone are in half precision; the sum of the blocks, norms and attention stay float32.
+    With `level.checkpointing` each half of a block keeps its input, and its backward computes the wide maps again.
     """
-    run = _Run(image.shape[2], _computed_in(image))
+    run = _Run(image.shape[2], _computed_in(image), frugal=level.checkpointing)
     with torch.autocast(image.device.type, enabled=False):
         dtype = next(level.parameters()).dtype
         x, prior = _map(image).contiguous().to(dtype), prior.to(dtype)
-        for block in level:
-            x = level.through(partial(_block, cast(Block, block), run), x, prior)
-        return _image(x, run.height)
+        for block in cast(Iterable[Block], level):
+            x = _attended(x, block.attn, block.norm1, prior, run)
+            x = _fed_forward(x, block.ffn, block.norm2, prior, run)
+        return run.image(x)
 
 
 def _computed_in(x: Tensor) -> torch.dtype:
