@@ -64,30 +64,32 @@ class _Norm:
         y, means, rstds = torch.empty_like(self.x), [], []
         for x, gain, shift, into in zip(self.x, self.gain, self.shift, y, strict=True):
             made, mean, rstd = torch.native_layer_norm(x, [x.shape[1]], gain, shift, _EPS)
-            if self.centred:
-                into.copy_(made)
-            else:  # the published BiasFree norm does not subtract the mean
-                torch.addcmul(made, mean * rstd, gain, out=into)
+            into.copy_(made)
             means.append(mean)
             rstds.append(rstd)
-        return y, torch.stack(means), torch.stack(rstds)
+        mean, rstd = torch.stack(means), torch.stack(rstds)
+        if not self.centred:  # the published BiasFree norm does not subtract the mean
+            y.addcmul_(mean * rstd, self.gain[:, None])
+        return y, mean, rstd
 
     def backward(self, to_y: Tensor, mean: Tensor, rstd: Tensor, beside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients to x, with that of what goes `beside` the norm added, to gain and to shift."""
-        to_x, channels = torch.empty_like(beside), self.x.shape[2]
-        to_gain, to_shift = torch.empty_like(self.gain), torch.empty_like(self.shift)
+        channels = self.x.shape[2]
+        to_x, along, by_weights = torch.empty_like(beside), torch.empty_like(mean), []
         for index, (grad, x, gain) in enumerate(zip(to_y, self.x, self.gain, strict=True)):
-            by_x, by_gain, by_shift = torch.ops.aten.native_layer_norm_backward(
+            by_x, *by_weight = torch.ops.aten.native_layer_norm_backward(
                 grad, x, [channels], mean[index], rstd[index], gain, gain, [True, True, True]
             )
             torch.add(beside[index], by_x, out=to_x[index])
+            by_weights.append(by_weight)
             if not self.centred:
-                # What the mean adds, mean * rstd * gain, has a gradient of its own, by both factors.
-                level = mean[index] * rstd[index]
-                along = torch.mv(grad, gain)[:, None] * (rstd[index] / channels)
-                to_x[index].addcmul_(x, -along * level * rstd[index]).add_(along * (1 + level.square()))
-                by_gain = by_gain + (level.T @ grad)[0]
-            to_gain[index], to_shift[index] = by_gain, by_shift
+                torch.mv(grad, gain, out=along[index, :, 0])
+        to_gain, to_shift = (torch.stack(one) for one in zip(*by_weights, strict=True))
+        if not self.centred:
+            # What the mean adds, mean * rstd * gain, has a gradient of its own, by both factors.
+            level, along = mean * rstd, along * (rstd / channels)
+            to_x.addcmul_(self.x, -along * level * rstd).add_(along * (1 + level.square()))
+            to_gain += (level.transpose(1, 2) @ to_y)[:, 0]
         return to_x, to_gain, to_shift
 
 
