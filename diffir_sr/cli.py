@@ -210,8 +210,8 @@ def _run(
             sys.modules["diffir_sr.compat"].forget_log()
 
 
-# What OpenMP runtimes (GNU's, LLVM's and Intel's) read about threads that wait, and what suits a shared machine.
-_WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+# What OpenMP runtimes (GNU's, LLVM's and Intel's) read about threads that wait: they sleep.
+WAITING = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
 
 
 def _let_threads_sleep() -> None:
@@ -220,8 +220,8 @@ def _let_threads_sleep() -> None:
     By default they spin, and beside another busy process a waiting thread then burns the core that the one it waits
     for needs: steps of a training take ten times as long. The runtime reads this once, when torch is imported.
     """
-    if not _WAITING.keys() & os.environ.keys():
-        os.environ.update(_WAITING)
+    if not {*WAITING, "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ.update(WAITING)
 
 
 def _complete(parser_of: Callable[[Sequence[str]], argparse.ArgumentParser]) -> None:
