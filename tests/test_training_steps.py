@@ -90,9 +90,11 @@ def test_a_batch_in_parts_makes_the_step_of_the_whole(inside, kind):
         model = model_of(kind, accumulation=parts, **sgd)
         made, said = steps(model)
         assert (made - whole).abs().max() < 1e-6
-        assert [one.keys() for one in said] == [one.keys() for one in noted]
         for one, other in zip(said, noted, strict=True):
-            assert all(torch.allclose(one[name], other[name], rtol=1e-5, atol=1e-6) for name in one)
+            # How far the priors of a batch are apart is less in its parts; all else is a mean over pictures.
+            assert one.keys() - {"prior_spread"} == other.keys() - {"prior_spread"}
+            means = one.keys() - {"prior_spread"}
+            assert all(torch.allclose(one[name], other[name], rtol=1e-5, atol=1e-6) for name in means)
         assert len(model.lq) == len(model.gt) == 4
 
 
