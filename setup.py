@@ -51,6 +51,7 @@ setup(
         "safetensors",  # weights with a model card inside, which cannot hold code
         "filelock",  # torch brings it, too
         "tqdm",
+        "jinja2",  # torch brings it, too
         "argcomplete",  # completion in shells
         "setuptools; python_version >= '3.12'",  # brings back distutils, which basicsr imports
     ],
@@ -82,7 +83,7 @@ setup(
     package_dir={"diffir_sr.recipes": "options"},
     package_data={
         "diffir_sr.recipes": ["**/*.yml"],
-        "diffir_sr": ["py.typed", "weights/*.safetensors", "weights/*.yml", "evaluation/*.yml"],
+        "diffir_sr": ["py.typed", "weights/*.safetensors", "weights/*.yml", "evaluation/*.yml", "training/report.*"],
     },
     entry_points={
         "console_scripts": ["basicsr = diffir_sr.cli:basicsr_main", "diffir = diffir_sr.cli:main"],

@@ -30,6 +30,10 @@ COMMANDS = {
         "train the stages of a recipe in order, and go on where it stopped",
         "diffir_sr.training.commands:add_recipe_parser",
     ),
+    "report": (
+        "write an HTML page about a training: curves, pictures over time, worst pictures, cost",
+        "diffir_sr.training.commands:add_report_parser",
+    ),
     "models": ("list, show, fetch and verify weights by name", "diffir_sr.weights_commands:add_models_parser"),
     "weights": ("the older name of 'diffir models fetch'", "diffir_sr.weights_commands:add_weights_parser"),
     "describe": ("say what a weights file is", "diffir_sr.weights_commands:add_describe_parser"),

@@ -24,15 +24,15 @@ def _own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-# In CI every test runs: what is skipped there has lost a package or a program without anybody noticing. Only a graphics
-# card cannot be installed.
+# In CI every test runs: what is skipped there has lost a package or a program without anybody noticing. A graphics card
+# cannot be installed, and a browser not by pip; what it shows is tested without one, too.
 _skipped: dict[str, str] = {}
 
 
 def _note_skip(report):
     if report.skipped and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        if "CUDA" not in reason:
+        if "CUDA" not in reason and "browser" not in reason:
             _skipped[report.nodeid] = reason
 
 

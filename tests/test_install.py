@@ -95,7 +95,8 @@ def test_the_wheel_has_every_module_and_option_file_and_nothing_else(wheel):
     modules = {path.relative_to(CHECKOUT).as_posix() for path in SOURCES}
     data = {"diffir_sr/py.typed"} | {f"diffir_sr/recipes/{name}" for name in RECIPES}
     weights = {f"diffir_sr/weights/{path.name}" for path in (*WEIGHTS, Path("registry.yml"))}
-    weights.add("diffir_sr/evaluation/paper_tables.yml")
+    weights |= {f"diffir_sr/{name}" for name in ("evaluation/paper_tables.yml", "training/report.html")}
+    weights.add("diffir_sr/training/report.js")
     assert package == modules | data | weights
     assert any("/" in name for name in RECIPES)  # sub-folders, too
     assert {name.split("/")[0] for name in files - package} == {f"diffir_sr-{__version__}.dist-info"}

@@ -464,6 +464,7 @@ class RestorationModel(SRModel, ABC):
             if self.is_train:
                 row = {name: scores.mean(name) for name in metrics}
                 record = {"iter": current_iter, "dataset": dataset_name, **row}
+                scores.write_csv(Path(self.opt["path"]["log"]) / f"validation_{dataset_name}.csv")
                 append_record(Path(self.opt["path"]["log"]) / "validation.jsonl", record)
                 self.card_files.measured(self.evaluated_net, current_iter)
             else:

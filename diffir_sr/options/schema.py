@@ -396,6 +396,9 @@ class LoggerOptions(Section):
     save_checkpoint_freq: Count = Field(5000, description="Iterations between two checkpoints.")
     use_tb_logger: bool = Field(False, description="Whether TensorBoard files are written to tb_logger/<name>.")
     wandb: WandbOptions | None = Field(None, description="Weights & Biases; needs use_tb_logger.")
+    report: bool = Field(
+        False, description="Whether the run ends with a report of itself, experiments/<name>/report.html (matplotlib)."
+    )
 
 
 class DistParams(Section):

@@ -1,4 +1,4 @@
-"""`diffir recipe`: the stages of a training in order."""
+"""`diffir recipe` and `diffir report`: the stages of a training in order, and a page about one."""
 
 from __future__ import annotations
 
@@ -50,3 +50,39 @@ def _recipe(args: argparse.Namespace) -> int:
         return 0
     restart = recipe.stages[0].name if args.restart == "" else args.restart
     return run_recipe(recipe, restart=restart, adopt=args.adopt, processes=args.nproc_per_node)
+
+
+def add_report_parser(commands: Any) -> None:
+    """Add `diffir report`."""
+    what = "write an HTML page about a training: curves, pictures over time, worst pictures, cost"
+    parser = commands.add_parser(
+        "report",
+        help=what,
+        description=what[0].upper() + what[1:] + ". One file that needs nothing from outside. A training writes it by "
+        "itself with logger.report: true.",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="of the training, such as experiments/NAME")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: DIR/report.html")
+    parser.add_argument(
+        "--pictures", type=int, default=4, metavar="N", help="how many of the worst of each set are shown (default 4)"
+    )
+    parser.add_argument(
+        "--no-restore", action="store_true", help="show pictures that validation saved alone, restore none now"
+    )
+    parser.set_defaults(run=_report)
+
+
+def _report(args: argparse.Namespace) -> int:
+    import sys
+
+    from diffir_sr.plugins import load_plugins
+    from diffir_sr.training.report import write_run_report
+
+    if args.pictures < 0:
+        raise InputError(f"--pictures: expected 0 or more, got {args.pictures}")
+    load_plugins()
+    output = args.output or args.folder / "report.html"
+    for line in write_run_report(args.folder, output, pictures=args.pictures, restore=not args.no_restore):
+        sys.stderr.write(f"{line}\n")
+    sys.stdout.write(f"{output}\n")
+    return 0

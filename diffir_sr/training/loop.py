@@ -28,6 +28,7 @@ from diffir_sr.files.atomic import sweep
 from diffir_sr.files.processes import hold
 from diffir_sr.models.saving import CardFiles
 from diffir_sr.options import LoadedOptions
+from diffir_sr.training.report import check_report_possible, report_at_the_end
 from diffir_sr.training.run import (
     RunArguments,
     check_data,
@@ -63,10 +64,15 @@ def train(loaded: LoadedOptions, arguments: RunArguments) -> None:
     """Train what an option file describes; raises Interrupted after saving when asked to stop."""
     opt = complete_options(loaded.values, arguments, is_train=True)
     check_data(opt)
+    reports = opt["rank"] == 0 and opt["logger"].get("report")
+    if reports:
+        check_report_possible()
     torch.backends.cudnn.benchmark = True
     try:
         with hold(Path(opt["path"]["experiments_root"])) if opt["rank"] == 0 else contextlib.nullcontext():
             _train(opt, loaded)
+            if reports:
+                report_at_the_end(Path(opt["path"]["log"]))
     except OSError as error:
         if not _is_about(error, opt):
             raise
