@@ -272,7 +272,6 @@ def _read(path: Path) -> np.ndarray:
 
 def _page(run: RunRecord, samples: Sequence[Sample], left_out: Sequence[str]) -> str:
     import jinja2
-    from markupsafe import Markup
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
@@ -290,7 +289,7 @@ def _page(run: RunRecord, samples: Sequence[Sample], left_out: Sequence[str]) ->
         warnings=_warnings(run),
         options=list(_flat(run.opt)),
         left_out=left_out,
-        script=Markup(script),
+        script=script,
         digest=digest,
         made=f"diffir_sr {__version__}, {time.strftime('%Y-%m-%d %H:%M')}",
     )
