@@ -156,8 +156,9 @@ def measured(name, stage, forms, turns):
         print(name, stage, form, made, file=sys.stderr, flush=True)
         return made
 
-    for form in forms:
-        taken(form, Step.__call__)  # makes the states of Adam, compiles
+    for form, (step, options) in steps.items():
+        if not step.optimizer.state or options.compile:
+            taken(form, Step.__call__)  # makes the states of Adam, compiles
         peaks[form] = taken(form, peak_of)
     for _ in range(turns):
         for form in forms:

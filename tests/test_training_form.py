@@ -36,7 +36,7 @@ def same(plain, fast, inputs, tolerance=1e-9):
     """Whether two results of `inputs` are equal and pass on equal gradients, relative to the largest value."""
     pairs = [(plain, fast)]
     back = torch.randn_like(plain)
-    gradients = [torch.autograd.grad(made, inputs, back) for made in (plain, fast)]
+    gradients = [torch.autograd.grad(made, inputs, back, retain_graph=True) for made in (plain, fast)]
     pairs += zip(*gradients, strict=True)
     return all((one - other).abs().max() <= tolerance * one.abs().max() for one, other in pairs)
 
@@ -85,6 +85,18 @@ def test_a_level_is_that_of_the_plain_form(bias, norm_bias, batch, height, width
     x, prior = drawn(batch, 12, height, width), drawn(batch, 16)
     fast = level_in_training(level, x, prior)
     assert same(level(x, prior), fast, [x, prior, *level.parameters()])
+
+
+@pytest.mark.parametrize("frugal", [False, True])
+def test_a_level_can_be_used_twice_and_gone_back_through_twice(frugal):
+    level = scattered(Level([Block(8, heads=2, expansion=2, bias=False, norm_bias=False, prior_width=16)]))
+    inputs = [drawn(2, 8, 4, 4), drawn(2, 16), *level.parameters()]
+    x, prior = inputs[:2]
+    level.checkpointing = frugal
+    fast = level_in_training(level, level_in_training(level, x, prior), prior)
+    assert same(level(level(x, prior), prior), fast, inputs)
+    again = [torch.autograd.grad(fast.sum(), inputs, retain_graph=True) for _ in range(2)]
+    assert all(torch.equal(*pair) for pair in zip(*again, strict=True))
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (2, 2), (3, 7)])
