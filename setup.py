@@ -62,6 +62,8 @@ setup(
         "peers": ["spandrel"],  # recognises and builds the networks of other projects
         # AutoDIR: its U-Net and autoencoder, CLIP and its words; versions whose results the tests have seen.
         "autodir": ["diffusers>=0.42,<0.43", "transformers>=5.24,<6"],
+        "wandb": ["wandb"],  # curves of trainings on Weights & Biases
+        "trackio": ["trackio>=0.10"],  # the same in a local file
         "hub": ["huggingface_hub>=0.30"],  # weights from the Hub, by hf:// addresses
         # LPIPS and its heads; DISTS' weights, FID and KID. ImageNet backbones: see CONTRIBUTING.md.
         "metrics": ["lpips", "torchmetrics"],

@@ -79,6 +79,13 @@ def basicsr_parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=what, description=what)
         _add_run_arguments(command)
+        if name == "train":
+            command.add_argument(
+                "--reset-schedule",
+                action="store_true",
+                help="when resuming, take learning rates, schedule and settings of optimizers from the option file, "
+                "as they are at that iteration, not from the state",
+            )
         command.set_defaults(run=_train if name == "train" else _test)
     return parser
 
@@ -105,7 +112,13 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
 def _arguments(args: argparse.Namespace) -> RunArguments:
     from diffir_sr.training.run import RunArguments
 
-    return RunArguments(launcher=args.launcher, auto_resume=args.auto_resume, debug=args.debug, root=Path.cwd())
+    return RunArguments(
+        launcher=args.launcher,
+        auto_resume=args.auto_resume,
+        debug=args.debug,
+        reset_schedule=getattr(args, "reset_schedule", False),
+        root=Path.cwd(),
+    )
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -252,7 +265,7 @@ def _home_expanded(value: Any) -> Any:
 
 
 def _failed(error: Exception, command: Sequence[str]) -> int:
-    from diffir_sr.failures import sentence, write_crash_report
+    from diffir_sr.failures import sentence, tell_launcher, write_crash_report
 
     if isinstance(error, BrokenPipeError):
         from diffir_sr.inference.stream import close_standard_output
@@ -260,6 +273,9 @@ def _failed(error: Exception, command: Sequence[str]) -> int:
         close_standard_output()
         return 1
     told = sentence(error)
+    if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
+        told = told and f"rank {os.environ['RANK']}: {told}"
+    tell_launcher(told or f"{type(error).__name__}: {error}")
     if told is not None:
         _tell(told)
         return 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import platform
 import sys
@@ -118,3 +119,12 @@ def _version(name: str) -> str | None:
     with contextlib.suppress(PackageNotFoundError):
         return version(name)
     return None
+
+
+def tell_launcher(message: str) -> None:
+    """Leave what ended this rank where torchrun looks for it: its summary then names the rank with this message."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        about = {"py_callstack": message, "timestamp": str(int(time.time()))}
+        with contextlib.suppress(OSError):
+            Path(file).write_text(json.dumps({"message": {"message": message, "extraInfo": about}}))

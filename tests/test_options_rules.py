@@ -180,13 +180,6 @@ def test_a_schedule_lasts_as_long_as_the_training(kind):
     }
 
 
-def test_weights_and_biases_copies_the_log_of_tensorboard():
-    logger = {"use_tb_logger": True, "wandb": {"project": "p", "resume_id": None}}
-    assert load(changed(STAGE_1, {"logger": logger})).warnings == []
-    told = problems(changed(STAGE_1, {"logger": {**logger, "use_tb_logger": False}}))
-    assert told == {"logger.wandb.project": "needs logger.use_tb_logger: true, whose log it copies"}
-
-
 def test_a_rule_says_nothing_about_values_that_are_wrong_anyway():
     wrong = {"network_g.scale": "four", "train.scheduler.milestones": "x", "datasets.train.gt_size": "big"}
     assert set(problems(changed(STAGE_1, wrong))) == set(wrong)

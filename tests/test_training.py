@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from basicsr.models import build_model
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy import S1, run_training, train_options, trained, warm_up_law, write_options, write_pairs
 
 from diffir_sr.cli import basicsr_main
@@ -206,6 +207,36 @@ def test_the_deblurring_schedule_rises_restarts_and_falls_as_published():
         scheduler.last_epoch = iteration
         computed[iteration] = scheduler.get_lr()[0]
     assert computed == pytest.approx(known, rel=1e-6)
+
+
+class ReadNumbers(TorchDispatchMode):
+    """Notes every number that is read from a tensor (item, bool, float), for which a device would be waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = 0
+
+    def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
+        self.read += function.name() == "aten::_local_scalar_dense"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("stage", ["s1", "s2", "gan"])
+def test_no_number_is_read_between_two_lines_of_the_log(inside, stage):
+    model = stage_2_model(stage, clip_grad_norm=0.1)
+    model.opt["logger"]["print_freq"] = 3
+    data = dict(lq=torch.rand(2, 3, 8, 8), gt=torch.rand(2, 3, 32, 32))
+    for optimizer in model.optimizers:  # those of torch read their own counter, which lies on the CPU
+        optimizer.step = lambda: None
+    counts = []
+    for iteration in (1, 2, 3):
+        with ReadNumbers() as numbers:
+            model.feed_data(data)
+            model.optimize_parameters(iteration)
+        counts.append(numbers.read)
+    assert counts[:2] == [0, 0]
+    assert counts[2] == len(model.get_current_log())
+    assert {"grad_norm", "shift_r", "prior_spread"} <= model.get_current_log().keys()
 
 
 def test_clipping_limits_the_step(inside):

@@ -1,6 +1,7 @@
 """Training states: foreign and damaged ones refused by name, changed options listed, finished runs left alone."""
 
 import copy
+import json
 import os
 import re
 import shutil
@@ -190,6 +191,31 @@ def test_what_changed_since_is_told_with_what_takes_effect(inside):
         assert re.search(rf"Changed option {name}: {values}; {effect}", log), name
     rates = re.findall(r"lr:\(([0-9.e-]+)", log)
     assert {float(rate) for rate in rates} == {1e-4}  # what is said to be without effect has none
+
+
+def test_a_schedule_that_is_reset_is_that_of_the_file_at_this_iteration(inside):
+    changed = dict(optim_g=ADAM | dict(lr=1e-3), warmup_iter=3)
+    changed["scheduler"] = dict(type="CosineAnnealingRestartLR", periods=[8], restart_weights=[1], eta_min=1e-6)
+    assert run_training(train_options("s1", name="anew", iterations=6, **changed)) == 0
+    Path("experiments/toy_s1/alerts.jsonl").write_text(
+        json.dumps({"iter": 4, "from": 2, "alert": "leap", "message": "", "rollbacks": 1, "lr_factor": 0.5}) + "\n"
+    )
+    options = train_options("s1", iterations=6, **changed)
+    assert run_training(options, "--auto_resume", "--reset-schedule") == 0
+    log = log_of()
+    assert "Changed option train.optim_g.lr: 0.0002 when the state was written, 0.001 now; takes effect" in log
+    assert "The learning rates and their schedule are those of the options at iteration 4" in log
+
+    def rates(name):
+        lines = Path(f"experiments/{name}/training.jsonl").read_text().splitlines()
+        return {row["iter"]: row["lrs"] for row in map(json.loads, lines) if row["iter"] > 4}
+
+    assert rates("toy_s1") == rates("anew")
+    assert len(rates("anew")) == 2
+    options["train"]["total_iter"] = 7  # and from its states it goes on without being told again
+    assert run_training(options, "--auto_resume") == 0
+    assert "Changed option train.optim_g" not in log_of()
+    assert rates("toy_s1")[7] < rates("toy_s1")[6]
 
 
 def test_unchanged_options_are_no_news(inside):

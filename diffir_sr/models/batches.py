@@ -101,13 +101,10 @@ class BatchPreparation:
         return self.folder / f"{iteration}_pool_{self.rank}.pt"
 
     def save(self, iteration: int) -> None:
-        """Write the pool of an iteration and remove that of the one before."""
+        """Write the pool of an iteration; it goes when its training state goes."""
         if self.degradation is None or self.degradation.pool is None or iteration < 0:
             return
         save_atomically(self.degradation.pool.state(), self._file(iteration))
-        for old in self.folder.glob(f"*_pool_{self.rank}.pt"):
-            if old != self._file(iteration):
-                old.unlink(missing_ok=True)
 
     def load(self, iteration: int) -> None:
         """Go on with the pool of an iteration; without its file the pool fills anew, which a warning says."""

@@ -23,7 +23,7 @@ from diffir_sr.losses.diffir_losses import (
 )
 from diffir_sr.models.auxiliary import frozen
 from diffir_sr.models.basicsr_options import Adversarial, discriminator_is_given
-from diffir_sr.models.diffir_models import Stage2Model
+from diffir_sr.models.diffir_models import Stage2Model, prior_spread
 from diffir_sr.models.diffir_options import InpaintOptions, fills_holes, layers_can_be_compared, shipped, starts_cold
 from diffir_sr.models.distributed import average_gradients, broadcast_parameters
 from diffir_sr.models.restoration_model import Losses, RestorationModel
@@ -176,11 +176,12 @@ class DiffIRInpaintS1Model(InpaintModel):
     OPTIONS = ()
     NETWORK_G = "DiffIRS1"
     TITLE = "stage 1"
+    prior_encoder = "E"
     RECIPE = shipped("train_DiffIRS1")
 
     def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:
-        self.output, _ = self.run_network(self.lq, self.target("l1"))
-        return self.image_losses(self.output), {}
+        self.output, prior = self.run_network(self.lq, self.target("l1"))
+        return self.image_losses(self.output), self.colour_shift(self.output) | prior_spread(prior[-1])
 
 
 class DiffIRInpaintS2Model(InpaintModel, Stage2Model):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from basicsr.losses import build_loss
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 from torch.optim import Optimizer
 
 from diffir_sr.checkpoints import fit, read_weights
@@ -32,6 +33,17 @@ from diffir_sr.models.restoration_model import Losses, RestorationModel, has_bat
 from diffir_sr.options.schema import PathOptions
 
 
+def prior_spread(prior: Tensor) -> Losses:
+    """How far the priors (B, D) of a batch differ: their variance over pictures by their mean square, 0 to 1.
+
+    0 is a dead prior, the same for every picture. Nothing for a batch of one picture.
+    """
+    if len(prior) < 2:
+        return {}
+    prior = prior.detach().float()
+    return {"prior_spread": prior.var(0, correction=0).mean() / prior.square().mean().clamp(min=1e-30)}
+
+
 class Stage2Model(RestorationModel, ABC):
     """Trains DiffIRS2 to reach the prior of a frozen stage-1 teacher from the degraded image alone."""
 
@@ -41,6 +53,7 @@ class Stage2Model(RestorationModel, ABC):
     TITLE = "stage 2"
     MADE_BY: ClassVar[Mapping[str, str]] = {"network_g": "DiffIRS1Model", "network_S1": "DiffIRS1Model"}
     RECIPE = shipped("train_DiffIRS2")
+    prior_encoder = "condition"
     frozen_networks = (
         Frozen(
             "S1",
@@ -79,7 +92,8 @@ class Stage2Model(RestorationModel, ABC):
             len(trajectory) - 1,
             {"l2": "l_sq", "kl": "l_kl"}.get(getattr(self.cri_kd, "criterion", "l1"), "l_abs"),
         )
-        return {f"{name}_{last}": distance}, {f"l_kd_{last}": kl}
+        found = {"prior_cosine": cosine_similarity(teacher_prior, trajectory[-1].detach()).mean()}
+        return {f"{name}_{last}": distance}, {f"l_kd_{last}": kl, **found, **prior_spread(trajectory[-1])}
 
     def joint_losses(self, current_iter: int) -> tuple[Tensor, Losses, Losses]:
         """Restored images, the losses of image and prior, and what is watched."""
@@ -90,7 +104,7 @@ class Stage2Model(RestorationModel, ABC):
         else:
             restored, trajectory = self.run_network(self.lq, prior, noise=noise)
         distances, watched = self.prior_losses(prior, trajectory)
-        return restored, {**self.image_losses(restored), **distances}, watched
+        return restored, {**self.image_losses(restored), **distances}, watched | self.colour_shift(restored)
 
     def _steps_at(self, current_iter: int) -> Tensor:
         """A diffusion step for each image of the batch, all equally likely: a function of seed, iteration and rank."""
@@ -115,11 +129,12 @@ class DiffIRS1Model(RestorationModel):
     OPTIONS = ()
     NETWORK_G = "DiffIRS1"
     TITLE = "stage 1"
+    prior_encoder = "E"
     RECIPE = shipped("train_DiffIRS1")
 
     def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:
-        restored, _ = self.run_network(self.lq, self.target("l1"))
-        return self.image_losses(restored), {}
+        restored, prior = self.run_network(self.lq, self.target("l1"))
+        return self.image_losses(restored), self.colour_shift(restored) | prior_spread(prior[-1])
 
 
 class DiffIRS2Model(Stage2Model):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,6 +15,45 @@ from diffir_sr.errors import InputError
 
 def _alone() -> bool:
     return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1
+
+
+_control: tuple[Any, Any] | None = None  # the group of all ranks that this one belongs to, and this one
+
+
+def control_group() -> Any:
+    """All ranks over gloo: for agreements of the hosts, which wait for no device and may take a day.
+
+    NCCL gives up where a rank waits for another's share of a validation. The first call must be made by all ranks.
+    """
+    global _control
+    everyone = distributed.group.WORLD
+    if _control is None or _control[0] is not everyone:
+        _control = everyone, distributed.new_group(backend="gloo", timeout=timedelta(days=1))
+    return _control[1]
+
+
+def gathered(value: Any) -> list[Any]:
+    """The values of all ranks in their order, on every rank."""
+    if _alone():
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value, group=control_group())
+    return values
+
+
+def agreed(value: Any) -> Any:
+    """The value that rank 0 has, on every rank: files change while others still look at them."""
+    if _alone():
+        return value
+    box = [value]
+    distributed.broadcast_object_list(box, 0, group=control_group())
+    return box[0]
+
+
+def lost_a_rank(error: BaseException) -> bool:
+    """Whether an error says that another process of the training is gone: gloo, NCCL and the store say so in words."""
+    words = ("closed by peer", "reset by peer", "gloo", "nccl", "processgroup", "tcpstore", "store->")
+    return isinstance(error, distributed.DistError) or any(word in str(error).lower() for word in words)
 
 
 def broadcast_parameters(net: nn.Module) -> None:
@@ -47,15 +86,6 @@ def average_gradients(net: nn.Module) -> None:
 
 
 _REMEDY = "go back to an earlier state with path.resume_state, with a lower learning rate or train.clip_grad_norm"
-
-
-def refuse_broken_values(values: Mapping[str, float], current_iter: int) -> None:
-    """Raise InputError that names the values that are not finite."""
-    broken = [name for name, value in values.items() if value != value or abs(value) == float("inf")]
-    if broken:
-        raise InputError(
-            f"iteration {current_iter}: {', '.join(broken)} is not finite, the training has diverged; {_REMEDY}"
-        )
 
 
 def refuse_broken_weights(net: nn.Module, current_iter: int) -> None:

@@ -81,6 +81,16 @@ def step_decay_rate(base: float, *, gamma: float, every: int, iteration: int) ->
     return base * gamma ** (max(iteration, 0) // every)
 
 
+def gradient_norm(weights: Iterable[nn.Parameter]) -> Tensor:
+    """Euclidean norm of all gradients of `weights` together, float32, left on their device; 0 where none has one."""
+    weights = list(weights)
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    if not gradients:
+        return torch.zeros((), device=weights[0].device)
+    norms = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateImportUsage] - one call for all
+    return torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms]))
+
+
 # How a training step is computed: choices of time and memory that change no number beyond rounding.
 
 

@@ -30,13 +30,14 @@ from diffir_sr.models import validation as measuring
 from diffir_sr.models.auxiliary import Frozen
 from diffir_sr.models.basicsr_options import BuiltOnce, something_to_learn
 from diffir_sr.models.batches import BatchPreparation, MixingAugs, Role, SharpenedTargets
-from diffir_sr.models.distributed import exchange, refuse_broken_values, refuse_broken_weights
+from diffir_sr.models.distributed import exchange, gathered, refuse_broken_weights
 from diffir_sr.models.optimization import (
     Acceleration,
     ScaledSteps,
     accelerate,
     build_scheduler,
     channels_last,
+    gradient_norm,
     in_precision,
     step_can_be_computed,
 )
@@ -82,6 +83,7 @@ class RestorationModel(SRModel, ABC):
         self.gt: Tensor | None = None
         self.log_dict: dict[str, float] = {}
         self._sums: dict[str, tuple[Any, int]] = {}
+        self._norms: Losses = {}  # of the gradients of the last step
         self.best_metric_results: dict[str, Any] = {}
         self.card_files = CardFiles(opt)
         self.acceleration = Acceleration.of(opt["train"] if opt["is_train"] else None)
@@ -104,6 +106,7 @@ class RestorationModel(SRModel, ABC):
 
     WHOLE_BATCHES: ClassVar[bool] = False  # whether losses are of whole batches, which cannot be computed in parts
     takes_bytes: ClassVar[bool] = True  # whether training batches may be uint8
+    prior_encoder: ClassVar[str] = ""  # the part of net_g that finds a prior, if there is one: its gradient is watched
     frozen_networks: ClassVar[tuple[Frozen, ...]] = ()  # what a training uses and does not train, as `self.frozen`
     starts_from_stage_1: ClassVar[bool] = False  # whether a training may take the body of a stage-1 file
 
@@ -324,6 +327,7 @@ class RestorationModel(SRModel, ABC):
         """The step of `optimizer` along the gradients found."""
         if self.scaled:
             self.scaled.unscale(optimizer)
+        self._norms = self.gradient_norms(optimizer)
         limit = self.opt["train"].get("clip_grad_norm")
         if limit:
             weights = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -331,7 +335,16 @@ class RestorationModel(SRModel, ABC):
         if not self.scaled:
             optimizer.step()
         elif not self.scaled.step(optimizer):
+            self._norms = {}
             logger.info(f"Left out a step whose gradients overflow in float16 ({self.scaled.skipped} since the start)")
+
+    def gradient_norms(self, optimizer: Optimizer) -> Losses:
+        """Norm of the gradient before clipping, of all that `optimizer` moves and of the encoder of the prior alone."""
+        norms = {"grad_norm": gradient_norm(weight for group in optimizer.param_groups for weight in group["params"])}
+        if self.prior_encoder:
+            part = self.get_bare_model(self.net_g).get_submodule(self.prior_encoder)
+            norms["grad_norm_prior"] = gradient_norm(part.parameters())
+        return norms
 
     def update_average(self) -> None:
         if self.net_g_ema is not None:
@@ -342,13 +355,13 @@ class RestorationModel(SRModel, ABC):
     def note(self, current_iter: int, values: Losses) -> None:
         """Sum values up and, when the log prints, read their means: reading a number waits for the device."""
         self.card_files.iteration = current_iter
-        for name, value in values.items():
+        norms, self._norms = self._norms, {}
+        for name, value in {**values, **norms}.items():
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = (total + value.detach().reshape(()).float(), count + 1)
         if current_iter % int(self.opt["logger"]["print_freq"]) == 0:
             self.log_dict = self.reduce_loss_dict({name: total / count for name, (total, count) in self._sums.items()})
             self._sums = {}
-            refuse_broken_values(self.log_dict, current_iter)
 
     def image_losses(self, restored: Tensor) -> Losses:
         """Pixel and perceptual losses of restored images against the ground truth."""
@@ -360,6 +373,12 @@ class RestorationModel(SRModel, ABC):
             named = {"l_percep": perceptual, "l_style": style}
             losses |= {name: loss for name, loss in named.items() if loss is not None}
         return losses
+
+    @torch.no_grad()
+    def colour_shift(self, restored: Tensor) -> Losses:
+        """Mean of restored images (B, 3, H, W) minus that of the ground truth, for each colour; only watched."""
+        shift = (restored.detach() - self.target("l1")).mean(dim=(0, 2, 3))
+        return dict(zip(("shift_r", "shift_g", "shift_b"), shift.unbind(), strict=False))
 
     def noise_at(self, current_iter: int) -> Noise:
         """Randomness of an iteration: a function of seed, iteration and rank, so that resuming changes nothing."""
@@ -417,7 +436,7 @@ class RestorationModel(SRModel, ABC):
             if save_img:
                 measuring.write_image(self.output, self._picture_path(dataset, names[index], current_iter))
             scores[index] = (names[index], measuring.measure(self.output, self.gt, metrics))
-        result = measuring.gathered(scores, world_size=world_size)
+        result = measuring.joined(gathered(scores))
         result.seconds = watch.seconds()
         if result.names:
             self._report(dataset.opt["name"], result, metrics, current_iter, tb_logger)
@@ -507,4 +526,5 @@ class PlainModel(RestorationModel):
     OPTIONS = ()
 
     def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:
-        return self.image_losses(self.run_network(self.lq)), {}
+        restored = self.run_network(self.lq)
+        return self.image_losses(restored), self.colour_shift(restored)

@@ -135,12 +135,8 @@ def write_image(restored: Tensor, path: Path) -> None:
     imwrite(tensor2img([restored]), str(path))
 
 
-def gathered(scores: dict[int, tuple[str, dict[str, float]]], *, world_size: int) -> Scores:
-    """Scores of all ranks in the dataset's order, equal on every rank."""
-    parts: list[Any] = [scores]
-    if world_size > 1:
-        parts = [None] * world_size
-        torch.distributed.all_gather_object(parts, scores)
+def joined(parts: list[dict[int, tuple[str, dict[str, float]]]]) -> Scores:
+    """Scores by index, each part of them from another rank, in the dataset's order."""
     merged = dict(sorted(item for part in parts for item in part.items()))
     return Scores([name for name, _ in merged.values()], [row for _, row in merged.values()])
 

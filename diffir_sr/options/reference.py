@@ -17,12 +17,14 @@ from diffir_sr.option_types import Section
 from diffir_sr.options.check import Declared, Known, arguments_of, declared, fields_of, is_built, nested_section
 from diffir_sr.options.schema import (
     SCHEDULERS,
+    AlertOptions,
     DistParams,
     IoBackend,
     Loader,
     LoggerOptions,
     Options,
     PathOptions,
+    TrackioOptions,
     TrainLoop,
     ValOptions,
     WandbOptions,
@@ -64,6 +66,7 @@ def render_reference() -> str:
     parts += _table("`path`", PathOptions)
     parts += _frozen_networks()
     parts += _table("`train`: every model", TrainLoop)
+    parts += _table("`train.alerts`", AlertOptions)
     parts += _grouped("`train`", readers(), without=TrainLoop)
     for section in dict.fromkeys(SCHEDULERS.values()):
         names = " or ".join(f"`{name}`" for name, other in SCHEDULERS.items() if other is section)
@@ -73,6 +76,7 @@ def render_reference() -> str:
     parts += _grouped("`val`", readers("VAL_OPTIONS"))
     parts += _table("`logger`", LoggerOptions)
     parts += _table("`logger.wandb`", WandbOptions)
+    parts += _table("`logger.trackio`", TrackioOptions)
     parts += _table("`dist_params`", DistParams)
     parts += _grouped("Top level", top_readers())
     for kind, registry in _REGISTRIES.items():

@@ -271,12 +271,6 @@ def schedule_lasts(view: OptionView) -> Found:
         )
 
 
-def wandb_has_its_source(view: OptionView) -> Found:
-    """Weights & Biases copies TensorBoard's log."""
-    if view.is_train and view.has("logger", "wandb", "project") and not view.get("logger", "use_tb_logger"):
-        yield ("logger", "wandb", "project"), "needs logger.use_tb_logger: true, whose log it copies"
-
-
 RULES: tuple[Rule, ...] = (
     right_network,
     helpers_are_right,
@@ -285,7 +279,6 @@ RULES: tuple[Rule, ...] = (
     phases_fit,
     schedule_is_consistent,
     schedule_lasts,
-    wandb_has_its_source,
 )
 
 

@@ -22,6 +22,7 @@ from diffir_sr.option_types import (
     Keys,
     Names,
     NotNegative,
+    Number,
     Positive,
     Probability,
     Section,
@@ -383,10 +384,18 @@ class ValOptions(Section):
 
 
 class WandbOptions(Section):
-    """Weights & Biases, fed from TensorBoard's log."""
+    """Weights & Biases (extra `wandb`)."""
 
     project: str | None = Field(None, description="Project to log to; nothing is sent without it.")
-    resume_id: str | None = Field(None, description="Run to append to.")
+    resume_id: str | None = Field(
+        None, description="Run to append to; by default a new one, or when resuming the one before."
+    )
+
+
+class TrackioOptions(Section):
+    """trackio (extra `trackio`): curves in a local file and a local page."""
+
+    project: str | None = Field(None, description="Project to log to; nothing is written without it.")
 
 
 class LoggerOptions(Section):
@@ -394,8 +403,15 @@ class LoggerOptions(Section):
 
     print_freq: Count = Field(100, description="Iterations between two log lines.")
     save_checkpoint_freq: Count = Field(5000, description="Iterations between two checkpoints.")
+    keep_states: Count | None = Field(
+        5, description="Training states that stay, the newest; ~ keeps all. Saved networks stay whatever this is."
+    )
+    keep_states_every: Count | None = Field(
+        None, description="States that stay, too: those of iterations that are multiples of this."
+    )
     use_tb_logger: bool = Field(False, description="Whether TensorBoard files are written to tb_logger/<name>.")
-    wandb: WandbOptions | None = Field(None, description="Weights & Biases; needs use_tb_logger.")
+    wandb: WandbOptions | None = Field(None, description="Curves on Weights & Biases.")
+    trackio: TrackioOptions | None = Field(None, description="Curves in trackio.")
     report: bool = Field(
         False, description="Whether the run ends with a report of itself, experiments/<name>/report.html (matplotlib)."
     )
@@ -406,6 +422,56 @@ class DistParams(Section):
 
     backend: Literal["nccl", "gloo", "mpi"] = Field("nccl", description="Backend of torch.distributed.")
     port: Annotated[Whole, Field(ge=1, le=65535)] | None = Field(None, description="Port of the first process.")
+
+
+class AlertOptions(Section):
+    """What raises an alert during training, and what an alert does; ~ for a limit switches it off."""
+
+    action: Literal["rollback", "stop", "warn"] = Field(
+        "rollback",
+        description="rollback goes on from the last good state with a lower learning rate and another order of the "
+        "images; stop ends the run; warn says it in the log. Values that are not finite stop a run that only warns.",
+    )
+    lr_factor: Annotated[Number, Field(gt=0, le=1)] = Field(
+        0.5, description="Factor on every learning rate from a rollback on."
+    )
+    min_interval: Count = Field(
+        10_000, description="Iterations after an alert within which another one ends the run instead of a rollback."
+    )
+    start: CountOrZero = Field(
+        1000, description="Iterations at the start of a training in which only values that are not finite are an alert."
+    )
+    patience: Count = Field(
+        20, description="Log lines in a row that discriminator_loss, colour_shift and the priors' limits need."
+    )
+    replay: CountOrZero = Field(
+        1000,
+        description="Most iterations that are computed again from the last good state to name the module in which a "
+        "value that is not finite arose; 0 is none.",
+    )
+    loss_zscore: Positive | None = Field(
+        8.0,
+        description="A loss this many standard deviations above its mean over the last 50 log lines; the deviation "
+        "counts as a tenth of the mean or more.",
+    )
+    grad_zscore: Positive | None = Field(10.0, description="The same for the norm of network_g's gradient.")
+    psnr_drop: Positive | None = Field(5.0, description="A PSNR at validation this many dB below the best so far.")
+    discriminator_loss: Positive | None = Field(
+        0.01, description="A discriminator whose losses of real and restored images are together below this has won."
+    )
+    colour_shift: Positive | None = Field(
+        0.05,
+        description="Mean of the restored images further than this from that of the ground truth, in any colour; "
+        "values are in [0, 1].",
+    )
+    prior_spread: Positive | None = Field(
+        1e-6,
+        description="A prior is dead whose variance over the pictures of a batch is below this share of its mean "
+        "square, or whose encoder gets no gradient.",
+    )
+    prior_cosine: Annotated[Number, Field(ge=-1, le=1)] | None = Field(
+        0.5, description="A cosine between the priors of stage 2 and of its teacher below this."
+    )
 
 
 class TrainLoop(Section):
@@ -422,6 +488,7 @@ class TrainLoop(Section):
     perceptual_opt: Built | None = Field(
         None, description="Loss between VGG features of the two; vgg_path names the file with VGG's weights."
     )
+    alerts: AlertOptions | None = Field(None, description="What watches over the training.")
 
 
 class MultiStep(Section):

@@ -58,6 +58,7 @@ class RunArguments:
     launcher: str = "none"
     auto_resume: bool = False
     debug: bool = False
+    reset_schedule: bool = False
     root: Path = Path()
 
 
@@ -76,6 +77,7 @@ def complete_options(opt: dict[str, Any], arguments: RunArguments, *, is_train: 
         opt["manual_seed"] = random.randint(1, 10000)
     set_random_seed(opt["manual_seed"] + opt["rank"])
     opt["auto_resume"], opt["is_train"] = arguments.auto_resume, is_train
+    opt["reset_schedule"] = arguments.reset_schedule
     if opt.get("num_gpu", "auto") == "auto":
         opt["num_gpu"] = accelerator_count()
     elif opt["num_gpu"] > accelerator_count():
@@ -127,6 +129,9 @@ def _start_distributed(launcher: str, parameters: dict[str, Any]) -> None:
         init_dist(launcher, **parameters)
     else:
         init_dist(launcher)
+    local = os.environ.get("LOCAL_RANK", "")
+    if torch.cuda.is_available() and local.isdigit():  # nodes may differ in how many devices they have
+        torch.cuda.set_device(int(local) % torch.cuda.device_count())
 
 
 def _name_folders(opt: dict[str, Any], root: Path, *, is_train: bool) -> None:
@@ -216,8 +221,10 @@ def start_worker(number: int, *, then: Callable[[int], Any] | None = None) -> No
         then(number)
 
 
-def training_loader(opt: dict[str, Any]) -> tuple[DataLoader[Any], DrawSampler | GrowingBatchSampler]:
-    """The loader of `datasets.train` and the sampler inside it."""
+def training_loader(
+    opt: dict[str, Any], *, order: int = 0
+) -> tuple[DataLoader[Any], DrawSampler | GrowingBatchSampler]:
+    """The loader of `datasets.train` and the sampler inside it; each `order` shuffles the images in another way."""
     section = opt["datasets"]["train"]
     dataset = build_dataset(section)
     if getattr(MODEL_REGISTRY.get(opt["model_type"]), "takes_bytes", False) and hasattr(dataset, "give_bytes"):
@@ -227,7 +234,7 @@ def training_loader(opt: dict[str, Any]) -> tuple[DataLoader[Any], DrawSampler |
         ratio=section.get("dataset_enlarge_ratio", 1),
         rank=opt["rank"],
         world_size=opt["world_size"],
-        seed=opt["manual_seed"],
+        seed=opt["manual_seed"] + 2**32 * order,
     )
     if getattr(dataset, "curriculum", None) is not None:
         return _growing_loader(dataset, sampler, opt)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,9 @@ from diffir_sr.checkpoints import read_weights
 from diffir_sr.data.records import read_records
 from diffir_sr.errors import CheckpointError
 from diffir_sr.files.atomic import save_text
+from diffir_sr.models.distributed import agreed
 from diffir_sr.models.saving import last_measured
+from diffir_sr.options.schema import LoggerOptions
 from diffir_sr.weights_files import check_reachable, read_pickled
 
 logger = logging.getLogger("basicsr")
@@ -193,9 +196,65 @@ def _check_same_optimizer(saved: dict[str, Any], optimizer: torch.optim.Optimize
             raise CheckpointError(f"{where}: parameter {index} lacks {', '.join(sorted(absent))}; {_OTHER}")
 
 
+# Which states stay.
+
+_OF_A_STATE = re.compile(r"(\d+)(\.state|_options\.json|_(?:sums|scale)_\d+\.json|_pool_\d+\.pt)")
+_OF_A_NETWORK = re.compile(r".+_(\d+)(\.pth|\.safetensors)")
+
+
+def prune(opt: Mapping[str, Any]) -> None:
+    """Remove the training states that `logger.keep_states` and `keep_states_every` do not keep; networks stay."""
+    if opt["rank"] != 0:
+        return
+    options, folder = LoggerOptions.of(opt["logger"]), Path(opt["path"]["training_states"])
+    found = [int(file.stem) for file in _newest_first(folder)]
+    if options.keep_states is None or not found:
+        return
+    kept = set(found[: options.keep_states])
+    kept |= {number for number in found if options.keep_states_every and number % options.keep_states_every == 0}
+    for file, number in _numbered(folder, _OF_A_STATE):  # also what belongs to a state that a kill removed half
+        if number < found[0] and number not in kept:
+            file.unlink(missing_ok=True)
+
+
+def last_good(opt: Mapping[str, Any], *, before: int) -> int:
+    """The iteration of the newest state before one in which an alert began; failing that the oldest, or 0 for none."""
+    found = [int(file.stem) for file in _newest_first(Path(opt["path"]["training_states"]))]
+    return next((number for number in found if number < before), found[-1] if found else 0)
+
+
+def remove_after(opt: Mapping[str, Any], iteration: int) -> None:
+    """Remove the states and networks of later iterations, the newest first."""
+    path = opt["path"]
+    files = _numbered(Path(path["training_states"]), _OF_A_STATE) + _numbered(Path(path["models"]), _OF_A_NETWORK)
+    for file, number in sorted(files, key=lambda one: (-one[1], one[0].suffix != ".state")):
+        if number > iteration:
+            file.unlink(missing_ok=True)
+            logger.info(f"Removed {file.name}, which came after the last good state")
+
+
+def _numbered(folder: Path, pattern: re.Pattern[str]) -> list[tuple[Path, int]]:
+    matches = [(file, pattern.fullmatch(file.name)) for file in sorted(folder.glob("*"))]
+    return [(file, int(match[1])) for file, match in matches if match]
+
+
+def reset_schedule(model: Any, opt: Mapping[str, Any], resumed: Resumption) -> None:
+    """Put the optimizers' settings and the schedules of the options into a state, as they are at its iteration.
+
+    What optimizers have learnt (moments, numbers of steps) stays.
+    """
+    for iteration in range(1, resumed.iteration + 1):
+        model.update_learning_rate(iteration, warmup_iter=opt["train"].get("warmup_iter", -1))
+    resumed.state["schedulers"] = [scheduler.state_dict() for scheduler in model.schedulers]
+    for saved, optimizer in zip(resumed.state["optimizers"], model.optimizers, strict=False):
+        for group, own in zip(saved["param_groups"], optimizer.state_dict()["param_groups"], strict=False):
+            group.update({name: value for name, value in own.items() if name != "params"})
+    logger.info(f"The learning rates and their schedule are those of the options at iteration {resumed.iteration:,d}")
+
+
 # The options beside a state, to tell what was changed since.
 
-_LEFT_OUT = ("path", "rank", "auto_resume", "root_path", "name", "is_train", "dist")
+_LEFT_OUT = ("path", "rank", "auto_resume", "reset_schedule", "root_path", "name", "is_train", "dist")
 
 
 def _options_file(state: Path) -> Path:
@@ -224,7 +283,7 @@ def changes(opt: Mapping[str, Any], resumed: Resumption) -> list[str]:
     then, today = dict(_flat(before)), dict(_flat(now))
     return [
         f"{name}: {then.get(name, 'not given')} when the state was written, {today.get(name, 'not given')} now; "
-        f"{_effect(name)}"
+        f"{_effect(name, reset=opt['reset_schedule'])}"
         for name in sorted(then.keys() | today.keys())
         if then.get(name, _flat) != today.get(name, _flat)
     ]
@@ -238,11 +297,11 @@ def _flat(options: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, An
             yield f"{above}{name}", value
 
 
-def _effect(name: str) -> str:
-    if name.startswith("train.optim_"):
-        return "without effect, the optimizer goes on with the values in the state"
-    if name.startswith("train.scheduler"):
-        return "without effect, the scheduler goes on with the values in the state"
+def _effect(name: str, *, reset: bool) -> str:
+    if not reset and name.startswith("train.optim_"):
+        return "without effect, the optimizer goes on with the values in the state (--reset-schedule takes these)"
+    if not reset and name.startswith("train.scheduler"):
+        return "without effect, the scheduler goes on with the values in the state (--reset-schedule takes these)"
     if name.startswith("datasets.train") or name in ("manual_seed", "world_size"):
         return "takes effect from here on; the order of the images differs from that of an unbroken run"
     return "takes effect from here on"
@@ -264,20 +323,11 @@ def _name_networks(opt: dict[str, Any], iteration: int) -> None:
 # What an interrupted run still owed when it ended: validations, model cards, the final networks.
 
 
-def agreed(opt: dict[str, Any], value: Any) -> Any:
-    """The value that rank 0 has, on every rank: files change while others still look at them."""
-    if opt["dist"]:
-        box = [value]
-        torch.distributed.broadcast_object_list(box, 0)
-        return box[0]
-    return value
-
-
 def unmeasured(opt: dict[str, Any], evaluations: list[Any], iteration: int) -> list[Any]:
     """The loaders of those datasets for which validation.jsonl has no line of this iteration."""
     rows = read_records(Path(opt["path"]["log"]) / "validation.jsonl")
     known = {row.get("dataset") for row in rows if row.get("iter") == iteration}
-    owed = agreed(opt, [loader.dataset.opt["name"] not in known for loader in evaluations])
+    owed = agreed([loader.dataset.opt["name"] not in known for loader in evaluations])
     return [loader for loader, is_owed in zip(evaluations, owed, strict=True) if is_owed]
 
 
@@ -294,7 +344,7 @@ def make_up(model: Any, opt: dict[str, Any], evaluations: list[Any], writer: Any
 
 def is_complete(opt: dict[str, Any], evaluations: list[Any], *, done: int) -> bool:
     """Whether a training at its last iteration has left nothing undone: final networks, validation, model card."""
-    return agreed(opt, _has_latest(opt, done) and _card_is_current(opt, done)) and not (
+    return agreed(_has_latest(opt, done) and _card_is_current(opt, done)) and not (
         opt.get("val") and unmeasured(opt, evaluations, done)
     )
 
