@@ -21,6 +21,7 @@ from diffir_sr.errors import InputError, OptionError
 from diffir_sr.files.atomic import save_text
 from diffir_sr.losses.autodir_losses import semantic_agnostic_loss
 from diffir_sr.models import validation as measuring
+from diffir_sr.models.distributed import gathered
 from diffir_sr.models.restoration_model import Losses, RestorationModel
 from diffir_sr.option_types import Found, NotNegative, Number, Section, View, Whole
 
@@ -160,7 +161,7 @@ class AutoDIRAssessorModel(_Stage):
             net.train(was_training)
             for part in self.learning(self.system) if self.is_train else []:
                 part.train()
-        scores = measuring.gathered(called, world_size=world)
+        scores = measuring.joined(gathered(called))
         if self.opt["rank"] == 0 and scores.values:
             self._tell(dataset.opt["name"], scores.values, current_iter)
 
