@@ -21,28 +21,46 @@ from diffir_sr.diffusion.schedule import Schedule
 from diffir_sr.errors import InputError
 
 
-def _predictor(channels: int, channel_mults: Sequence[int], res_blocks: int, dropout: float) -> NoiseLevelUNet:
-    """What makes the first guess (B, 3, H, W) of a blurred picture, both in [-1, 1]."""
-    return NoiseLevelUNet(
-        preset="dvsr",
-        in_channel=3,
-        inner_channel=channels,
-        channel_mults=channel_mults,
-        res_blocks=res_blocks,
-        dropout=dropout,
-        with_noise_level_emb=False,
-    )
-
-
 class Deblurring(nn.Module):
-    """What DvSR and its regression share: the size rule."""
+    """What DvSR and its regression share: the first guess, and the size rule.
+
+    With `guess_from_input` the predictor adds to the blurred picture, from which a training then starts; otherwise it
+    makes the whole picture, as the paper draws it.
+    """
 
     conditions: frozenset[str] = frozenset()
     scale = 1
 
-    def __init__(self, *, levels: int) -> None:
+    def __init__(
+        self, *, channels: int, channel_mults: Sequence[int], res_blocks: int, dropout: float, guess_from_input: bool
+    ) -> None:
         super().__init__()
-        self.multiple_of = 2 ** max(0, levels - 1)
+        self.init_predictor = NoiseLevelUNet(
+            preset="dvsr",
+            in_channel=3,
+            inner_channel=channels,
+            channel_mults=channel_mults,
+            res_blocks=res_blocks,
+            dropout=dropout,
+            with_noise_level_emb=False,
+        )
+        self.guess_from_input = guess_from_input
+        self.multiple_of = self.init_predictor.multiple_of
+
+    def initialise(self) -> None:
+        """Start values of a training from scratch."""
+        for net in self.children():
+            if isinstance(net, NoiseLevelUNet):
+                net.initialise()
+        if self.guess_from_input:
+            last = self.init_predictor.final_conv.block[3]
+            for weight in last.parameters():
+                nn.init.zeros_(weight)
+
+    def guess(self, blurred: Tensor) -> Tensor:
+        """The first guess (B, 3, H, W) of `blurred`, both in [-1, 1]."""
+        made = self.init_predictor(blurred)
+        return blurred + made if self.guess_from_input else made
 
     def check_size(self, height: int, width: int) -> None:
         """Raise InputError for a picture that is smaller than a pixel of the deepest level."""
@@ -68,14 +86,20 @@ class DvSR(Deblurring, Drawing):
         channel_mults: Sequence[int] = (1, 2, 3, 4),
         res_blocks: int = 3,
         dropout: float = 0.0,
+        guess_from_input: bool = False,
         cond_on_init: bool = False,
         level_scale: float | None = None,
         level_space: str | None = None,
         beta_schedule: Mapping[str, Any] | Sequence[float] | None = None,
         sampling: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(levels=len(channel_mults))
-        self.init_predictor = _predictor(predictor_channel, channel_mults, res_blocks, dropout)
+        super().__init__(
+            channels=predictor_channel,
+            channel_mults=channel_mults,
+            res_blocks=res_blocks,
+            dropout=dropout,
+            guess_from_input=guess_from_input,
+        )
         self.cond_on_init = cond_on_init
         self.denoiser = NoiseLevelUNet(
             preset="dvsr",
@@ -93,18 +117,13 @@ class DvSR(Deblurring, Drawing):
             default_space=PRESETS["dvsr"].level_space,
         )
 
-    def initialise(self) -> None:
-        """Start values of a training from scratch."""
-        self.init_predictor.initialise()
-        self.denoiser.initialise()
-
     def forward(self, lq: Tensor, gt: Tensor, eps: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """The noise that is found in the residual under `eps`, and the first guess in [-1, 1], (B, 3, H, W) each.
 
         `lq` and `gt` are in [0, 1], levels (B,). The first guess gets its gradient by way of the noisy residual alone.
         """
         blurred = 2 * lq - 1
-        first = self.init_predictor(blurred)
+        first = self.guess(blurred)
         noisy = noised_to(2 * gt - 1 - first, eps, level, space=self.level_space)
         return self._found(blurred, first, noisy, level), first
 
@@ -115,7 +134,7 @@ class DvSR(Deblurring, Drawing):
     def first_guess(self, lq: Tensor) -> Tensor:
         """See `families.base.BeginsWithGuess`; in [-1, 1]."""
         check_image(lq, channels=3, name="lq")
-        return self.init_predictor(2 * lq - 1).float()
+        return self.guess(2 * lq - 1).float()
 
     def restore(self, lq: Tensor, *, noise: Noise, first: Tensor | None = None) -> Tensor:
         """See `families.base.BeginsWithGuess`."""
@@ -147,13 +166,19 @@ class DvSRPredictor(Deblurring):
         channel_mults: Sequence[int] = (1, 2, 3, 4),
         res_blocks: int = 3,
         dropout: float = 0.0,
+        guess_from_input: bool = False,
     ) -> None:
-        super().__init__(levels=len(channel_mults))
-        self.init_predictor = _predictor(predictor_channel, channel_mults, res_blocks, dropout)
+        super().__init__(
+            channels=predictor_channel,
+            channel_mults=channel_mults,
+            res_blocks=res_blocks,
+            dropout=dropout,
+            guess_from_input=guess_from_input,
+        )
 
     def forward(self, lq: Tensor) -> Tensor:
         """(B, 3, H, W) in about [0, 1] of `lq` in [0, 1]."""
-        return (self.init_predictor(2 * lq - 1) + 1) / 2
+        return (self.guess(2 * lq - 1) + 1) / 2
 
     def restore(self, lq: Tensor, *, noise: Noise) -> Tensor:
         """See `families.base.Restores`; `noise` has no part in it."""

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffir_sr.archs.convolution import Convolution
 from diffir_sr.archs.geometry import check_image
 from diffir_sr.diffusion.sampling import LevelSpace
 from diffir_sr.errors import InputError, OptionError
@@ -74,7 +75,7 @@ class Block(nn.Module):
     def __init__(self, inside: int, outside: int, *, groups: int, between: nn.Module) -> None:
         super().__init__()
         norm = nn.GroupNorm(groups, inside) if groups else nn.Identity()
-        self.block = nn.Sequential(norm, nn.SiLU(), between, nn.Conv2d(inside, outside, 3, padding=1))
+        self.block = nn.Sequential(norm, nn.SiLU(), between, Convolution(inside, outside, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block(x)
@@ -120,7 +121,7 @@ class ResidualBlock(nn.Module):
 
 def _inner_move(move: str, channels: int, preset: Preset) -> nn.Module:
     if move == "down" and preset.strided:
-        return nn.Sequential(nn.Conv2d(channels, channels, 3, stride=2, padding=1), nn.SiLU())
+        return nn.Sequential(Convolution(channels, channels, 3, stride=2), nn.SiLU())
     if move == "up" and preset.strided:
         return nn.Sequential(nn.Upsample(scale_factor=2), nn.SiLU())
     return {"": nn.Identity, "down": lambda: nn.AvgPool2d(2), "up": lambda: nn.Upsample(scale_factor=2)}[move]()
@@ -128,10 +129,10 @@ def _inner_move(move: str, channels: int, preset: Preset) -> nn.Module:
 
 def _skip(move: str, inside: int, outside: int, preset: Preset) -> nn.Module:
     if move == "down" and preset.strided:
-        return nn.Conv2d(inside, outside, 1, stride=2)
+        return Convolution(inside, outside, 1, stride=2)
     if move:
-        return nn.Sequential(_inner_move(move, inside, PRESETS["sr3_paper"]), nn.Conv2d(inside, outside, 1))
-    return nn.Conv2d(inside, outside, 1) if inside != outside else nn.Identity()
+        return nn.Sequential(_inner_move(move, inside, PRESETS["sr3_paper"]), Convolution(inside, outside, 1))
+    return Convolution(inside, outside, 1) if inside != outside else nn.Identity()
 
 
 class Attention(nn.Module):
@@ -140,8 +141,8 @@ class Attention(nn.Module):
     def __init__(self, channels: int, *, groups: int, bias: bool) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=bias)
-        self.out = nn.Conv2d(channels, channels, 1)
+        self.qkv = Convolution(channels, 3 * channels, 1, bias=bias)
+        self.out = Convolution(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         parts = self.qkv(self.norm(x)).unflatten(1, (3, -1)).flatten(3).transpose(2, 3)
@@ -170,7 +171,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.conv = Convolution(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
@@ -181,7 +182,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Convolution(channels, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
@@ -231,7 +232,7 @@ class NoiseLevelUNet(nn.Module):
             )
         widths = [inner_channel * multiplier for multiplier in channel_mults]
         attended = [self.preset.attention and image_size // 2**level in attn_res for level in range(len(widths))]
-        stem = nn.Conv2d(in_channel, inner_channel, self.preset.stem, padding=self.preset.stem // 2)
+        stem = Convolution(in_channel, inner_channel, self.preset.stem)
         kept = [inner_channel]  # widths of what the way down leaves for the way up
         downs: list[nn.Module] = [stem]
         for level, width in enumerate(widths):
@@ -292,7 +293,8 @@ class NoiseLevelUNet(nn.Module):
             if isinstance(module, nn.Conv2d | nn.Linear):
                 if self.preset.zero_init and not module.weight.any():
                     continue
-                nn.init.orthogonal_(module.weight)
+                with torch.no_grad():  # torch draws them in the default order of memory alone
+                    module.weight.copy_(nn.init.orthogonal_(torch.empty(module.weight.shape)))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
