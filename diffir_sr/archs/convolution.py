@@ -31,21 +31,21 @@ class Convolution(nn.Conv2d):
         self.to(memory_format=torch.channels_last)
         self._filters: tuple[tuple[int, int], Tensor] | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not _may_choose(x, self.weight):
-            return super().forward(x)
+    def forward(self, input: Tensor) -> Tensor:
+        if not _may_choose(input, self.weight):
+            return super().forward(input)
         if self.kernel_size == (1, 1) and self.stride == (1, 1):
             # A channels-last image is a matrix of pixels already.
-            made = F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
+            made = F.linear(input.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
             return made.permute(0, 3, 1, 2)
-        height, width = x.shape[-2:]
-        tiles = len(x) * -(-height // _OUT) * -(-width // _OUT)
+        height, width = input.shape[-2:]
+        tiles = len(input) * -(-height // _OUT) * -(-width // _OUT)
         is_plain = self.kernel_size == (3, 3) and self.stride == (1, 1)
         fits = min(self.in_channels, self.out_channels) >= _CHANNELS
         fits &= self.in_channels * self.out_channels <= _LARGEST
         if is_plain and fits and tiles >= _TILES:
-            return winograd(x, self._transformed(), self.bias)
-        return super().forward(x)
+            return winograd(input, self._transformed(), self.bias)
+        return super().forward(input)
 
     def _transformed(self) -> Tensor:
         """The filters for `winograd`, computed when the weights have changed."""
@@ -56,7 +56,7 @@ class Convolution(nn.Conv2d):
 
 
 def _may_choose(x: Tensor, weight: Tensor) -> bool:
-    # Shapes without values (counting costs, exporting) are for the plain form, of which others know what it is.
+    # Shapes without values (counting costs) are for the plain form, of which others know what it is.
     return (
         type(x) is Tensor
         and x.device.type == "cpu"
@@ -64,7 +64,6 @@ def _may_choose(x: Tensor, weight: Tensor) -> bool:
         and not (torch.is_grad_enabled() and (weight.requires_grad or x.requires_grad))
         and not torch.is_autocast_enabled("cpu")
         and not weight.is_inference()  # has no version, so that changes would not be seen
-        and not torch.jit.is_tracing()
     )
 
 

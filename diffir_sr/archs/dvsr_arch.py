@@ -48,14 +48,16 @@ class Deblurring(nn.Module):
         self.multiple_of = self.init_predictor.multiple_of
 
     def initialise(self) -> None:
-        """Start values of a training from scratch."""
-        for net in self.children():
+        """Start values of a training from scratch: the guess is the input where it begins there, no noise is found.
+
+        A denoiser that began with random answers would first of all move the guess so as to correct them.
+        """
+        for name, net in self.named_children():
             if isinstance(net, NoiseLevelUNet):
                 net.initialise()
-        if self.guess_from_input:
-            last = self.init_predictor.final_conv.block[3]
-            for weight in last.parameters():
-                nn.init.zeros_(weight)
+                if name == "denoiser" or self.guess_from_input:
+                    for weight in net.final_conv.block[3].parameters():
+                        nn.init.zeros_(weight)
 
     def guess(self, blurred: Tensor) -> Tensor:
         """The first guess (B, 3, H, W) of `blurred`, both in [-1, 1]."""
