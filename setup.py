@@ -67,6 +67,7 @@ setup(
         "hub": ["huggingface_hub>=0.30"],  # weights from the Hub, by hf:// addresses
         # LPIPS and its heads; DISTS' weights, FID and KID. ImageNet backbones: see CONTRIBUTING.md.
         "metrics": ["lpips", "torchmetrics"],
+        "docs": ["sphinx>=7.2", "myst-parser>=3", "furo"],  # the documentation as a site
         "dev": [
             "pytest",
             "pytest-xdist",
