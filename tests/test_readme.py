@@ -22,6 +22,9 @@ NAMES = (
     "docs/bench.md",
     "docs/tasks.md",
     "docs/experiments.md",
+    "docs/tutorials.md",
+    "docs/faq.md",
+    "docs/design.md",
 )
 DOCUMENTS = [REPO / name for name in NAMES]
 
