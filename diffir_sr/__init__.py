@@ -1,4 +1,4 @@
-"""diffir_sr: train, evaluate and use DiffIR with BasicSR, whose registries know its names once both are imported."""
+"""diffir_sr: train, evaluate and use DiffIR with BasicSR. Importing both registers its classes with BasicSR."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _import_hook.install()
 
-# Imported when they are asked for: each needs torch or more.
+# Imported on first use: each needs torch or more.
 _HOMES = {
     "Restorer": "diffir_sr.inference.restorer",
     "load_restorer": "diffir_sr.inference.restorer",

@@ -1,4 +1,4 @@
-"""Weights as safetensors with a model card inside: what the network is, how it was trained, under which licence."""
+"""Weights as safetensors with an embedded model card: the network, its training, and its licence."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from torch import Tensor
 from diffir_sr.errors import CheckpointError
 
 SUFFIX = ".safetensors"
-_ENTRY = "diffir_card"  # of the file's metadata, which holds strings alone
+_ENTRY = "diffir_card"  # key in the metadata of the file, which holds only strings
 
 
 def write_card_file(tensors: Mapping[str, Tensor], card: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write tensors and their card; a torch.save of the same tensors is the `.pth` beside it."""
-    # Stage-2 networks hold some tensors under two names, which the format refuses to share.
+    """Write tensors and their card."""
+    # Stage-2 networks hold some tensors under two names, and the format does not allow sharing.
     apart = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     data = save(apart, metadata={"format": "pt", _ENTRY: json.dumps(dict(card))})
     Path(path).write_bytes(_in_order(data))
 
 
 def _in_order(data: bytes) -> bytes:
-    """The same file with the entries of its metadata sorted, which the library leaves in an order of chance."""
+    """The same file with the entries of its metadata sorted; the library writes them in random order."""
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of 8 bytes
+    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8 bytes
     return len(text).to_bytes(8, "little") + text + data[start:]
 
 
 def read_card_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors on the CPU and the card ({} where there is none); raises CheckpointError for a damaged file."""
+    """The tensors on the CPU and the card ({} if there is none); raises CheckpointError for a damaged file."""
     tensors, card, _ = read_stored(path)
     return tensors, card
 
@@ -46,13 +46,13 @@ def read_card_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def read_stored(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, str]]:
     """Tensors on the CPU, card, and the other entries of the metadata; raises CheckpointError for a damaged file.
 
-    The other entries are, in a file of `safetensors.torch.save_model`, the stored name of each tensor left out.
+    In a file written by `safetensors.torch.save_model`, the other entries map each omitted tensor to its stored name.
     """
     try:
-        path.open("rb").close()  # safetensors says of a file without read permission that there is none
+        path.open("rb").close()  # for a file without read permission, safetensors reports that it does not exist
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{path.resolve()}: not a readable safetensors file ({str(error).splitlines()[0]}); copy or fetch it again"
@@ -76,7 +76,7 @@ def _card(text: str, path: Path) -> dict[str, Any]:
 def training_card(
     opt: Mapping[str, Any], *, weights: str, iteration: int, metrics: Mapping[str, Any], version: str
 ) -> dict[str, Any]:
-    """The card of a network that a training with these options saves."""
+    """The card of a network saved by a training with these options."""
     train = (opt.get("datasets") or {}).get("train") or {}
     network = opt.get("network_g") or {}
     data = {key: train[key] for key in ("name", "type", "dataroot_gt", "dataroot_lq") if train.get(key)}
@@ -95,7 +95,7 @@ def training_card(
 
 
 def plain(value: Any) -> Any:
-    """Options and cards as YAML and JSON know them: what is neither text nor a number becomes text."""
+    """Values as YAML and JSON support them: anything that is neither text nor a number becomes text."""
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

@@ -1,4 +1,4 @@
-"""Weights files: read safely, told apart by their keys, fitted into networks with the reason where they do not."""
+"""Checkpoints: reading weights files safely, identifying them by their keys, and loading them into networks."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ _LIGHTNING = "state_dict"
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of one network out of a file, and where they were."""
+    """The tensors of one network from a file, and their origin."""
 
     path: Path
-    key: str | None  # 'params_ema', 'params', or None where the file is the state dict itself
+    key: str | None  # 'params_ema', 'params', or None if the file is the state dict itself
     tensors: dict[str, Tensor]
-    card: dict[str, Any] = field(default_factory=dict)  # what a safetensors file tells about its training
+    card: dict[str, Any] = field(default_factory=dict)  # model card of a safetensors file
 
 
 def read_weights(path: str | Path, *, key: str | None = "params_ema") -> Weights:
     """The network stored in a `.pth` file under `key`, or under the other of params_ema and params, or bare.
 
-    A Lightning checkpoint (published inpainting) holds it under state_dict, with `generator.` before every name; a
-    `.safetensors` file holds one network and perhaps its model card; an ncnn `.param` file has its `.bin` file beside
-    it. Tensors arrive on the CPU; nothing in the file
-    is executed. Raises CheckpointError for a missing, damaged or foreign file.
+    A Lightning checkpoint (published inpainting) stores it under state_dict, with the prefix `generator.`; a
+    `.safetensors` file contains one network and optionally its model card; an ncnn `.param` file needs its `.bin` file
+    next to it. Tensors are on the CPU; no code in the file is executed. Raises CheckpointError for a missing, damaged
+    or foreign file.
     """
     path = Path(os.path.expanduser(path))
     if is_folder(path):
@@ -53,7 +53,7 @@ def read_weights(path: str | Path, *, key: str | None = "params_ema") -> Weights
     graph = graph_of(path)
     if graph is not None:
         return Weights(path, None, plain(read_ncnn(graph), path))
-    # A renamed file is read as what it is.
+    # The format is detected by content, in case a file was renamed.
     content = read_pickled(path, kind="safetensors file" if path.suffix == SUFFIX else "PyTorch weights file")
     found, tensors = _unwrap(content, key)
     if tensors is None:
@@ -73,7 +73,7 @@ def _unwrap(content: Any, key: str | None) -> tuple[str | None, dict[str, Tensor
 
 
 def _generator(tensors: Tensors) -> dict[str, Tensor]:
-    """The restoring network of a Lightning module, which holds losses, a discriminator and a teacher beside it."""
+    """The restoration network of a Lightning module, which also contains losses, a discriminator and a teacher."""
     for prefix in ("generator.", "generatorS2."):
         own = {
             bare(name).removeprefix(prefix): tensor for name, tensor in tensors.items() if bare(name).startswith(prefix)
@@ -92,10 +92,10 @@ def _no_network(content: Any) -> str:
     objects = objects_in(content)
     if isinstance(content, StandIn):
         return (
-            f"holds a pickled model object of class {objects[0]}, not its weights alone, and reading it would execute "
+            f"contains a pickled model object of class {objects[0]} instead of weights, and reading it would execute "
             "code; where that class is installed, save torch.save(model.state_dict(), 'weights.pth')"
         )
-    held = f"holds no network; expected {' or '.join(_KEYS)}, found {_summary(content)}"
+    held = f"contains no network; expected {' or '.join(_KEYS)}, found {_summary(content)}"
     if objects:
         held += f", with objects of class {', '.join(objects[:3])}; save torch.save(model.state_dict(), 'weights.pth')"
     return held
@@ -108,7 +108,7 @@ def _summary(content: Any) -> str:
 
 
 def identity_in(weights: Weights) -> Identity | None:
-    """What the weights of a file are, by their keys and shapes; errors name the file."""
+    """Identify the weights of a file by their keys and shapes; errors name the file."""
     try:
         return identify(weights.tensors, weights.card)
     except CheckpointError as error:
@@ -117,7 +117,7 @@ def identity_in(weights: Weights) -> Identity | None:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network out of a weights file, in evaluation mode on the CPU, without gradients."""
+    """A network loaded from a weights file, in evaluation mode on the CPU, without gradients."""
 
     network: nn.Module
     identity: Identity
@@ -125,9 +125,9 @@ class Loaded:
 
 
 def identity_of(weights: Weights) -> Identity:
-    """What network these weights are: as their model card says, else by their keys and shapes.
+    """The identity of the network of these weights, from the model card, else from keys and shapes.
 
-    Raises CheckpointError where neither says it.
+    Raises CheckpointError if neither identifies it.
     """
     section = weights.card.get("network")
     if section is not None:
@@ -137,7 +137,7 @@ def identity_of(weights: Weights) -> Identity:
 
 
 def _foreign(weights: Weights) -> tuple[nn.Module, Identity]:
-    """The network of a family that builds it by itself; raises CheckpointError where there is none."""
+    """The network, built by a family that does this itself; raises CheckpointError if no family recognises it."""
     try:
         found = load_foreign(weights.tensors, weights.card)
     except CheckpointError as error:
@@ -146,13 +146,13 @@ def _foreign(weights: Weights) -> tuple[nn.Module, Identity]:
         return found
     names = ", ".join(list(weights.tensors)[:3])
     raise CheckpointError(
-        f"{weights.path.resolve()}: its tensors ({names}, ...) are of no network that is known here; a training by "
-        f"this package also writes a .safetensors file, which says what it holds; {missing()}"
+        f"{weights.path.resolve()}: its tensors ({names}, ...) belong to no known network; trainings of this package "
+        f"also write a .safetensors file, which names its network; {missing()}"
     )
 
 
 def _described(section: Any, weights: Weights) -> Identity:
-    """The identity that a model card's network section (`type` and arguments) gives."""
+    """The identity according to the network section (`type` and arguments) of a model card."""
     if not isinstance(section, Mapping) or not isinstance(section.get("type"), str):
         raise CheckpointError(
             f"{weights.path.resolve()}: the model card's network section is {section!r}, expected type and arguments"
@@ -160,7 +160,7 @@ def _described(section: Any, weights: Weights) -> Identity:
     arguments = {name: value for name, value in section.items() if name != "type"}
     arch = section["type"]
     found = identity_in(weights)
-    if found is not None and found.arch == arch:  # the family says more of it
+    if found is not None and found.arch == arch:  # the family knows more details
         return replace(found, arguments=found.arguments | arguments)
     scale = weights.card.get("scale")
     title = f"{arch}{f' x{scale}' if scale else ''}"
@@ -168,9 +168,9 @@ def _described(section: Any, weights: Weights) -> Identity:
 
 
 def load_network(path: str | Path) -> Loaded:
-    """The network of a weights file: of any arch that BasicSR's registry holds, plugins included.
+    """The network of a weights file: any arch in BasicSR's registry, including plugins.
 
-    Raises CheckpointError for a file that holds no known network, or one that does not restore pictures by itself.
+    Raises CheckpointError for a file without a known network, or with one that does not restore images by itself.
     """
     weights = read_weights(path)
     section = weights.card.get("network")
@@ -184,33 +184,35 @@ def load_network(path: str | Path) -> Loaded:
     if arch not in ARCH_REGISTRY:
         raise CheckpointError(
             f"{place} is a network of type {identity.arch!r}, which is not registered here; install the package that "
-            "registers it and name it as an entry point of diffir_sr.plugins, or import it first"
+            "registers it through the entry point group diffir_sr.plugins, or import that package first"
         )
     try:
         network = ARCH_REGISTRY.get(arch)(**identity.arguments)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise CheckpointError(f"{place}: {identity.arch} cannot be built as its model card says ({error})") from error
+        raise CheckpointError(
+            f"{place}: {identity.arch} cannot be built according to its model card ({error})"
+        ) from error
     fit(network, weights, where="weights", strict=True)
     return Loaded(network.eval().requires_grad_(False), identity, weights)
 
 
 def fit(net: nn.Module, weights: Weights, *, where: str, strict: bool, from_stage_1: bool = False) -> str:
-    """Load `weights` into `net` and say in one line what was loaded; refuses what `fitting` refuses."""
+    """Load `weights` into `net` and return a line about what was loaded; raises the errors of `fitting`."""
     tensors = fitting(net, weights, where=where, strict=strict, from_stage_1=from_stage_1)
     net.load_state_dict(tensors, strict=False)
     total = len(net.state_dict())
-    kept = f"; {total - len(tensors)} keep their start values" if len(tensors) < total else ""
+    kept = f"; {total - len(tensors)} keep their initial values" if len(tensors) < total else ""
     return f"{where}: {len(tensors)} of {total} tensors from {weights.path} [{weights.key or 'bare'}]{kept}"
 
 
 def fitting(
     net: nn.Module, weights: Weights, *, where: str, strict: bool, from_stage_1: bool = False
 ) -> dict[str, Tensor]:
-    """The tensors that `net` takes of `weights`; CheckpointError for a file that does not belong there.
+    """The tensors of `weights` that `net` loads; CheckpointError if the file does not belong to the network.
 
-    `where` is the option that named the file. A DiffIR network must have its own stage, task, scale and sizes;
-    with `from_stage_1` a stage-2 network takes the body G of a stage-1 file and keeps the rest. `strict=False`
-    forgives differences outside G, never in it.
+    `where` is the option that named the file. Stage, task, scale and sizes of a DiffIR network must match; with
+    `from_stage_1`, a stage-2 network loads the body G of a stage-1 file and keeps the rest. `strict=False` allows
+    differences outside G, never in it.
     """
     wanted = identify(net.state_dict())
     found = identity_in(weights)
@@ -222,7 +224,7 @@ def fitting(
     refusal = None if wanted is None else wanted.refusal(found, starting=from_stage_1)
     if refusal is not None:
         raise CheckpointError(f"{place} {refusal}")
-    computed = getattr(net, "computed_tensors", frozenset())  # what the network finds out by itself
+    computed = getattr(net, "computed_tensors", frozenset())  # tensors that the network computes itself
     tensors = {name: tensor for name, tensor in weights.tensors.items() if name not in computed}
     starting = wanted is not None and wanted.takes_core_of(found)
     if wanted is not None and starting:
@@ -235,7 +237,7 @@ def fitting(
     if fatal:
         raise CheckpointError(_mismatch(place, fatal, missing, unexpected, reshaped, own, tensors))
     if wanted is None and not strict and not set(own) & set(tensors):
-        raise CheckpointError(f"{place}: not one of its {len(tensors)} tensors belongs to {type(net).__name__}")
+        raise CheckpointError(f"{place}: none of its {len(tensors)} tensors belongs to {type(net).__name__}")
     return {name: tensor for name, tensor in tensors.items() if name in own and name not in reshaped}
 
 
@@ -260,8 +262,8 @@ def _mismatch(
 
     parts = [
         ("missing in the file", [name for name in missing if name in fatal]),
-        ("unknown to the network", [name for name in unexpected if name in fatal]),
-        ("of another shape", [shapes(name) for name in reshaped if name in fatal]),
+        ("unknown in the network", [name for name in unexpected if name in fatal]),
+        ("with another shape", [shapes(name) for name in reshaped if name in fatal]),
     ]
     said = [f"{len(names)} {what}, such as {', '.join(names[:3])}" for what, names in parts if names]
     return f"{place} does not fit: {'; '.join(said)}"

@@ -1,4 +1,4 @@
-"""The commands `basicsr train|test` and `diffir ...`. A command's module is imported when the command is given."""
+"""The commands `basicsr train|test` and `diffir ...`. The module of a command is imported only when it is used."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ from diffir_sr.version import __version__
 if TYPE_CHECKING:
     from diffir_sr.training.run import RunArguments
 
-# Name -> what its line in `diffir --help` says, and the function that adds its parser, as "module:function".
+# Name -> line in `diffir --help`, and the function that adds its parser, as "module:function".
 COMMANDS = {
-    "restore": ("restore pictures, folders and videos", "diffir_sr.inference.commands:add_restore_parser"),
-    "prepare": ("make training and test data", "diffir_sr.prepare.commands:add_prepare_parser"),
-    "options": ("check option files, and learn what they may hold", "diffir_sr.options.commands:add_options_parser"),
+    "restore": ("restore images, folders and videos", "diffir_sr.inference.commands:add_restore_parser"),
+    "prepare": ("prepare training and test data", "diffir_sr.prepare.commands:add_prepare_parser"),
+    "options": (
+        "check option files, show the available options, copy recipes",
+        "diffir_sr.options.commands:add_options_parser",
+    ),
     "recipe": (
-        "train the stages of a recipe in order, and go on where it stopped",
+        "train the stages of a recipe in order, and resume after an interruption",
         "diffir_sr.training.commands:add_recipe_parser",
     ),
     "report": (
@@ -35,32 +38,38 @@ COMMANDS = {
         "diffir_sr.training.commands:add_report_parser",
     ),
     "models": ("list, show, fetch and verify weights by name", "diffir_sr.weights_commands:add_models_parser"),
-    "weights": ("the older name of 'diffir models fetch'", "diffir_sr.weights_commands:add_weights_parser"),
-    "describe": ("say what a weights file is", "diffir_sr.weights_commands:add_describe_parser"),
+    "weights": (
+        "convert AutoDIR's released checkpoint; older name of 'diffir models fetch'",
+        "diffir_sr.weights_commands:add_weights_parser",
+    ),
+    "describe": ("describe a weights file", "diffir_sr.weights_commands:add_describe_parser"),
     "quickstart": (
-        "train a small DiffIR on real photographs, from data to pictures",
+        "train a small DiffIR on real photographs, from data to results",
         "diffir_sr.quickstart.commands:add_quickstart_parser",
     ),
     "doctor": (
-        "find what is wrong with data or with this installation",
+        "check data or this installation for problems",
         "diffir_sr.doctor.commands:add_doctor_parser",
     ),
     "evaluate": (
-        "measure restored images against their ground truth, as a table of the paper does",
+        "measure restored images against ground truth, with the protocols of the paper",
         "diffir_sr.evaluation.commands:add_evaluate_parser",
     ),
     "bench": (
-        "measure networks on a benchmark beside the paper's values, with their cost",
+        "measure networks on a benchmark, compared with the values of the paper",
         "diffir_sr.evaluation.commands:add_bench_parser",
     ),
     "search-schedule": (
         "find the schedule, sampler and number of samples that suit a network (SR3, DvSR)",
         "diffir_sr.evaluation.commands:add_search_parser",
     ),
-    "ablate": ("train variants of a recipe alike and compare them", "diffir_sr.ablation.commands:add_ablate_parser"),
-    "completion": ("print the completion script of a shell", "diffir_sr.cli:add_completion_parser"),
+    "ablate": (
+        "train variants of a recipe under equal conditions and compare them",
+        "diffir_sr.ablation.commands:add_ablate_parser",
+    ),
+    "completion": ("print a script for shell completion", "diffir_sr.cli:add_completion_parser"),
 }
-CRASHED = 70  # the exit code of a fault of this program (EX_SOFTWARE of sysexits.h)
+CRASHED = 70  # exit code for a bug in this program (EX_SOFTWARE of sysexits.h)
 
 
 def basicsr_main(argv: Sequence[str] | None = None) -> int:
@@ -69,13 +78,15 @@ def basicsr_main(argv: Sequence[str] | None = None) -> int:
 
 
 def basicsr_parser() -> argparse.ArgumentParser:
-    """The arguments of `basicsr`."""
-    parser = argparse.ArgumentParser(prog="basicsr", description="Train and test BasicSR models (by diffir_sr).")
+    """The argument parser of `basicsr`."""
+    parser = argparse.ArgumentParser(
+        prog="basicsr", description="Train and test BasicSR models (provided by diffir_sr)."
+    )
     parser.add_argument("--version", action="version", version=f"basicsr {basicsr_version()}, diffir_sr {__version__}")
     commands = parser.add_subparsers(required=True, metavar="train | test")
     for name, what in (
-        ("train", "train what an option file describes"),
-        ("test", "restore and measure datasets"),
+        ("train", "train as described in an option file"),
+        ("test", "restore the test sets of an option file and measure the results"),
     ):
         command = commands.add_parser(name, help=what, description=what)
         _add_run_arguments(command)
@@ -91,18 +102,20 @@ def basicsr_parser() -> argparse.ArgumentParser:
 
 
 def basicsr_version() -> str:
-    """The version of the BasicSR that is installed."""
+    """The version of the installed BasicSR."""
     return version("basicsr")
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="option file (YAML)")
     parser.add_argument(
-        "--launcher", choices=["none", "pytorch", "slurm"], default="none", help="who started the processes"
+        "--launcher", choices=["none", "pytorch", "slurm"], default="none", help="launcher of distributed processes"
     )
-    parser.add_argument("--auto_resume", action="store_true", help="go on from the newest state of this experiment")
-    parser.add_argument("--debug", action="store_true", help="log every iteration, validate and save every 8")
-    # torchrun tells each process its rank by the environment; older launchers pass one of these.
+    parser.add_argument("--auto_resume", action="store_true", help="resume from the newest state of this experiment")
+    parser.add_argument(
+        "--debug", action="store_true", help="log every iteration, validate and save every 8 iterations"
+    )
+    # torchrun passes the rank in the environment; older launchers pass one of these.
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument(
         "--force_yml", nargs="+", default=[], metavar="KEY:KEY=VALUE", help="override options of the file"
@@ -150,8 +163,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def diffir_parser(command: str | None = None) -> argparse.ArgumentParser:
-    """The arguments of `diffir`: of one command, the others by name only, or of all (None)."""
-    parser = _Parser(prog="diffir", description="Restore pictures; data, options and weights for DiffIR.")
+    """The argument parser of `diffir`: with the arguments of one command and the names of the others, or all (None)."""
+    parser = _Parser(
+        prog="diffir",
+        description="Restore images and videos; prepare data, check options and manage weights for DiffIR.",
+    )
     parser.add_argument("--version", action="version", version=f"diffir_sr {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser)
     for name, (what, adder) in COMMANDS.items():
@@ -163,18 +179,18 @@ def diffir_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Answers a misspelt command with the nearest one."""
+    """Suggests the nearest command for a misspelt one."""
 
     def error(self, message: str) -> NoReturn:
         given = message.partition("invalid choice: '")[2].partition("'")[0]
         near = difflib.get_close_matches(given, COMMANDS, n=1)
         if given and near:
-            message = f"no command is called {given!r}; did you mean {near[0]!r}? (all: {', '.join(COMMANDS)})"
+            message = f"unknown command {given!r}; did you mean {near[0]!r}? (all: {', '.join(COMMANDS)})"
         super().error(message)
 
 
 def _given_command(words: Sequence[str]) -> str:
-    """The first word that is no option; '' where there is none, which then imports no command at all."""
+    """The first word that is not an option; '' if there is none, so that no command is imported."""
     return next((word for word in words if not word.startswith("-")), "")
 
 
@@ -183,8 +199,8 @@ def add_completion_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "completion",
         help=COMMANDS["completion"][0],
-        description="Prints the script that completes `diffir` and `basicsr` in a shell. bash and zsh: put "
-        "'eval \"$(diffir completion bash)\"' into ~/.bashrc (zsh: ~/.zshrc); fish: `diffir completion fish > "
+        description="Prints a script that completes `diffir` and `basicsr` in a shell. For bash and zsh, put "
+        "'eval \"$(diffir completion bash)\"' into ~/.bashrc (zsh: ~/.zshrc); for fish: `diffir completion fish > "
         "~/.config/fish/completions/diffir.fish`.",
     )
     parser.add_argument("shell", choices=["bash", "zsh", "fish"])
@@ -194,7 +210,7 @@ def add_completion_parser(commands: Any) -> None:
 def _completion(args: argparse.Namespace) -> int:
     from argcomplete.shell_integration import shellcode
 
-    # One script for both where the shell takes that; fish wants a function for each.
+    # One script for both commands if the shell allows it; fish needs a function for each.
     programs = [["diffir"], ["basicsr"]] if args.shell == "fish" else [["diffir", "basicsr"]]
     for names in programs:
         sys.stdout.write(shellcode(names, shell=args.shell) + "\n")
@@ -204,11 +220,11 @@ def _completion(args: argparse.Namespace) -> int:
 def _run(
     program: str, parser_of: Callable[[Sequence[str]], argparse.ArgumentParser], argv: Sequence[str] | None
 ) -> int:
-    """Parse, run, and turn what goes wrong into one message; returns the exit code."""
+    """Parse, run, and report errors as one message; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     _let_threads_sleep()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show must not end the work
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show must not abort the command
             stream.reconfigure(errors="backslashreplace")
     try:
         if "_ARGCOMPLETE" in os.environ:
@@ -242,21 +258,21 @@ def _let_threads_sleep() -> None:
 
 
 def _complete(parser_of: Callable[[Sequence[str]], argparse.ArgumentParser]) -> None:
-    """Answer the shell that asks how a line may go on, and end."""
+    """Answer a completion request of the shell, and exit."""
     import argcomplete
 
     line = os.environ.get("COMP_LINE", "")[: int(os.environ.get("COMP_POINT") or len(os.environ.get("COMP_LINE", "")))]
     try:
         words = shlex.split(line)
-    except ValueError:  # a quote that is still open
+    except ValueError:  # an unclosed quote
         words = line.split()
-    # While the command itself is being typed, no command's module is needed.
+    # While the command itself is being typed, no module of a command is needed.
     typed = words[1:] if line.endswith(" ") else words[1:-1]
     argcomplete.autocomplete(parser_of(typed))
 
 
 def _home_expanded(value: Any) -> Any:
-    """Paths among parsed arguments with `~` replaced as a shell does it; a user who is not there stays a name."""
+    """Expand `~` in parsed paths as a shell does; the name of an unknown user stays as it is."""
     if isinstance(value, Path):
         return Path(os.path.expanduser(value))
     if isinstance(value, list):
@@ -282,16 +298,16 @@ def _failed(error: Exception, command: Sequence[str]) -> int:
     report = write_crash_report(error, command)
     place = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{Path(place.filename).name}, line {place.lineno}"
-    kept = f"It is described in {report}" if report else "No folder takes a report of it"
+    kept = f"A report was written to {report}" if report else "No folder is writable for a report"
     _tell(
-        f"{type(error).__name__} in {where}: {error}\nThis is a fault of diffir_sr or of a plugin, not of your input. "
-        f"{kept}; please send that file to the maintainers of what it names last."
+        f"{type(error).__name__} in {where}: {error}\nThis is a bug in diffir_sr or a plugin, not in your input. "
+        f"{kept}; please send that file to the maintainers of the package that it names last."
     )
     return CRASHED
 
 
 def _tell(message: str, *, is_error: bool = True) -> None:
-    """On standard error, or through the log of a run, whose file should say why it ended, too."""
+    """Print on standard error, or log it during a run, so that the log file says why the run ended."""
     log = logging.getLogger("basicsr")
     if is_error and any(isinstance(handler, logging.FileHandler) for handler in log.handlers):
         log.error(message)

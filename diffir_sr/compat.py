@@ -141,7 +141,7 @@ def describe_unknown(registry: Any, name: str) -> str:
     everything = {**_promised(registry), **registry._obj_map}
     known = ", ".join(f"{key} ({_origin(thing)})" for key, thing in sorted(everything.items()))
     return (
-        f"no {registry._name} is called {name!r}; {hint}Known: {known}. "
+        f"no {registry._name} is named {name!r}; {hint}Known: {known}. "
         "A plugin adds names when it is installed or listed under 'plugins' in the option file"
     )
 

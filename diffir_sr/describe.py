@@ -1,4 +1,4 @@
-"""What a weights file is, in words: network, size, arguments, training record."""
+"""Text descriptions of weights files: network, size, arguments, training record."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from diffir_sr.families.base import Identity
 
 
 def description(weights: Weights, identity: Identity | None = None) -> str:
-    """Several lines about a weights file; raises CheckpointError for one of no known network.
+    """Several lines about a weights file; raises CheckpointError if its network is unknown.
 
-    `identity` is what the file is, if that is known already: finding out builds networks of other projects.
+    Pass `identity` if the file is already identified: identifying it builds networks of other projects.
     """
     identity = identity_of(weights) if identity is None else identity
     count, size, types = _size(weights)
@@ -28,7 +28,7 @@ def description(weights: Weights, identity: Identity | None = None) -> str:
 
 
 def facts(weights: Weights) -> dict[str, Any]:
-    """The same as values for JSON, with the whole model card; raises CheckpointError for one of no known network."""
+    """The same as values for JSON, with the whole model card; raises CheckpointError if its network is unknown."""
     identity = identity_of(weights)
     count, size, types = _size(weights)
     return {
@@ -47,7 +47,7 @@ def facts(weights: Weights) -> dict[str, Any]:
 
 
 def _size(weights: Weights) -> tuple[int, int, list[str]]:
-    """Numbers, bytes and types of what a training found."""
+    """Count, bytes and types of the trained parameters."""
     once = [tensor for name, tensor in weights.tensors.items() if not _repeats(name)]
     count = sum(tensor.numel() for tensor in once)
     size = sum(tensor.numel() * tensor.element_size() for tensor in once)
@@ -55,7 +55,7 @@ def _size(weights: Weights) -> tuple[int, int, list[str]]:
 
 
 def _repeats(name: str) -> bool:
-    """Whether a tensor is the diffusion's second copy, or a constant of the schedule, which no training found."""
+    """Whether a tensor is the second copy in the diffusion, or a constant of the schedule, so not a parameter."""
     return name.startswith("diffusion.") or name in STORED_CONSTANTS
 
 

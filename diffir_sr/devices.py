@@ -1,4 +1,4 @@
-"""The device that a command computes on: whatever accelerator torch reports, or the CPU."""
+"""The device used for computing: any accelerator that torch reports, or the CPU."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def default_device() -> torch.device:
 
 
 def accelerator_count() -> int:
-    """How many accelerators of the kind of `default_device` there are; 0 where that is the CPU."""
+    """Number of accelerators of the kind of `default_device`; 0 if that is the CPU."""
     return 0 if _accelerator() is None else torch.accelerator.device_count()
 
 
 def device_of(name: str) -> torch.device:
-    """The device called auto, cpu, cuda, cuda:N, mps, xpu ...; raises InputError where this machine has none."""
+    """The device named auto, cpu, cuda, cuda:N, mps, xpu ...; raises InputError if this machine has no such device."""
     if name == "auto":
         return default_device()
     choices = f"choose {', '.join(_choices())}"
@@ -31,12 +31,12 @@ def device_of(name: str) -> torch.device:
         return device
     count = accelerator_count() if device.type == _accelerator() else 0
     if (device.index or 0) >= count:
-        raise InputError(f"device {name!r}: this machine has {count} of its kind; {choices}")
+        raise InputError(f"device {name!r}: this machine has {count} of this kind; {choices}")
     return device
 
 
 def widest_float(device: torch.device) -> torch.dtype:
-    """The widest floating-point type that a device computes in: float64, or float32 where it has none."""
+    """The widest floating-point type of a device: float64, or float32 if it has no float64."""
     if device.type == "mps":
         return torch.float32
     if device.type == "xpu":

@@ -1,4 +1,4 @@
-"""What a user reads when something goes wrong: one sentence on what the machine refuses, a report on our faults."""
+"""Failures for users: one sentence for errors of the system, a crash report for bugs of this package."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from pathlib import Path
 from diffir_sr.errors import DiffIRError
 from diffir_sr.version import __version__
 
-# What to do about a refusal of the system.
+# What to do about errors of the system.
 _ADVICE = {
-    errno.ENOSPC: "make room on the disk and start again",
-    errno.EDQUOT: "your disk quota is used up: make room and start again",
-    errno.EFBIG: "the file system or a limit of the shell (ulimit -f) takes no file of this size",
+    errno.ENOSPC: "free disk space and start again",
+    errno.EDQUOT: "your disk quota is exhausted: free disk space and start again",
+    errno.EFBIG: "the file system or a limit of the shell (ulimit -f) does not allow files of this size",
     errno.EROFS: "the file system is read-only: choose another folder",
     errno.EACCES: "check the permissions of the file and its folder",
     errno.EPERM: "check the permissions of the file and its folder",
     errno.ENOENT: "check the name and the current folder",
-    errno.EISDIR: "name a file, not a folder",
-    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EISDIR: "give a file, not a folder",
+    errno.ENOTDIR: "part of the path is a file, not a folder",
     errno.EEXIST: "remove it or choose another name",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EMFILE: "too many files are open: raise the limit (ulimit -n) or use fewer workers",
     errno.ENFILE: "too many files are open on this machine",
-    errno.EIO: "the disk or the network behind it fails: check it, and copy the file again",
+    errno.EIO: "the disk or its network connection is failing: check it, and copy the file again",
     errno.ESTALE: "the network folder was remounted: start again",
-    errno.EBUSY: "another program uses it: close that and start again",
+    errno.EBUSY: "another program is using it: close that program and start again",
     errno.EPIPE: "the program that reads the output has ended",
 }
-_MEMORY = "free memory, or give the work smaller pieces (a smaller --tile, fewer --jobs, a smaller batch)"
+_MEMORY = "free memory, or use less of it (a smaller --tile, fewer --jobs, a smaller batch)"
 _PACKAGES = (
     "torch",
     "torchvision",
@@ -54,10 +54,10 @@ _PACKAGES = (
 
 
 def sentence(error: BaseException) -> str | None:
-    """One sentence on an error that is the caller's or the machine's; None for a fault of this package.
+    """One sentence about an error caused by the input or the machine; None for a bug of this package.
 
-    Errors of this package speak for themselves. Of the rest, refusals of the system (OSError), lack of memory and
-    bytes that a text encoding cannot take are told with the file's name, where Python knows it, and what to do.
+    Errors raised by this package keep their message. For errors of the system (OSError), lack of memory and text
+    that cannot be encoded, the sentence names the file, if Python knows it, and says what to do.
     """
     if isinstance(error, DiffIRError):
         return str(error)
@@ -78,13 +78,13 @@ def sentence(error: BaseException) -> str | None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory could not be had, and nothing else."""
+    """Whether an error means that memory ran out, and nothing else."""
     if isinstance(error, MemoryError):
         return True
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, getattr(torch, "OutOfMemoryError", ())):
         return True
-    # torch's CPU allocator and OpenCV have no types of their own for it.
+    # torch's CPU allocator and OpenCV have no specific exception types for it.
     text = str(error)
     on_the_cpu = type(error) is RuntimeError and "DefaultCPUAllocator: " in text and "tried to allocate" in text
     in_opencv = type(error).__module__.startswith("cv2") and "Insufficient memory" in text
@@ -92,9 +92,9 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def write_crash_report(error: BaseException, arguments: Sequence[str]) -> Path | None:
-    """Write what a maintainer needs to find a fault, into the current folder or, if that fails, the temporary one.
+    """Write a crash report to the current folder or, if that fails, to the temporary one; returns its path.
 
-    Holds the command, versions and the traceback, no pictures and no environment. None if no folder takes it.
+    It contains the command, versions and the traceback, but no images and no environment. None if it cannot be written.
     """
     text = "\n".join(
         [

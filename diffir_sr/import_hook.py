@@ -1,4 +1,4 @@
-"""Connects this package to BasicSR at the moment that BasicSR is imported, so that nothing heavy comes before."""
+"""Connects this package to BasicSR when BasicSR is imported, so that importing this package stays light."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAME = "basicsr"
 
 
 def install() -> None:
-    """Connect when BasicSR is imported: at once if it has been; a second call does nothing."""
+    """Connect when BasicSR is imported, immediately if it already is; a second call does nothing."""
     if _NAME in sys.modules:
         _connect()
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
@@ -22,7 +22,7 @@ def install() -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds BasicSR as Python does, and wraps its loader."""
+    """Finds BasicSR as Python would, and wraps its loader."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -68,6 +68,6 @@ def _connect() -> None:
 
 
 def imported(name: str) -> Any:
-    """What "module:name" names; its module is imported now."""
+    """The object named by "module:name"; imports its module."""
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)

@@ -1,4 +1,4 @@
-"""What the parsers of commands share."""
+"""Helpers for the argument parsers of commands."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from diffir_sr.import_hook import imported
 
-ACCEPT_DAMAGED = "DIFFIR_ACCEPT_DAMAGED"  # in the environment, so that the worker processes of a command have it, too
+ACCEPT_DAMAGED = "DIFFIR_ACCEPT_DAMAGED"  # in the environment, so that worker processes inherit it
 
 
 def deferred(name: str) -> Callable[[argparse.Namespace], int]:
-    """The function "module:name" as a command's `run`, imported when it is called and not when parsers are made."""
+    """The function "module:name" as the `run` of a command, imported only when it is called."""
 
     def run(args: argparse.Namespace) -> int:
         return imported(name)(args)
@@ -22,12 +22,12 @@ def deferred(name: str) -> Callable[[argparse.Namespace], int]:
 
 
 def add_accept_damaged(parser: argparse.ArgumentParser) -> None:
-    """Add --accept-damaged, which is in force as soon as it is read, in worker processes too."""
+    """Add --accept-damaged, which takes effect as soon as it is parsed, also in worker processes."""
     parser.add_argument(
         "--accept-damaged",
         action=_AcceptDamaged,
         nargs=0,
-        help="take what can still be decoded of damaged pictures, with a warning (default: an error); for trainings: "
+        help="use what can still be decoded of damaged images, with a warning (default: an error); for training: "
         "DIFFIR_ACCEPT_DAMAGED=1",
     )
 

@@ -1,4 +1,4 @@
-"""Packages of users that add archs, datasets, losses, metrics and models without touching this one."""
+"""Plugins: packages that add archs, datasets, losses, metrics and models without changes to this one."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _loaded: set[tuple[str, str]] = set()
 def load_plugins() -> list[str]:
     """Load every installed plugin of the entry-point group `diffir_sr.plugins` once; return their names.
 
-    An entry point names a module whose import registers things with BasicSR's registries, or a function that
-    does so when called. Raises OptionError that names a plugin which cannot be loaded.
+    An entry point names a module whose import registers classes with BasicSR's registries, or a function that does so
+    when called. Raises OptionError, which names the plugin, if one cannot be loaded.
     """
     found = list(entry_points(group=GROUP))
     for point in found:
@@ -33,5 +33,5 @@ def _load(point: EntryPoint) -> None:
     except Exception as error:
         raise OptionError(
             f"plugin {point.name!r} ({point.value}, of the installed package {package}) cannot be loaded: "
-            f"{type(error).__name__}: {error}; mend it or remove it with: pip uninstall {package}"
+            f"{type(error).__name__}: {error}; fix it, or uninstall it with: pip uninstall {package}"
         ) from error

@@ -1,4 +1,4 @@
-"""Progress bars: drawn over themselves on a terminal, whole lines now and then where the output goes elsewhere."""
+"""Progress bars: updated in place on a terminal, and written as occasional whole lines elsewhere."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-_SECONDS = 10.0  # between two lines of one bar
+_SECONDS = 10.0  # between two lines of a bar
 
 
 def progress_bar(*args: Any, **kwargs: Any) -> tqdm[Any]:
-    """A tqdm on standard error (or on `file`), with tqdm's arguments; `_Lines` where that is no terminal."""
+    """A tqdm on standard error (or on `file`), with tqdm's arguments; `_Lines` if that is not a terminal."""
     stream = kwargs.setdefault("file", sys.stderr)
     is_terminal = stream is not None and stream.isatty()
     return (tqdm if is_terminal else _Lines)(*args, **kwargs)
@@ -31,7 +31,7 @@ class _Lines(tqdm):
             self._line()
 
     def clear(self, nolock: bool = False) -> None:
-        """Nothing is drawn that would have to go."""
+        """Nothing to clear, since nothing is drawn in place."""
 
     def moveto(self, n: int) -> None:
         """Lines have no position."""

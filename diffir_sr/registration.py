@@ -1,4 +1,4 @@
-"""Everything this package adds to BasicSR's registries: what families bring, and what they share."""
+"""Everything this package adds to BasicSR's registries: the classes of families, and shared ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from diffir_sr.compat import promise
 from diffir_sr.families import FAMILIES
 from diffir_sr.families.base import Family
 
-# Of no single family. BasicSR has UNetDiscriminatorSN under a suffixed name; published files use the bare one.
+# Shared by families. BasicSR registers UNetDiscriminatorSN under a suffixed name; published files use the bare one.
 SHARED = Family(
     name="shared",
     archs=(
@@ -37,7 +37,7 @@ SHARED = Family(
 
 
 def register() -> None:
-    """Add our names to BasicSR's registries, each imported when it is asked for; a name that is taken is an error."""
+    """Add the names of this package to BasicSR's registries, imported on first use; a taken name is an error."""
     from basicsr.utils.registry import (
         ARCH_REGISTRY,
         DATASET_REGISTRY,

@@ -1,4 +1,4 @@
-"""What `diffir models`, `diffir weights` and `diffir describe` do; their parsers are in `weights_commands`."""
+"""Implementation of `diffir models`, `diffir weights` and `diffir describe`; parsers are in `weights_commands`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diffir_sr.weights.search import Place, check, find, locate, places
 if TYPE_CHECKING:
     from diffir_sr.families.base import Identity
 
-_KINDS = {"restorer": "Models that restore pictures", "backbone": "Backbones of losses and metrics", "heads": "Metrics"}
+_KINDS = {"restorer": "Restoration models", "backbone": "Backbones of losses and metrics", "heads": "Metrics"}
 
 
 def list_models(args: argparse.Namespace) -> int:
@@ -75,7 +75,7 @@ def show(args: argparse.Namespace) -> int:
         "listed in": entry.listed_in,
     }
     lines = [f"{entry.name}: {entry.about}", *(f"  {name}: {value}" for name, value in known.items() if value)]
-    lines += ["looked for in", *(f"  {_mark(one, place)} {one.path.absolute()} ({one.name})" for one in places(entry))]
+    lines += ["searched in", *(f"  {_mark(one, place)} {one.path.absolute()} ({one.name})" for one in places(entry))]
     if weights is not None:
         lines += ["", description(weights)]
     sys.stdout.write("\n".join(lines) + "\n")
@@ -118,12 +118,12 @@ def _verified(entry: Entry, place: Place) -> dict[str, str]:
         what = f", {_verified_identity(entry, place.path)}" if entry.kind == "restorer" else ""
     except CheckpointError as error:
         return {**found, "state": "wrong", "told": str(error)}
-    known = f"sha256 {place.sha256}" if place.sha256 else f"no checksum is known, it is {sha256_of(place.path)}"
+    known = f"sha256 {place.sha256}" if place.sha256 else f"no checksum known, computed {sha256_of(place.path)}"
     return {**found, "state": "ok" if place.sha256 else "unknown", "told": f"{known}{what}"}
 
 
 def _verified_identity(entry: Entry, path: Path) -> Identity:
-    """What the network is; raises CheckpointError where it is not for the entry's task and scale."""
+    """The identity of the network; raises CheckpointError if task and scale are not those of the entry."""
     from diffir_sr.checkpoints import identity_of, read_weights
 
     identity = identity_of(read_weights(path))
@@ -150,12 +150,12 @@ def older_name(args: argparse.Namespace) -> int:
         raise OptionError(f"only 'diffir weights convert' takes a checkpoint and --tokenizer, not {args.name!r}")
     sys.stderr.write(
         f"'diffir weights {args.name}' is now 'diffir models fetch {args.name}'; losses and metrics find the file "
-        "where it is\n"
+        "by themselves\n"
     )
     if args.output is None:
         return fetch(args)
     if entry_of(args.name).kind != "backbone":
-        raise OptionError(f"-o: only backbones are converted, {args.name} is none")
+        raise OptionError(f"-o: only backbones can be converted, and {args.name} is not a backbone")
     tensors, _ = features_of(args.name)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     save_atomically(tensors, args.output)

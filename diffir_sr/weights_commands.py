@@ -15,25 +15,27 @@ def add_models_parser(commands: Any) -> None:
     parser = commands.add_parser("models", help="list, show, fetch and verify weights by name")
     actions = parser.add_subparsers(required=True, metavar="list | show | fetch | verify")
     each = (
-        ("list", "list_models", None, "what is known by name, and whether it is here"),
-        ("show", "show", "one", "everything that is known of one entry, and where it is looked for"),
-        ("fetch", "fetch", "one", "make sure that the file is here: find it, or download it"),
-        ("verify", "verify", "any", "compare the files that are here with their checksums and entries"),
+        ("list", "list_models", None, "list all named weights, and whether they are available"),
+        ("show", "show", "one", "show all details of an entry, and where it is searched for"),
+        ("fetch", "fetch", "one", "find a file, or download it"),
+        ("verify", "verify", "any", "verify available files: checksums, tasks and scales"),
     )
     for name, function, names, what in each:
         action = actions.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
         if names:
             action.add_argument("name", metavar="NAME", nargs=None if names == "one" else "?")
-        action.add_argument("--json", action="store_true", help="for programs, on standard output")
+        action.add_argument("--json", action="store_true", help="print JSON")
         action.set_defaults(run=deferred(f"{_ACTIONS}:{function}"))
 
 
 def add_weights_parser(commands: Any) -> None:
-    """Add `diffir weights`: converting, and the older name of `diffir models fetch`."""
-    what = "convert AutoDIR's released checkpoint; the older name of 'diffir models fetch'"
+    """Add `diffir weights`: conversion of AutoDIR's checkpoint, and the older name of `diffir models fetch`."""
+    what = "convert AutoDIR's released checkpoint; older name of 'diffir models fetch'"
     parser = commands.add_parser("weights", help=what, description=f"{what[0].upper()}{what[1:]}.")
     parser.add_argument("name", metavar="convert | NAME", help="convert CHECKPOINT -o FOLDER, or a name to fetch")
-    parser.add_argument("checkpoint", type=Path, nargs="?", metavar="CHECKPOINT", help="autodir.ckpt; no code is run")
+    parser.add_argument(
+        "checkpoint", type=Path, nargs="?", metavar="CHECKPOINT", help="autodir.ckpt; no code is executed"
+    )
     parser.add_argument(
         "-o", "--output", type=Path, metavar="OUT", help="convert: the folder; VGG: also write its convolutions there"
     )
@@ -49,7 +51,7 @@ def add_weights_parser(commands: Any) -> None:
 
 def add_describe_parser(commands: Any) -> None:
     """Add `diffir describe`."""
-    parser = commands.add_parser("describe", help="say what a weights file is")
+    parser = commands.add_parser("describe", help="describe a weights file")
     parser.add_argument("file", type=Path)
-    parser.add_argument("--json", action="store_true", help="as JSON, with the whole model card")
+    parser.add_argument("--json", action="store_true", help="print JSON, with the complete model card")
     parser.set_defaults(run=deferred(f"{_ACTIONS}:describe"))

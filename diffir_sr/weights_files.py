@@ -1,4 +1,4 @@
-"""What a file offered as weights really is: read by its content, refused with its true cause, never executed."""
+"""Reading weights files safely: the format is detected by content, refusals name the cause, and no code is executed."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from torch import Tensor
 from diffir_sr.errors import CheckpointError
 
 FETCH = "copy or fetch it again"
-_HEAD = 4096  # bytes that tell formats apart
+_HEAD = 4096  # bytes that distinguish formats
 _LFS = b"version https://git-lfs"
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file that torch.save wrote before PyTorch 1.6
 _LARGEST_HEADER = 100_000_000  # of a safetensors file, by its specification
 
-# What opens a file of another kind, and what to do about it.
+# First bytes of other kinds of files, their names, and what to do.
 _FOREIGN = (
     (b"GGUF", "a GGUF file of quantized weights", "convert it to safetensors, or fetch the PyTorch weights"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 (Keras) file", "fetch the PyTorch weights"),
     (b"\x93NUMPY", "a NumPy array", "save a state dict of tensors with torch.save"),
-    (b"\x1f\x8b", "a gzip archive", "unpack it and name the weights file inside"),
-    (b"BZh", "a bzip2 archive", "unpack it and name the weights file inside"),
-    (b"\xfd7zXZ", "an xz archive", "unpack it and name the weights file inside"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it and name the weights file inside"),
-    (b"Rar!", "a RAR archive", "unpack it and name the weights file inside"),
-    (b"\x28\xb5\x2f\xfd", "a Zstandard archive", "unpack it and name the weights file inside"),
-    (b"\x89PNG", "a PNG image", "name a weights file"),
-    (b"\xff\xd8\xff", "a JPEG image", "name a weights file"),
-    (b"%PDF", "a PDF document", "name a weights file"),
+    (b"\x1f\x8b", "a gzip archive", "unpack it and use the weights file inside"),
+    (b"BZh", "a bzip2 archive", "unpack it and use the weights file inside"),
+    (b"\xfd7zXZ", "an xz archive", "unpack it and use the weights file inside"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it and use the weights file inside"),
+    (b"Rar!", "a RAR archive", "unpack it and use the weights file inside"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard archive", "unpack it and use the weights file inside"),
+    (b"\x89PNG", "a PNG image", "give a weights file"),
+    (b"\xff\xd8\xff", "a JPEG image", "give a weights file"),
+    (b"%PDF", "a PDF document", "give a weights file"),
 )
 
 
 class StandIn:
-    """Takes the place of an object whose class a weights file names; keeps nothing and does nothing."""
+    """Replaces objects of the classes that a weights file names; stores nothing and does nothing."""
 
     origin = ""  # the class named in the file
 
@@ -56,16 +56,16 @@ class StandIn:
 
 class _StandInDict(StandIn):
     def __new__(cls, *_: Any) -> Any:
-        return {}  # the reader of plain tensors fills dictionaries of no other class
+        return {}  # torch's restricted unpickler only fills plain dictionaries
 
 
 def check_reachable(path: Path) -> None:
-    """Raise CheckpointError unless `path` is a file with something in it."""
+    """Raise CheckpointError unless `path` is a file that is not empty."""
     try:
         if path.is_dir():
             inside = sorted(file.name for file in path.iterdir() if file.suffix in (".pth", ".safetensors", ".ckpt"))
-            found = f"it holds {', '.join(inside[:3])}" if inside else "it holds none"
-            raise CheckpointError(f"{path.resolve()}: a folder; name the weights file inside ({found})")
+            found = f"it contains {', '.join(inside[:3])}" if inside else "it contains none"
+            raise CheckpointError(f"{path.resolve()}: a folder; give the weights file inside ({found})")
         if not path.is_file():
             raise CheckpointError(
                 f"no such weights file: {path.resolve()}; train the stage that writes it, or correct the path"
@@ -73,83 +73,85 @@ def check_reachable(path: Path) -> None:
         if path.stat().st_size == 0:
             raise CheckpointError(f"{path.resolve()}: an empty file (0 bytes); {FETCH}")
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be reached ({error.strerror}); check its permissions") from error
+        raise CheckpointError(f"{path}: cannot be accessed ({error.strerror}); check its permissions") from error
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether the content, whatever the name, is that of a safetensors file."""
+    """Whether the content, regardless of the name, is that of a safetensors file."""
     head = _head(path)
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LARGEST_HEADER
 
 
 def read_pickled(path: Path, *, kind: str = "PyTorch weights file") -> Any:
-    """The content of a file that torch.save wrote, on the CPU; objects that are no tensors arrive as StandIn.
+    """The content of a file written by torch.save, on the CPU; objects other than tensors are replaced by StandIn.
 
-    Nothing in the file is executed. Raises CheckpointError that says what else the file is; `kind` is what was wanted.
+    No code in the file is executed. Raises CheckpointError, which says what the file is; `kind` is the expected kind.
     """
     refuse_foreign(path, kind=kind)
     named = _unknown_globals(path, kind=kind)
     stand_ins: list[Any] = [(_stand_in(name), name) for name in sorted(named)]
     try:
-        # As an open file: by its path, torch would go by the suffix.
+        # As an open file: given a path, torch would decide by the suffix.
         with torch.serialization.safe_globals(stand_ins), path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "is blocked" in str(error):
             raise CheckpointError(
-                f"{path.resolve()}: asks for system functions ({', '.join(sorted(named)[:3])}), which no weights need; "
-                "do not use it, fetch the weights from a trusted place"
+                f"{path.resolve()}: requests system code ({', '.join(sorted(named)[:3])}), which weights never need; "
+                "do not use it, fetch the weights from a trusted source"
             ) from error
         if named:
             raise CheckpointError(
-                f"{path.resolve()}: holds Python objects that cannot be read without executing code "
-                f"({', '.join(sorted(named)[:3])}); save its state dict alone: torch.save(model.state_dict(), FILE)"
+                f"{path.resolve()}: contains Python objects that cannot be read without executing code "
+                f"({', '.join(sorted(named)[:3])}); save only its state dict: torch.save(model.state_dict(), FILE)"
             ) from error
         if "Unsupported operand" in str(error):
             raise CheckpointError(
-                f"{path.resolve()}: a pickle that is damaged or of another protocol than torch.save's own (2), which "
-                f"alone is read without executing code; save it without pickle_protocol, or {FETCH}"
+                f"{path.resolve()}: a pickle that is damaged or of another protocol than torch.save's default (2), the "
+                f"only one that is read without executing code; save it without pickle_protocol, or {FETCH}"
             ) from error
         raise _unreadable(path, kind, why_unreadable(error)) from error
     except OSError as error:
         raise _unreadable(path, kind, error.strerror or str(error)) from error
     except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, MemoryError) as error:
-        raise _unreadable(path, kind, f"damaged or cut short: {why_unreadable(error)}") from error
+        raise _unreadable(path, kind, f"damaged or truncated: {why_unreadable(error)}") from error
 
 
 def refuse_foreign(path: Path, *, kind: str) -> None:
-    """Raise CheckpointError that names what a file is, if it is neither a pickle nor an archive of torch.save."""
+    """Raise CheckpointError, which says what a file is, unless it is a pickle or an archive of torch.save."""
     head, place = _head(path), path.resolve()
     text = head.lstrip().lower()
     if head.startswith(_LFS):
         oid = next((line[4:].decode() for line in head.splitlines() if line.startswith(b"oid ")), "without oid")
         raise CheckpointError(
-            f"{place}: a Git LFS pointer ({oid}), not the weights themselves; run `git lfs pull` in its repository"
+            f"{place}: a Git LFS pointer ({oid}), not the weights; run `git lfs pull` in its repository"
         )
     if text.startswith((b"<!doctype html", b"<html", b"<head")) or (text.startswith(b"<?xml") and b"<html" in text):
         raise CheckpointError(
-            f"{place}: a web page (HTML): the page of a download was saved in place of the file; follow its download "
+            f"{place}: a web page (HTML): the download page was saved instead of the file; follow its download "
             "link, or fetch the file with a client of that site"
         )
     if text.startswith((b"<?xml", b"{")) and not is_safetensors(path):
         answer = " ".join(head[:80].decode(errors="replace").split())
-        raise CheckpointError(f"{place}: text, perhaps the answer of a server ({answer}...); fetch the weights again")
+        raise CheckpointError(
+            f"{place}: text, possibly an error message of a server ({answer}...); fetch the weights again"
+        )
     for magic, what, remedy in _FOREIGN:
         if head.startswith(magic):
             raise CheckpointError(f"{place}: {what}, not a {kind}; {remedy}")
     if head[257:262] == b"ustar":
         raise CheckpointError(
-            f"{place}: a tar archive ({_members(path)}), not a {kind}; unpack it and name the weights file inside"
+            f"{place}: a tar archive ({_members(path)}), not a {kind}; unpack it and use the weights file inside"
         )
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         _refuse_foreign_zip(path, kind)
     elif _is_onnx(path, head):
         raise CheckpointError(
-            f"{place}: an ONNX file, which holds a graph to run, not a {kind}; name the weights it was exported from"
+            f"{place}: an ONNX file, which contains a graph to run, not a {kind}; use the weights it was exported from"
         )
     elif not head.startswith(b"\x80"):
         start = head[:8].hex(" ")
-        raise _unreadable(path, kind, f"of no known format, its first bytes are {start}")
+        raise _unreadable(path, kind, f"unknown format, its first bytes are {start}")
 
 
 def _refuse_foreign_zip(path: Path, kind: str) -> None:
@@ -158,25 +160,27 @@ def _refuse_foreign_zip(path: Path, kind: str) -> None:
             names = archive.namelist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         size = path.stat().st_size
-        raise _unreadable(path, kind, f"cut short or damaged: {size:,d} bytes without the list at its end") from error
+        raise _unreadable(
+            path, kind, f"truncated or damaged: {size:,d} bytes without the directory at its end"
+        ) from error
     except OSError as error:
         raise _unreadable(path, kind, error.strerror or str(error)) from error
     pickles = [name for name in names if name.endswith("/data.pkl")]
     if not pickles:
         held = ", ".join(names[:3]) or "nothing"
         raise CheckpointError(
-            f"{path.resolve()}: a zip archive that holds {held}, not a {kind}; unpack it and name the weights file "
+            f"{path.resolve()}: a zip archive that contains {held}, not a {kind}; unpack it and use the weights file "
             "inside"
         )
     if any(name.endswith("/constants.pkl") for name in names):
         raise CheckpointError(
-            f"{path.resolve()}: a TorchScript archive, which holds code to run, not a {kind}; save its weights alone, "
-            "where the file is trusted: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')"
+            f"{path.resolve()}: a TorchScript archive, which contains code to run, not a {kind}; if you trust it, "
+            "save only its weights: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')"
         )
 
 
 def _unknown_globals(path: Path, *, kind: str) -> set[str]:
-    """Classes and functions that the pickle inside names and torch does not take for plain tensors."""
+    """Classes and functions named in the pickle that torch does not need for plain tensors."""
     known = torch._weights_only_unpickler._get_allowed_globals()  # pyright: ignore[reportAttributeAccessIssue]
     try:
         if zipfile.is_zipfile(path):
@@ -187,24 +191,24 @@ def _unknown_globals(path: Path, *, kind: str) -> set[str]:
         with path.open("rb") as file:
             if not _is_magic(file):
                 raise CheckpointError(
-                    f"{path.resolve()}: a plain Python pickle, which can hold code and is not read; save the tensors "
-                    "with torch.save, where the file is trusted"
+                    f"{path.resolve()}: a plain Python pickle, which can contain code and is not read; if you trust "
+                    "it, save its tensors with torch.save"
                 )
             return {name for _ in range(3) for name in _globals_of(file) if name not in known}
     except (ValueError, EOFError, zipfile.BadZipFile, LookupError, NotImplementedError, MemoryError) as error:
-        raise _unreadable(path, kind, f"damaged or cut short: {str(error) or type(error).__name__}") from error
+        raise _unreadable(path, kind, f"damaged or truncated: {str(error) or type(error).__name__}") from error
     except OSError as error:
         raise _unreadable(path, kind, error.strerror or str(error)) from error
 
 
 def _globals_of(file: IO[bytes]) -> set[str]:
-    """Names of classes and functions in the next pickle of a file, which is parsed and not run."""
+    """Names of classes and functions in the next pickle of a file, which is parsed but not executed."""
     found: set[str] = set()
     strings: list[str] = []
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name == "GLOBAL":
             module, _, name = str(argument).partition(" ")
-            # Old pickles, as torch.save writes them, call some modules and names as Python 2 did.
+            # Old pickles of torch.save use some module names of Python 2.
             module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
             found.add(f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}")
         elif opcode.name == "STACK_GLOBAL":
@@ -224,7 +228,7 @@ def _stand_in(origin: str) -> type[StandIn]:
 
 
 def objects_in(content: Any) -> list[str]:
-    """Classes of the objects in a file's content: of itself, of its entries, of theirs."""
+    """Classes of the objects in the content of a file, down to the second level."""
     values = [content]
     for _ in range(2):
         values += [inner for value in values if isinstance(value, Mapping) for inner in value.values()]
@@ -257,34 +261,34 @@ def _unreadable(path: Path, kind: str, why: str) -> CheckpointError:
 
 
 def why_unreadable(error: Exception) -> str:
-    """Why `torch.load` refused a file, in one line; its own text advises to run the code inside."""
+    """Why `torch.load` refused a file, in one line; its own message advises to execute the code inside."""
     if isinstance(error, pickle.UnpicklingError):
-        return "damaged, or it holds more than plain tensors"
+        return "damaged, or it contains more than plain tensors"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-# The tensors of a weights file as networks name and need them: plain names, ties undone, plain finite numbers.
+# Normalising the tensors of a weights file: names without wrappers, ties resolved, finite floating-point values.
 
 
 _WRAPPERS = ("module.", "_orig_mod.")  # left by DataParallel and torch.compile
-# What a published stage-2 network holds under two names.
+# Tensors that published stage-2 networks store under two names.
 _TWINS = (("denoise.", "diffusion.model."), ("condition.", "diffusion.condition."))
-_COUNT = "n_averaged"  # what torch's AveragedModel adds to the network inside
+_COUNT = "n_averaged"  # added by torch's AveragedModel
 _DIFFIR = "G.patch_embed.proj.weight"
 _COUNTER = "num_batches_tracked"
 
 
 def bare(name: str) -> str:
-    """The name of a tensor in the network itself, whatever the network was wrapped in when it was saved."""
+    """The name of a tensor in the network itself, without the prefixes of wrappers."""
     while name.startswith(_WRAPPERS):
         name = name.partition(".")[2]
-    return name.replace("._orig_mod.", ".")  # a part was compiled
+    return name.replace("._orig_mod.", ".")  # only a part was compiled
 
 
 def plain(tensors: Mapping[str, Tensor], path: Path, *, ties: Mapping[str, str] | None = None) -> dict[str, Tensor]:
-    """The tensors under their bare names, those stored once and used twice under both; CheckpointError if unusable.
+    """The tensors under their bare names, shared ones under both names; CheckpointError if unusable.
 
-    `ties` gives the stored name for each name left out, as `safetensors.torch.save_model` notes it.
+    `ties` maps each omitted name to the stored one, as recorded by `safetensors.torch.save_model`.
     """
     named: dict[str, Tensor] = {}
     averaged = any(name.startswith("module.") for name in tensors)
@@ -292,7 +296,9 @@ def plain(tensors: Mapping[str, Tensor], path: Path, *, ties: Mapping[str, str] 
         if name == _COUNT and averaged:
             continue
         if bare(name) in named:
-            raise CheckpointError(f"{path.resolve()}: holds {bare(name)} twice, with and without a wrapper's name")
+            raise CheckpointError(
+                f"{path.resolve()}: contains {bare(name)} twice, with and without the prefix of a wrapper"
+            )
         named[bare(name)] = tensor
     for name, stored in (ties or {}).items():
         if bare(stored) in named:
@@ -305,7 +311,7 @@ def plain(tensors: Mapping[str, Tensor], path: Path, *, ties: Mapping[str, str] 
 
 def _fill_twins(named: dict[str, Tensor]) -> None:
     if not any(name.startswith(_TWINS[0]) for name in named):
-        return  # a network without a diffusion has one condition
+        return  # a network without diffusion has one condition encoder
     for here, there in (*_TWINS, *(pair[::-1] for pair in _TWINS)):
         stored = {name.removeprefix(here): tensor for name, tensor in named.items() if name.startswith(here)}
         if stored and not any(name.startswith(there) for name in named):
@@ -321,20 +327,20 @@ def _check(name: str, tensor: Tensor, path: Path, *, diffir: bool) -> None:
 def _unusable(name: str, tensor: Tensor, *, diffir: bool) -> str | None:
     save = "save it as a plain float tensor"
     if tensor.is_meta:
-        return "has a shape and no values (device meta); save the network after its values were loaded"
+        return "has a shape but no values (device meta); save the network after loading its values"
     if tensor.layout is not torch.strided:
         return f"is sparse ({str(tensor.layout).removeprefix('torch.')}); {save} with .to_dense()"
     if tensor.is_quantized:
         return f"is quantized ({str(tensor.dtype).removeprefix('torch.')}); {save} with .dequantize()"
     learned = name.endswith((".weight", ".bias")) or diffir
     if learned and not name.endswith(_COUNTER) and not tensor.is_floating_point():
-        return f"holds {str(tensor.dtype).removeprefix('torch.')} where floating-point numbers are needed; {save}"
+        return f"contains {str(tensor.dtype).removeprefix('torch.')}, expected floating-point numbers; {save}"
     if tensor.is_floating_point():
         values = tensor if tensor.element_size() > 1 else tensor.float()
         broken = values.isfinite().logical_not() if learned else values.isnan()
         if broken.any():
             return (
-                f"holds {int(broken.sum()):,d} values of {tensor.numel():,d} that are not finite (NaN or infinite): "
+                f"contains {int(broken.sum()):,d} values of {tensor.numel():,d} that are not finite (NaN or infinite): "
                 "the training diverged or the file is damaged; use an earlier checkpoint"
             )
     return None

@@ -1,9 +1,9 @@
-"""What the prior is worth to the networks of an ablation: python scripts/prior_worth.py options/ablations/sr_x4.yml
+"""How much the prior matters to the networks of an ablation: python scripts/prior_worth.py options/ablations/sr_x4.yml
 
-Run it after `diffir ablate` of the same file, in the same folder. The trained reference of every seed restores the
-held-out photographs with three priors: its own estimate, the teacher's, which has seen the ground truth, and the
-estimate for the next photograph, which has nothing to do with this one. The last row is what costs nothing: bicubic
-enlargement, or holes of the mean colour around them. `--doc` puts the table into a document.
+Run it after `diffir ablate` with the same file, in the same folder. The trained reference of every seed restores the
+held-out photographs with three priors: its own estimate, the teacher's (from the ground truth), and the estimate for
+the next photograph, which is unrelated. The last row is a baseline without network: bicubic enlargement, or holes
+filled with the mean colour. `--doc` inserts the table into a document.
 """
 
 import argparse
@@ -33,7 +33,7 @@ KINDS = ("its own, estimated", "the teacher's", "the next photograph's", "no net
 
 
 def main(words: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="What the prior is worth to the networks of an ablation.")
+    parser = argparse.ArgumentParser(description="Measure how much the prior matters to the networks of an ablation.")
     parser.add_argument("file", type=Path)
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--doc", type=Path)
@@ -61,7 +61,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def measured(run: Run, metric: str) -> list[float]:
-    """Means over the held-out photographs, one for each of KINDS."""
+    """Means over the held-out photographs, one per entry of KINDS."""
     opt = load_options(Path("experiments") / "ablations" / f"{run.name}.yml", check_files=False).values
     net = cast(DiffIRS2, loaded(opt["network_g"], f"experiments/{run.name}/models/net_g_latest.pth"))
     teacher = cast(DiffIRS1, loaded(opt["network_S1"], opt["path"]["pretrain_network_S1"])).E
@@ -100,7 +100,7 @@ def degraded(sample: dict) -> torch.Tensor:
 
 
 def cheap(sample: dict) -> torch.Tensor:
-    """What no network is needed for: bicubic enlargement, or holes of the mean colour of what is known."""
+    """The baseline without network: bicubic enlargement, or holes filled with the mean colour of the known pixels."""
     if "mask" not in sample:
         size = sample["gt"].shape[-2:]
         return F.interpolate(sample["lq"][None], size=size, mode="bicubic", align_corners=False)
@@ -110,7 +110,7 @@ def cheap(sample: dict) -> torch.Tensor:
 
 
 def pasted(restored: torch.Tensor, lq: torch.Tensor, sample: dict) -> torch.Tensor:
-    """Known pixels, where there are holes, are those of the input."""
+    """For inpainting, replace known pixels by those of the input."""
     return torch.where(lq[:, 3:] > 0.5, restored, lq[:, :3]) if "mask" in sample else restored
 
 

@@ -1,7 +1,7 @@
-"""Write docs/tasks.md and its pictures from what `diffir quickstart` left in results/: python scripts/tasks_page.py.
+"""Write docs/tasks.md and its pictures from the results of `diffir quickstart`: python scripts/tasks_page.py.
 
-Run it in the root of the checkout, after `diffir quickstart --task TASK` of every task; nothing in the page is typed
-by hand. A task without results is an error.
+Run it in the root of the checkout, after `diffir quickstart --task TASK` for every task. The whole page is generated; a
+task without results is an error.
 """
 
 import sys
@@ -11,7 +11,7 @@ from PIL import Image
 
 from diffir_sr.quickstart.tasks import TASKS
 
-HEAD = """# Every task learns: the small recipes
+HEAD = """# Small recipes for every task
 
 ```
 diffir quickstart
@@ -20,14 +20,15 @@ diffir quickstart --task deblur
 diffir quickstart --task inpaint
 ```
 
-Each command goes from nothing to a table and pictures in `results/quickstart/` or `results/quickstart_<task>/`, with
-the option files of `options/small/<task>/`: photographs of scikit-image, networks of about two million parameters,
-some hundred to some thousand iterations of stage 1 and stage 2 on a CPU (minutes are those of a machine with two cores
-that had other work, too). They show that a recipe learns what it should, on photographs
-that it has not seen; they are no measure of what the published networks reach. Stage 1 sees the ground truth, through
-256 numbers; stage 2 starts where stage 1 ends, has trained longer, and sees the degraded picture alone.
+Each command prepares data, trains, tests, and writes a table and pictures to `results/quickstart/` or
+`results/quickstart_<task>/`. It uses the option files of `options/small/<task>/`: photographs of scikit-image, networks
+with about two million parameters, and some hundreds to thousands of iterations of stage 1 and stage 2 on a CPU (the
+times are from a machine with two cores that was also doing other work). The results show that each recipe learns its
+task, measured on held-out photographs; they do not show what the published networks reach. Stage 1 sees the ground
+truth, through the 256 numbers of the prior. Stage 2 starts from stage 1, has trained longer, and sees only the degraded
+image.
 
-`python scripts/tasks_page.py` puts this page together from those results.
+This page is generated from those results by `python scripts/tasks_page.py`.
 """
 LARGEST = 200_000  # bytes of a picture
 
@@ -51,7 +52,7 @@ def main() -> int:
 
 
 def copy_picture(source: Path, target: Path) -> None:
-    """The bytes as they are, or encoded with less quality until they are few enough."""
+    """Copy the file, or encode it with decreasing quality until it is small enough."""
     target.write_bytes(source.read_bytes())
     for quality in range(75, 30, -5):
         if target.stat().st_size <= LARGEST:

@@ -80,14 +80,14 @@ def test_variants_are_trained_measured_and_reported(small, capsys):
     assert "bicubic" in rows[3][0]
     assert rows[0][1] == f"{results['joint'][0]:.3f}"  # what the ablation measured
     assert main(["ablate", "toy.yml", "--iterations", "3"]) == 1
-    assert "an earlier run of this name had other options" in capsys.readouterr().err
+    assert "an earlier run with this name had other options" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "{begin}", "{end}\n{begin}", "{begin}{begin}{end}"])
 def test_a_document_without_its_marks_is_told(text):
     begin, end = marks("toy")
     Path("found.md").write_text(text.format(begin=begin, end=end))
-    with pytest.raises(InputError, match="between which the report goes; they are not there once each"):
+    with pytest.raises(InputError, match="to insert the report between them; they do not occur once each"):
         check_document(Path("found.md"), "toy")
 
 
@@ -135,15 +135,18 @@ def test_one_seed_says_nothing():
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (dict(reference="other"), "reference: no variant is called 'other'; there are: joint, plain"),
+        (dict(reference="other"), "reference: no variant is named 'other'; there are: joint, plain"),
         (dict(stage_2="none.yml"), "no such option file: "),
         (dict(varients={}), "varients: unknown option; did you mean 'variants'?"),
         (dict(seeds=[]), "seeds: expected 1 or more, found the list"),
-        (dict(seeds=[3, 3]), "seeds.1.: 3 is there twice"),
-        (dict(variants={"A+1": {}, "a-1": {}}), "variants.a-1: its runs would be called as those of 'A.1'"),
-        (dict(variants={"A": {}, "S1 plain": {}}), "variants.S1 plain: its runs .* of the runs of stage 1, plain"),
+        (dict(seeds=[3, 3]), "seeds.1.: 3 is listed twice"),
+        (dict(variants={"A+1": {}, "a-1": {}}), "variants.a-1: its runs would have the names of 'A.1'"),
+        (
+            dict(variants={"A": {}, "S1 plain": {}}),
+            "variants.S1 plain: its runs would have the names of the runs of stage 1, plain",
+        ),
         (dict(variants=dict(A=3, B={})), "variants.A: expected a section .key: value., found 3"),
-        (dict(name="../../evil"), "name: expected the name of a file .* found '../../evil'"),
+        (dict(name="../../evil"), "name: expected a file name .* found '../../evil'"),
     ],
 )
 def test_a_wrong_file_is_told(small, change, told):
@@ -163,7 +166,7 @@ def test_a_variant_that_is_given_twice_is_told(small):
     ("change", "told"),
     [
         (dict(metric="ssim"), "metric 'ssim' is not among val.metrics of ablate_toy_S1_plain_s0: psnr"),
-        (dict(stage_2="s1.yml"), "its network is DiffIRS1, of stage 1; stage_2 of the ablation names the recipe"),
+        (dict(stage_2="s1.yml"), "its network is DiffIRS1, of stage 1; stage_2 of the ablation must name a recipe"),
         (dict(plain=dict(network_g=dict(nope=1))), "variant 'plain', stage 2: .*network_g.nope: unknown option"),
         (dict(plain=dict(network_g=dict(dim="abc"))), "network_g.dim: expected a whole number, found 'abc'"),
         (dict(plain=dict(path=3)), "path: expected a section"),
@@ -214,7 +217,7 @@ def test_a_training_that_fails_ends_the_comparison(small, capsys):
     small["variants"]["joint"]["stage_2"] = dict(train=dict(optim_g=dict(type="Adam", lr=1e9)))
     Path("toy.yml").write_text(yaml.safe_dump(small))
     assert main(["ablate", "toy.yml", "--seeds", "0"]) == 1
-    assert "ablate_toy_joint_s0: the training ended with code 1" in capsys.readouterr().err
+    assert "ablate_toy_joint_s0: the training ended with exit code 1" in capsys.readouterr().err
     assert not Path("results/ablate_toy").exists()
 
 

@@ -39,7 +39,7 @@ def refused(capsys, options, *parts, command="train"):
 def test_no_images(capsys, data):
     for file in Path("data/lq").iterdir():
         file.unlink()
-    refused(capsys, train_options("s1"), "datasets.train", "0 images under", str(Path("data/lq").absolute()), ".png")
+    refused(capsys, train_options("s1"), "datasets.train", "no images under", str(Path("data/lq").absolute()), ".png")
 
 
 def test_a_missing_partner(capsys, data):
@@ -70,7 +70,7 @@ def test_a_truncated_image_stops_the_training_with_its_name(capsys, data):
         file.write_bytes(file.read_bytes()[:2000])
     assert run_training(train_options("s1")) == 1
     said = capsys.readouterr().err
-    assert "damaged or cut short" in said
+    assert "damaged or truncated" in said
     assert "data/gt/p" in said
 
 
@@ -95,7 +95,7 @@ def test_weights_of_the_other_stage(capsys, data):
     refused(capsys, options, "path.pretrain_network_S1", "s2.pth is DiffIR stage 2", "pretrain_network_g")
     options = train_options("gan")
     options["path"] |= dict(pretrain_network_g="s1.pth", pretrain_network_S1="s1.pth")
-    refused(capsys, options, "path.pretrain_network_g", "s1.pth is DiffIR stage 1", "needed here is DiffIR stage 2")
+    refused(capsys, options, "path.pretrain_network_g", "s1.pth is DiffIR stage 1", "expected DiffIR stage 2")
 
 
 def test_weights_of_another_family_scale_or_size(capsys, data):
@@ -124,9 +124,9 @@ def test_missing_vgg_weights(capsys, data, monkeypatch, tmp_path):
     assert run_training(train_options("s1", perceptual_opt=perceptual)) == 1
     said = capsys.readouterr().err
     for part in (
-        "no weights vgg19",
+        "weights vgg19 not found",
         "experiments/pretrained_models/vgg19-dcbb9e9d.pth",
-        "DIFFIR_OFFLINE=1 forbids the network",
+        "DIFFIR_OFFLINE=1 disables network access",
         "vgg_type: vgg16",
     ):
         assert part in said
@@ -163,8 +163,8 @@ def test_one_unreadable_picture_stops_no_other_when_testing(data, capsys, caplog
     assert basicsr_main(["test", "-opt", write_options(options)]) == 1
     said = capsys.readouterr().err
     assert "x: 1 of 3 images could not be read" in said
-    assert "lq/a.png: damaged or cut short" in said
-    assert "do not hold its transparency and more than 8 bits" in said + caplog.text
+    assert "lq/a.png: damaged or truncated" in said
+    assert "lose its transparency and more than 8 bits" in said + caplog.text
     assert sorted(file.name for file in Path("results/t/visualization/x").iterdir()) == ["b_t.png", "c_t.png"]
 
 

@@ -105,20 +105,20 @@ def test_check_fails_where_values_are_apart_and_never_without_a_comparison(capsy
     Path("data/lq/p0.png").write_bytes(encode_png(cv2.imread("data/gt/p0.png")[..., ::-1]))
     code, said = bench(capsys, "--check", "--no-picture", "--against", "earlier.json")
     assert code == 1
-    assert "was measured on other pictures of GoPro" in said
+    assert "was measured on other images of GoPro" in said
 
 
 def test_what_cannot_be_compared_or_measured_is_told(capsys):
     stand_in("GoPro")
     for words, told in (
-        (("--against", "x.json"), "give --check, too"),
+        (("--against", "x.json"), "require --check"),
         (("--check", "--against", "x.json", "--no-picture"), "not a result of diffir bench"),
-        (("--tolerance", "psnr=0.1"), "give --check, too"),
+        (("--tolerance", "psnr=0.1"), "require --check"),
         (("--check", "--tolerance", "psnr"), "METRIC=VALUE"),
         (("--limit", "0"), "expected 1 or more images"),
-        (("--model", "sr_x4"), "sr_x4: this benchmark is of pictures without masks, scale 1"),
-        (("--model", "nothing"), "no weights are called 'nothing'"),
-        (("--weights", "net.pth", "net.pth"), "several weights of one file name"),
+        (("--model", "sr_x4"), "sr_x4: this benchmark has images without masks, scale 1"),
+        (("--model", "nothing"), "no weights are named 'nothing'"),
+        (("--weights", "net.pth", "net.pth"), "several weights have this file name"),
     ):
         code, said = bench(capsys, *words)
         assert code == 1
@@ -173,7 +173,7 @@ def test_inpainting_keeps_known_pixels_and_says_that_fid_is_absent(capsys):
     assert code == 0, said
     found, content = measured(Path("results/bench") / run, "CelebA-HQ-thick")
     assert list(found) == ["OpenCV Telea", "OpenCV Navier-Stokes", "net.pth"]
-    assert "FID, which the paper's table has, is not measured" in said
+    assert "FID, which is in the paper's table, is not measured" in said
     assert found["net.pth"]["paper"] == {"fid": 5.1440, "lpips_vgg": 0.0918}
     assert set(found["net.pth"]["difference"]) == {"lpips_vgg"}
     assert {name: facts["images"] for name, facts in content["sets"].items()} == dict.fromkeys(content["sets"], 1)

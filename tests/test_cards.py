@@ -76,7 +76,7 @@ def test_every_published_layout_is_described(capsys):
 def test_damaged_and_foreign_files_are_named(capsys):
     write_card_file({"a": torch.zeros(3)}, {}, "other.safetensors")
     assert main(["describe", "other.safetensors"]) == 1
-    assert "its tensors (a, ...) are of no network that is known here" in capsys.readouterr().err
+    assert "its tensors (a, ...) belong to no known network" in capsys.readouterr().err
     data = Path("other.safetensors").read_bytes()
     Path("cut.safetensors").write_bytes(data[:-4])
     with pytest.raises(CheckpointError, match="cut.safetensors: not a readable safetensors file"):

@@ -82,7 +82,7 @@ def test_a_stage_2_file_in_the_stage_1_slot_is_refused_with_its_identity():
         "path.pretrain_network_S1",
         "mine.pth",
         "is DiffIR stage 2, sr x4, dim 8",
-        "needed here is DiffIR stage 1",
+        "expected DiffIR stage 1",
     ):
         assert part in str(refused.value)
 
@@ -164,7 +164,7 @@ def test_what_tells_the_sizes_is_named_where_it_is_missing():
 
 def test_tensors_under_numbers_are_no_network():
     torch.save({0: torch.zeros(3), 1: torch.zeros(2)}, "numbers.pth")
-    with pytest.raises(CheckpointError, match="holds no network; .* found the entries 0, 1"):
+    with pytest.raises(CheckpointError, match="contains no network; .* found the entries 0, 1"):
         read_weights("numbers.pth")
 
 
@@ -177,5 +177,5 @@ def test_a_weights_file_that_may_not_be_read_says_so(monkeypatch):
     with pytest.raises(CheckpointError, match="Permission denied"):
         read_weights("locked.safetensors")
     monkeypatch.setattr(Path, "is_file", refuse)
-    with pytest.raises(CheckpointError, match="cannot be reached .Permission denied"):
+    with pytest.raises(CheckpointError, match="cannot be accessed .Permission denied"):
         read_weights("locked/net.pth")

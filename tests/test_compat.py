@@ -89,7 +89,7 @@ def test_a_missing_or_damaged_state_is_named(tmp_path):
         states.find_state(options(tmp_path, resume_state=str(tmp_path / "absent.state")))
     path = tmp_path / "9.state"
     path.write_bytes(b"not a state")
-    with pytest.raises(CheckpointError, match=r"9\.state: not a readable training state \(of no known format"):
+    with pytest.raises(CheckpointError, match=r"9\.state: not a readable training state \(unknown format"):
         states.find_state(options(tmp_path, resume_state=str(path)))
 
 
@@ -149,7 +149,7 @@ def test_the_registry_names_choices_origins_and_clashes(capsys):
     registry._do_register("SRVGG", list, "basicsr")
     with pytest.raises(KeyError) as missing:
         registry.get("EDSQ")
-    for part in ("no arch is called 'EDSQ'", "did you mean 'EDSR'", "SRVGG_basicsr (builtins)", "plugin"):
+    for part in ("no arch is named 'EDSQ'", "did you mean 'EDSR'", "SRVGG_basicsr (builtins)", "plugin"):
         assert part in str(missing.value)
     assert registry.get("SRVGG") is list
     assert capsys.readouterr().out == ""

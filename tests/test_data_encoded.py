@@ -78,14 +78,14 @@ def test_a_photo_cut_after_its_preview_is_cut_short():
     whole = photo[:2] + segment + photo[2:]
     assert decode(whole, where="x").shape == PHOTO.shape
     for left in (len(segment) + 2, len(segment) + 700, len(whole) - 2):
-        with pytest.raises(InputError, match=r"x: damaged or cut short.*(header is missing|Premature end)"):
+        with pytest.raises(InputError, match=r"x: damaged or truncated.*(header is missing|Premature end)"):
             decode(whole[:left], where="x")
 
 
 def test_a_file_that_is_no_image_is_named_by_its_header_too(tmp_path):
     file = tmp_path / "notes.png"
     file.write_text("not an image")
-    with pytest.raises(InputError, match=r"notes\.png: damaged or cut short, or no image"):
+    with pytest.raises(InputError, match=r"notes\.png: damaged or truncated, or not an image"):
         header(file)
 
 
@@ -96,5 +96,5 @@ def test_a_file_that_is_gone_is_named(tmp_path):
 
 def test_numbers_that_are_no_pixels_say_what_they_are():
     data = cv2.imencode(".tif", PHOTO.astype(np.float32))[1].tobytes()
-    with pytest.raises(InputError, match="x: holds float32 values from 23 to 192, expected them in"):
+    with pytest.raises(InputError, match="x: contains float32 values from 23 to 192, expected"):
         decode(data, where="x")

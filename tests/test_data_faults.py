@@ -88,7 +88,7 @@ def test_a_template_works_on_lmdbs_as_on_folders():
 @pytest.mark.parametrize("template", ["x4", "{name}x4", "{}x{}", "{", "{0.none}"])
 def test_a_template_that_makes_no_names_is_refused(template):
     put_pair("a")
-    with pytest.raises(InputError, match=r"filename_tmpl: .* makes no name.*\{\}x4"):
+    with pytest.raises(InputError, match=r"filename_tmpl: .* is invalid.*\{\}x4"):
         find_pairs("lq", "gt", scale=4, filename_tmpl=template)
 
 

@@ -162,7 +162,7 @@ def test_a_list_of_roots_mixes_pairs(trees):
     assert len(dataset) == 10
     from_files = sum("/" in dataset[draw]["gt_path"] for draw in range(10))
     assert from_files == 2
-    with pytest.raises(InputError, match="dataroot_lq names 1 places and dataroot_gt 2"):
+    with pytest.raises(InputError, match="dataroot_lq has 1 entries, but dataroot_gt has 2"):
         kind({**opt, "dataroot_gt": two[0]})
 
 
@@ -235,7 +235,7 @@ def test_growing_batches_go_on_where_they_stopped(trees):
     [
         ({"gt_sizes": [192, 256, 320, 384, 464, 640]}, "gt_sizes: 640 is larger than gt_size, which is 512"),
         ({"mini_batch_sizes": [9, 4, 2, 2, 1, 1]}, "mini_batch_sizes: 9 is larger than batch_size_per_gpu"),
-        ({"iters": [1]}, "three lists of one length: iters has 1, gt_sizes has 6, mini_batch_sizes has 6"),
+        ({"iters": [1]}, "three lists of the same length: iters has 1, gt_sizes has 6, mini_batch_sizes has 6"),
     ],
 )
 def test_phases_that_cannot_be_are_refused(change, told):
@@ -345,7 +345,7 @@ def test_a_mask_of_another_size_or_name_is_told(trees, tmp_path):
     _, opt = options(InpaintDataset, trees, phase="val", dataroot_mask=str(tmp_path / "masks"))
     for index in range(5):
         write(tmp_path / "masks" / f"p{index}.png", np.zeros((96, 112 - index, 1), np.uint8))
-    with pytest.raises(InputError, match=r"4 images do not fit: .*p1.png: 96x112, its mask 96x111"):
+    with pytest.raises(InputError, match=r"4 images have wrong sizes: .*p1.png: 96x112, its mask 96x111"):
         check_dataset_options(opt)
     (tmp_path / "masks" / "p3.png").unlink()
     with pytest.raises(InputError, match="1 images have no mask of the same name under .*: p3"):
@@ -355,7 +355,7 @@ def test_a_mask_of_another_size_or_name_is_told(trees, tmp_path):
 def test_holes_that_fit_no_small_image_end_in_a_message(trees, tmp_path):
     write(tmp_path / "small" / "a.png", PHOTO[:12, :12])
     _, opt = options(InpaintDataset, trees, phase="val", mask_kind="thick", dataroot_gt=str(tmp_path / "small"))
-    with pytest.raises(InputError, match="too small for such holes|no room for boxes"):
+    with pytest.raises(InputError, match="too small for such holes|too small for boxes"):
         InpaintDataset(opt)[0]
 
 

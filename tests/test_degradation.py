@@ -222,7 +222,7 @@ def test_boxes_keep_their_sizes_and_margins():
         assert mask.sum() == len(rows) * len(columns)
     assert min(sides) == 30
     assert max(sides) == 60
-    with pytest.raises(InputError, match="no room for boxes"):
+    with pytest.raises(InputError, match="too small for boxes"):
         box_mask(np.random.default_rng(0), boxes, height=40, width=40)
 
 

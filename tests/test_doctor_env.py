@@ -115,7 +115,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(capsys):
     with pytest.raises(InputError, match="cannot write to"):
         measure_disk(Path("absent"))
     assert main(["doctor", "env", "--folder", "absent"]) == 1
-    assert "choose a folder that can be written" in capsys.readouterr().out
+    assert "choose a writable folder" in capsys.readouterr().out
 
 
 def test_the_machine_has_a_processor_and_memory():

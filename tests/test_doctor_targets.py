@@ -163,7 +163,7 @@ def test_a_manifest_is_compared_in_both_directions():
     Path("x/gt.manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = [finding["found"] for finding in doctor("x/gt")[1]]
     assert len(found) == 3
-    for part_of in ("gone: was made, but is not there", "came later", "other bytes than were made"):
+    for part_of in ("gone: in the manifest, but missing", "added later", "the file has changed since it was made"):
         assert any(part_of in text for text in found)
     Path("x/gt.manifest.jsonl").write_text("{}\n")
     assert "cannot be read" in doctor("x/gt")[1][0]["found"]

@@ -42,7 +42,7 @@ def test_a_misspelt_command_is_answered_with_the_nearest(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["restor", "a.png"])
     assert ended.value.code == 2
-    assert "no command is called 'restor'; did you mean 'restore'?" in capsys.readouterr().err
+    assert "unknown command 'restor'; did you mean 'restore'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
@@ -126,7 +126,7 @@ def crashing(monkeypatch, error):
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (OSError(errno.ENOSPC, "x", "out/a.png"), "error: out/a.png: No space left on device; make room"),
+        (OSError(errno.ENOSPC, "x", "out/a.png"), "error: out/a.png: No space left on device; free disk space"),
         (OSError(errno.EROFS, "x", "a"), "error: a: Read-only file system; the file system is read-only"),
         (PermissionError(errno.EACCES, "x", "a", None, "b"), "error: a -> b: Permission denied; check the permissions"),
         (FileNotFoundError(errno.ENOENT, "x", b"a\xff"), "No such file or directory; check the name"),
@@ -215,7 +215,7 @@ def test_devices_are_what_torch_reports(monkeypatch):
     assert devices.default_device().type == "mps"
     assert devices.device_of("mps").type == "mps"
     assert devices.widest_float(torch.device("mps")) == torch.float32
-    with pytest.raises(InputError, match="'cuda': this machine has 0 of its kind; choose auto, cpu, mps"):
+    with pytest.raises(InputError, match="'cuda': this machine has 0 of this kind; choose auto, cpu, mps"):
         devices.device_of("cuda")
 
 

@@ -129,7 +129,7 @@ def test_out_of_memory_shrinks_the_strips_and_changes_no_byte(monkeypatch, caplo
     monkeypatch.setattr(blocks_module, "convolve", refusing)
     assert torch.equal(optimised(network, lq, strip=128), expected)
     assert len(calls) >= failing
-    assert "starts again in strips of 64 of 240 rows" in caplog.text
+    assert "restarting the image in strips of 64 of 240 rows" in caplog.text
 
 
 def test_other_errors_are_not_taken_for_lack_of_memory(monkeypatch):
@@ -169,7 +169,7 @@ def test_a_limit_narrows_the_strips_before_anything_runs():
     tight = StripEngine(network_of("deblur"), memory_limit=limit).plan(2000, 400)
     assert least.rows <= tight.rows < free.rows
     assert tight.bytes <= limit
-    with pytest.raises(InputError, match=r"2000x400 pixels need about .* narrowest strips, 0 MiB may be used"):
+    with pytest.raises(InputError, match=r"2000x400 pixels need about .* narrowest strips, 0 MiB are allowed"):
         StripEngine(network_of("deblur"), memory_limit=1000).plan(2000, 400)
 
 

@@ -94,7 +94,7 @@ def test_what_does_not_pair_is_listed():
         pair_up("restored", "gt", suffix="other")
     store("gt_one", {"a": PHOTO})
     store("restored_two", {"a_x": PHOTO, "a_y": PHOTO})
-    with pytest.raises(InputError, match="several endings: _x, _y; say which with --suffix"):
+    with pytest.raises(InputError, match="several suffixes: _x, _y; choose one with --suffix"):
         pair_up("restored_two", "gt_one")
 
 
@@ -170,7 +170,7 @@ def test_pictures_that_do_not_divide_into_patches_are_told_before_measuring(caps
     assert main(["evaluate", "restored", "gt", "--preset", "dvsr", "--metrics", "patch_fd_vgg16"]) == 1
     said = capsys.readouterr().err
     height, width = PHOTO.shape[:2]
-    assert "1 of 2 images (height x width) do not divide into patches of 240x256" in said
+    assert "1 of 2 images (height x width) cannot be divided into patches of 240x256" in said
     assert f"a: {height}x{width}" in said
 
 
@@ -212,7 +212,7 @@ def test_images_too_small_for_a_metric_are_named(capsys):
     assert main(["evaluate", "restored", "gt", "--preset", "sr", "--metrics", "niqe"]) == 1
     assert "a: NIQE needs two blocks of 96 pixels, found 56x72" in capsys.readouterr().err
     assert main(["evaluate", "restored", "gt", "--preset", "sr", "--metrics", "ssim", "--border", "27"]) == 1
-    assert "SSIM needs 11 pixels at each side, found 10x26" in capsys.readouterr().err
+    assert "SSIM needs sides of 11 pixels, found 10x26" in capsys.readouterr().err
 
 
 @needs_weights
@@ -252,7 +252,7 @@ def test_numbers_equal_those_of_validation_to_the_digit():
 @pytest.mark.parametrize(
     ("option", "path", "told"),
     [
-        ("-o", "gt", "gt: is a folder; name a file in it"),
+        ("-o", "gt", "gt: is a folder; give a file in it"),
         ("-o", "afile/x.csv", "afile/x.csv: cannot be written (Not a directory)"),
         ("--json", "x" * 300, "cannot be written (File name too long)"),
     ],
@@ -286,4 +286,4 @@ def test_a_folder_that_may_not_be_entered_is_told(capsys, monkeypatch, asked):
     store("gt", {"a": PHOTO})
     monkeypatch.setattr(Path, asked, refuse)
     assert main(["evaluate", "gt", "gt", "--preset", "sr", "--metrics", "psnr"]) == 1
-    assert "cannot be reached (Permission denied); check its permissions" in capsys.readouterr().err
+    assert "cannot be accessed (Permission denied); check its permissions" in capsys.readouterr().err

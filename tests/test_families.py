@@ -191,7 +191,7 @@ def test_a_toy_family_trains_validates_resumes_is_described_and_restores(inside,
         ({"datasets.train.shade": "grey"}, "datasets.train.shade: expected 'dark' or 'light', found 'grey' (text)"),
         (
             {"datasets.train.gt_size": 12},
-            "datasets.train.gt_size: 12 does not fit: at scale 4",
+            "datasets.train.gt_size: 12 is not possible: at scale 4",
         ),
         ({"network_g": {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3}}, "ToyWalkModel works on a ToyWalk network"),
         ({"network_g.width": "wide"}, "network_g.width: expected a whole number, found 'wide' (text)"),
@@ -375,7 +375,7 @@ def test_memory_of_a_plain_network_is_planned():
         network(lq)
     assert living.peak / 1.5 < planned < living.peak * 1.5
     tight = PlainEngine(network, memory_limit=planned // 2)
-    with pytest.raises(InputError, match=r"96x160 pixels need about .* take tiles"):
+    with pytest.raises(InputError, match=r"96x160 pixels need about .* use tiles"):
         tight(lq, noise=PictureNoise(lq))
     parts = PlainEngine(network, memory_limit=planned // 2, tiles=True, tile=48, overlap=8)
     whole = engine(lq, noise=PictureNoise(lq))
@@ -404,7 +404,7 @@ def test_the_plan_of_memory_holds_for_other_networks(kind):
 def test_what_a_network_needs_beside_the_picture_is_checked():
     engine = engine_for(Half(**SMALL))
     lq = torch.rand(1, 3, 8, 8)
-    with pytest.raises(InputError, match=r"is given \['mask'\] beside the picture and needs \[\]"):
+    with pytest.raises(InputError, match=r"was given the conditions \['mask'\] and needs \[\]"):
         engine(lq, noise=PictureNoise(lq), mask=torch.zeros(1, 1, 8, 8))
     assert isinstance(plain.as_restoring(build_network(EDSR | dict(upscale=2))), CalledNetwork)
 
@@ -460,7 +460,7 @@ def test_noise_keeps_the_values_that_published_results_were_made_with():
     ("network", "message"),
     [
         (dict(type="NobodysNet"), "type 'NobodysNet', which is not registered here"),
-        (dict(type="EDSR", num_features=8), "EDSR cannot be built as its model card says"),
+        (dict(type="EDSR", num_features=8), "EDSR cannot be built according to its model card"),
         ("EDSR", "network section is 'EDSR', expected type and arguments"),
         (dict(num_feat=8), "expected type and arguments"),
     ],

@@ -109,7 +109,7 @@ def test_a_lock_says_who_holds_it_and_death_releases_it(tmp_path):
     holder = FORK.Process(target=hold_until, args=(target, held, None, ended))
     holder.start()
     assert held.acquire(timeout=30)
-    told = rf"out\.lmdb: another process writes there: .*process {holder.pid} on .*since 2.*choose another name"
+    told = rf"out\.lmdb: another process is writing there: .*process {holder.pid} on .*since 2.*choose another name"
     with pytest.raises(InputError, match=told), hold(target):
         pass
     holder.kill()
@@ -193,7 +193,7 @@ def test_of_two_builds_of_one_lmdb_the_winner_keeps_its_manifest(tmp_path, capsy
     put("in/a.png")
     with hold(Path("out.lmdb")):
         assert main(["prepare", "lmdb", "in", "-o", "out.lmdb", "--codec", "raw", "--jobs", "1"]) == 1
-    assert "out.lmdb: another process writes there: " in capsys.readouterr().err
+    assert "out.lmdb: another process is writing there: " in capsys.readouterr().err
     assert not Path("out.lmdb.manifest.jsonl").exists()
     assert main(["prepare", "lmdb", "in", "-o", "out.lmdb", "--jobs", "1"]) == 0
     before = Path("out.lmdb.manifest.jsonl").read_bytes()
@@ -214,7 +214,7 @@ def test_a_folder_that_another_job_fills_is_left_alone(words, output, capsys):
     put("in/a.png")
     with hold(Path(output)):
         assert main(["prepare", *words, "-o", "out", "--jobs", "1"]) == 1
-        assert f"{output}: another process writes there" in capsys.readouterr().err
+        assert f"{output}: another process is writing there" in capsys.readouterr().err
     assert not list(Path().rglob("*.png.*")) + list(Path("out").rglob("*.png"))
 
 
@@ -312,7 +312,7 @@ def test_an_unreadable_note_of_a_stopped_job_is_told_with_the_way_out(note, caps
     Path("out.unfinished.json").write_text(note)
     words = ["prepare", "downscale", "in", "-o", "out", "--scale", "2", "--jobs", "1"]
     assert main(words) == 1
-    assert "out.unfinished.json: tells that a job stopped half way" in capsys.readouterr().err
+    assert "out.unfinished.json: an unreadable record of an interrupted job" in capsys.readouterr().err
     Path("out.unfinished.json").unlink()
     Path("out").rmdir()
     assert main(words) == 0

@@ -148,16 +148,16 @@ def test_a_file_that_shrinks_or_changes_while_it_is_read(images):
     assert file.get(key.encode()) == b"other"
     found = file.find(min(values).encode())
     os.truncate(path / "data.mdb", 5000)
-    with pytest.raises(InputError, match=r"data\.mdb: cut short"):
+    with pytest.raises(InputError, match=r"data\.mdb: truncated"):
         file.get(key.encode())
-    with pytest.raises(InputError, match=r"data\.mdb: .*(cut short|is needed)"):
+    with pytest.raises(InputError, match=r"data\.mdb: .*(truncated|is needed)"):
         file.read_at(found.start, found.size + 2**20)
 
 
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "cut short"),
+        (b"", "truncated"),
         (bytes(9000), "empty"),
         (b"<html>" * 2000, "not the data file of an LMDB"),
         (bytes(12) + b"\xde\xc0\xef\xbe" + bytes(9000), "another word size"),
@@ -175,7 +175,7 @@ def test_other_kinds_of_lmdb_are_named(tmp_path):
         named = environment.open_db(b"named")
         with environment.begin(write=True) as transaction:
             transaction.put(b"a", b"b", db=named)
-    with pytest.raises(InputError, match="tables inside its table"):
+    with pytest.raises(InputError, match="nested tables"):
         LmdbFile(tmp_path).check()
     with pytest.raises(InputError, match="cannot be read .No such file"):
         LmdbFile(tmp_path / "absent").all_keys()
@@ -204,6 +204,6 @@ def test_a_cut_lmdb_is_told_before_a_run(images):
     data = Path(path / "data.mdb").read_bytes()
     Path(path / "data.mdb").write_bytes(data[: len(data) // 2])
     with pytest.raises(
-        InputError, match=r"data\.mdb: cut short: byte [\d,]+ is needed, [\d,]+ are there; copy the LMDB"
+        InputError, match=r"data\.mdb: truncated: byte [\d,]+ is needed, the file has [\d,]+; copy the LMDB"
     ):
         open_source(path)

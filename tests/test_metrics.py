@@ -121,7 +121,7 @@ REFUSED = {
     "found torch.uint8": (torch.zeros(1, 3, 16, 16, dtype=torch.uint8),) * 2 + ({},),
     r"expected \(N, C, H, W\)": (tensor(IMAGE)[0], tensor(IMAGE)[0], {}),
     "two tensors or two arrays": (tensor(IMAGE), tensor(IMAGE).numpy(), {}),
-    "64 pixels at its shorter side, this metric needs 71": (IMAGE, IMAGE, dict(border=30)),
+    "its shorter side has 64 pixels, this metric needs 71": (IMAGE, IMAGE, dict(border=30)),
     "border: expected 0 or more": (IMAGE, IMAGE, dict(border=-1)),
 }
 

@@ -58,7 +58,7 @@ def test_basicsr_gets_the_values_of_the_pure_functions():
 
 
 def test_a_border_that_leaves_nothing_is_an_error():
-    with pytest.raises(InputError, match="72 pixels at its shorter side, this metric needs 73"):
+    with pytest.raises(InputError, match="its shorter side has 72 pixels, this metric needs 73"):
         called(type="calculate_ssim_matlab", crop_border=36)
 
 

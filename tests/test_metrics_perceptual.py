@@ -81,7 +81,7 @@ def test_equal_images_have_no_distance_and_batches_are_measured_one_by_one():
 @needs_weights
 def test_images_that_are_small_grey_or_out_of_range_are_refused():
     image = torch.rand(1, 3, 40, 40)
-    with pytest.raises(InputError, match="31 pixels at its shorter side, this metric needs 32"):
+    with pytest.raises(InputError, match="its shorter side has 31 pixels, this metric needs 32"):
         lpips(image[..., :31], image[..., :31])
     with pytest.raises(InputError, match="C of 3, found"):
         dists(image[:, :1], image[:, :1])

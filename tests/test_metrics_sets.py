@@ -103,7 +103,7 @@ def test_only_inception_features_make_an_fid():
 def test_inception_needs_the_published_weights(monkeypatch):
     for name, value in (("TORCH_HOME", "hub"), ("XDG_CACHE_HOME", "cache"), ("DIFFIR_OFFLINE", "1")):
         monkeypatch.setenv(name, value)
-    with pytest.raises(CheckpointError, match="no weights inception"):
+    with pytest.raises(CheckpointError, match="weights inception not found"):
         inception_features()
     torch.save({"fc.bias": torch.ones(1008)}, "mine.pth")
     with pytest.raises(CheckpointError, match="expected 6726825d"):

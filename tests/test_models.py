@@ -81,14 +81,17 @@ def test_a_mask_means_the_model_that_fills_holes(small, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--model", "sr_x5"), ("no weights are called 'sr_x5'", "did you mean sr_x4", "diffir models list")),
-        (("--model", "vgg16"), ("no weights are called 'vgg16'",)),
+        (("--model", "sr_x5"), ("no weights are named 'sr_x5'", "did you mean sr_x4", "diffir models list")),
+        (("--model", "vgg16"), ("no weights are named 'vgg16'",)),
         (("--model", "sr_x4", "--mask", "mask.png"), ("model sr_x4 is for super-resolution", "no mask", "inpaint")),
-        (("--model", "inpaint"), ("filling in of missing pixels", "say what is missing with a mask", "sr_x4")),
-        (("--model", "sr_x4", "-w", "sr.pth"), ("--weights sr.pth and --model sr_x4", "leave one out")),
+        (("--model", "inpaint"), ("inpainting of missing pixels", "give a mask of the missing pixels", "sr_x4")),
+        (("--model", "sr_x4", "-w", "sr.pth"), ("--weights sr.pth and --model sr_x4", "give only one of them")),
         (("-w", "sr_x4"), ("--weights sr_x4: no such file", "--model")),
-        (("--model", "realsr_x4"), ("no weights realsr_x4", "https://example.org/real", "put it as real.pth into")),
-        (("--model", "sr_x2"), ("no weights sr_x2", "does not ship it", "diffir models list")),
+        (
+            ("--model", "realsr_x4"),
+            ("weights realsr_x4 not found", "https://example.org/real", "put it as real.pth into"),
+        ),
+        (("--model", "sr_x2"), ("weights sr_x2 not found", "does not ship it", "diffir models list")),
     ],
 )
 def test_a_model_that_cannot_restore_this_is_told_and_nothing_is_written(small, capsys, words, said):
@@ -107,13 +110,13 @@ def test_python_takes_the_same_names(small):
     hole = np.asarray(Image.open("mask.png"))
     filled = diffir_sr.restore(picture, mask=hole)
     assert np.array_equal(filled, diffir_sr.load_restorer(model="inpaint")(picture, mask=hole))
-    with pytest.raises(InputError, match=r"weights sr\.pth and model sr_x4: both"):
+    with pytest.raises(InputError, match=r"weights sr\.pth and model sr_x4: give only"):
         diffir_sr.load_restorer("sr.pth", model="sr_x4")
     with pytest.raises(InputError, match="takes no mask"):
         diffir_sr.restore(picture, model="sr_x4", mask=hole)
     with pytest.raises(OptionError, match="did you mean sr_x4"):
         diffir_sr.load_restorer(model="srx4")
-    with pytest.raises(CheckpointError, match="no weights realsr_x4"):
+    with pytest.raises(CheckpointError, match="weights realsr_x4 not found"):
         diffir_sr.load_restorer(model="realsr_x4")
 
 

@@ -110,10 +110,10 @@ def test_damaged_pairs_of_files_are_refused(tmp_path):
     path = rrdb()[1].write(tmp_path)
     numbers = (tmp_path / "net.bin").read_bytes()
     for changed, match in (
-        (numbers[:-2], "cut short"),
-        (numbers + bytes(4), "of different networks"),
-        ((0x000D4B38).to_bytes(4, "little") + numbers[4:], "quantized numbers"),
-        (numbers[:4] + b"\x00\x7c" + numbers[6:], "conv_first.weight holds numbers that are not finite"),
+        (numbers[:-2], "truncated"),
+        (numbers + bytes(4), "belong to different networks"),
+        ((0x000D4B38).to_bytes(4, "little") + numbers[4:], "quantized weights"),
+        (numbers[:4] + b"\x00\x7c" + numbers[6:], "conv_first.weight contains values that are not finite"),
     ):
         (tmp_path / "net.bin").write_bytes(changed)
         refuse(path, match)
@@ -128,9 +128,9 @@ def test_damaged_pairs_of_files_are_refused(tmp_path):
     ("old", "new", "match"),
     [
         ("-23310=1,0.2", "-23310=1,0.1", "another activation"),
-        ("1=2.0 2=2.0", "1=3.0 2=3.0", "no enlargement"),
-        ("Eltwise", "Sigmoid", "is a Sigmoid where a Sum is expected"),
-        ("BinaryOp {} 2 1 blob blob blob", "BinaryOp {} 2 1 blob blob blob 0=2", "is no sum"),
+        ("1=2.0 2=2.0", "1=3.0 2=3.0", "not a nearest-neighbour enlargement"),
+        ("Eltwise", "Sigmoid", "is a Sigmoid, expected a Sum"),
+        ("BinaryOp {} 2 1 blob blob blob", "BinaryOp {} 2 1 blob blob blob 0=2", "is not an addition"),
     ],
 )
 def test_another_graph_is_refused_with_its_first_difference(tmp_path, old, new, match):

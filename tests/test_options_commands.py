@@ -29,7 +29,7 @@ def _write(name, options):
 
 def test_check_is_content_with_right_files(capsys):
     assert _run("check", "--no-files", _write("a.yml", STAGE_1), _write("b.yml", TEST)) == 0
-    assert capsys.readouterr().out == "a.yml: right, for `basicsr train`\nb.yml: right, for `basicsr test`\n"
+    assert capsys.readouterr().out == "a.yml: valid, for `basicsr train`\nb.yml: valid, for `basicsr test`\n"
 
 
 def test_check_tells_the_problems_of_every_file(capsys):
@@ -40,7 +40,7 @@ def test_check_tells_the_problems_of_every_file(capsys):
     assert "train.total_iters: unknown option" in lines[1]
     assert "nam: unknown option" in lines[2]
     assert lines[3].startswith("no such option file: nowhere.yml")
-    assert lines[4] == "b.yml: right, for `basicsr test`"
+    assert lines[4] == "b.yml: valid, for `basicsr test`"
 
 
 def test_check_tells_warnings_and_passes(capsys):

@@ -15,7 +15,7 @@ def test_an_argument_of_a_network_at_the_top_level_is_led_home():
 
 def test_an_unknown_network_lists_all_with_their_modules():
     message = refusal(changed(STAGE_1, {"network_g.type": "diffirs3"}))
-    assert "network_g.type: no arch is called 'diffirs3'; did you mean 'DiffIRS" in message
+    assert "network_g.type: no arch is named 'diffirs3'; did you mean 'DiffIRS" in message
     assert "DiffIRS1 (diffir_sr.archs.diffir_arch)" in message
     assert "RRDBNet (basicsr.archs.rrdbnet_arch)" in message
 
@@ -55,7 +55,7 @@ def test_a_missing_argument_is_named():
 
 def test_an_unknown_loss_lists_the_known_ones():
     message = refusal(changed(STAGE_1, {"train.pixel_opt.type": "L1Los"}))
-    assert "train.pixel_opt.type: no loss is called 'L1Los'; did you mean 'L1Loss'? Known: " in message
+    assert "train.pixel_opt.type: no loss is named 'L1Los'; did you mean 'L1Loss'? Known: " in message
     assert "KDLoss (diffir_sr.losses.diffir_losses)" in message
 
 
@@ -103,7 +103,7 @@ def test_a_metric_must_be_a_section():
 
 def test_an_unknown_metric_lists_the_known_ones():
     message = refusal(changed(STAGE_1, {"val.metrics.psnr.type": "psnr"}))
-    assert "no metric is called 'psnr'; " in message
+    assert "no metric is named 'psnr'; " in message
     assert "calculate_psnr (basicsr.metrics.psnr_ssim)" in message
 
 
@@ -112,13 +112,13 @@ def test_optimizers_are_those_of_torch():
     values = load(changed(STAGE_1, {"train.optim_g": optimizer})).values
     assert values["train"]["optim_g"]["lr"] == 1e-4
     message = refusal(changed(STAGE_1, {"train.optim_g.type": "Adaam"}))
-    assert "train.optim_g.type: no optimizer of torch.optim is called 'Adaam'; did you mean 'Adam'? Known: " in message
+    assert "train.optim_g.type: torch.optim has no optimizer 'Adaam'; did you mean 'Adam'? Known: " in message
     assert "SGD" in message
 
 
 @pytest.mark.parametrize("name", ["Optimizer", "lr_scheduler", None, ABSENT])
 def test_what_is_no_optimizer_is_refused(name):
-    assert "train.optim_g.type: no optimizer" in refusal(changed(STAGE_1, {"train.optim_g.type": name}))
+    assert "train.optim_g.type: torch.optim has no optimizer" in refusal(changed(STAGE_1, {"train.optim_g.type": name}))
 
 
 def test_arguments_of_optimizers_are_checked():
@@ -130,7 +130,7 @@ def test_arguments_of_optimizers_are_checked():
 
 def test_schedulers_are_known_by_name():
     message = refusal(changed(STAGE_1, {"train.scheduler.type": "MultistepLRs"}))
-    assert "train.scheduler.type: no scheduler is called 'MultistepLRs'; did you mean 'MultiStepLR'? Known: " in message
+    assert "train.scheduler.type: no scheduler is named 'MultistepLRs'; did you mean 'MultiStepLR'? Known: " in message
 
 
 @pytest.mark.parametrize(
@@ -154,5 +154,5 @@ def test_each_scheduler_has_its_own_options(scheduler, told):
 
 def test_an_unknown_model_lists_the_known_ones():
     message = refusal(changed(STAGE_1, {"model_type": "DiffIRModel"}))
-    assert "run.yml:2: model_type: no model is called 'DiffIRModel'; did you mean 'DiffIRS" in message
+    assert "run.yml:2: model_type: no model is named 'DiffIRModel'; did you mean 'DiffIRS" in message
     assert "SRModel (basicsr.models.sr_model)" in message

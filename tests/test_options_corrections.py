@@ -29,7 +29,7 @@ def test_a_wrong_window_size_is_corrected(scale, multiple, given):
     loaded = load(changed(STAGE_1, {"scale": scale, "network_g.scale": scale, "val.window_size": given}))
     assert loaded.warnings == [
         f"run.yml:{line_of('window_size')}: val.window_size: corrected from {given} to {multiple}: padding is a "
-        f"property of the network, and this one pads to multiples of {multiple} whatever is written here"
+        f"property of the network, which always pads to multiples of {multiple}"
     ]
     assert loaded.values["val"]["window_size"] == multiple
 
@@ -37,7 +37,7 @@ def test_a_wrong_window_size_is_corrected(scale, multiple, given):
 @pytest.mark.parametrize("name", ["mine_x2", "mine_x2_V2"])
 def test_a_run_called_after_another_scale_is_told(name):
     told = warnings(changed(STAGE_1, {"name": name}))
-    assert told == {"name": "says x2, but the scale is 4: results go where those of x2 would; rename it"}
+    assert told == {"name": "contains x2, but the scale is 4: results would mix with those of x2; rename it"}
 
 
 @pytest.mark.parametrize("name", ["mine_x4", "mine_x4_V2", "x2", "mine_x25"])

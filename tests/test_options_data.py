@@ -23,7 +23,7 @@ def test_patches_suit_the_network(network, scale, multiple):
     for size in {1, scale * 8 - 1, multiple - 1, multiple // 2, multiple + multiple // 2, 127}:
         told = problems(changed(base, {"datasets.train.gt_size": size}))
         assert told["datasets.train.gt_size"].startswith(
-            f"{size} does not fit: at scale {scale}, degraded patches must"
+            f"{size} is not possible: at scale {scale}, degraded patches must"
         )
         assert f"choose a multiple of {multiple}, for example" in told["datasets.train.gt_size"]
 
@@ -31,7 +31,7 @@ def test_patches_suit_the_network(network, scale, multiple):
 def test_a_patch_that_does_not_fit_gets_two_that_do():
     told = problems(changed(STAGE_1, {"datasets.train.gt_size": 250}))["datasets.train.gt_size"]
     assert told == (
-        "250 does not fit: at scale 4, degraded patches must have multiples of 8 pixels; choose a multiple of 32, "
+        "250 is not possible: at scale 4, degraded patches must have multiples of 8 pixels; choose a multiple of 32, "
         "for example 224 or 256"
     )
 
@@ -54,7 +54,7 @@ def test_a_scale_is_needed_where_no_network_tells_it():
 def test_patches_of_real_images_are_cut_after_degradation():
     options = changed(STAGE_1, {"datasets.train": REAL, "gt_size": 256})
     assert load(options).warnings == []
-    assert problems(changed(options, {"gt_size": 250}))["gt_size"].startswith("250 does not fit")
+    assert problems(changed(options, {"gt_size": 250}))["gt_size"].startswith("250 is not possible")
 
 
 def test_growing_patches_are_checked_one_by_one():
@@ -64,7 +64,7 @@ def test_growing_patches_are_checked_one_by_one():
     assert list(problems(options)) == ["datasets.train.gt_sizes[1]"]
     told = problems(changed(options, {"datasets.train.gt_sizes": [32]}))
     assert told == {
-        "datasets.train": "these lists must be of one length: mini_batch_sizes has 2, iters has 2, gt_sizes has 1"
+        "datasets.train": "these lists must have the same length: mini_batch_sizes has 2, iters has 2, gt_sizes has 1"
     }
 
 
@@ -83,7 +83,7 @@ def test_basicsr_pairs_need_their_flips():
 @pytest.mark.parametrize(
     ("changes", "key", "told"),
     [
-        ({"val.persistent_workers": True}, "val.persistent_workers", "only training has reader processes"),
+        ({"val.persistent_workers": True}, "val.persistent_workers", "only training has worker processes"),
         ({"train.persistent_workers": True, "train.num_worker_per_gpu": 0}, "train.persistent_workers", "needs num_w"),
         ({"train.prefetch_mode": "cuda"}, "train.prefetch_mode", "cuda needs pin_memory: true"),
         ({"val.io_backend": {"type": "lmdb"}}, "val.dataroot_gt", "io_backend is lmdb, but 'gt' does not end in .lmdb"),
@@ -98,11 +98,11 @@ def test_basicsr_pairs_need_their_flips():
             "PairedImageDataset needs two folders or two LMDBs, found one of each",
         ),
         ({"train.source_weights": [1, 2]}, "train.source_weights", "2 weights for 1 sources"),
-        ({"train.dataroot_gt": ["a", "b"]}, "train.dataroot_lq", "names 1 places and dataroot_gt 2"),
+        ({"train.dataroot_gt": ["a", "b"]}, "train.dataroot_lq", "has 1 entries, but dataroot_gt has 2"),
         (
             {"train": {**REAL, "kernel_prob": [1.0]}},
             "train.kernel_prob",
-            "1 chances for 2 kinds in kernel_list; give one for each",
+            "1 probabilities for 2 kinds in kernel_list; give one per kind",
         ),
     ],
 )
@@ -113,7 +113,7 @@ def test_datasets_are_consistent(changes, key, told):
 
 def test_the_pool_of_pairs_is_a_multiple_of_the_batch():
     told = problems(changed(STAGE_1, {"datasets.train": REAL, "queue_size": 100}))
-    assert told == {"queue_size": "100 is no multiple of datasets.train.batch_size_per_gpu, which is 9"}
+    assert told == {"queue_size": "100 is not a multiple of datasets.train.batch_size_per_gpu, which is 9"}
 
 
 def test_a_wrong_dataset_does_not_hide_the_next_one():

@@ -30,7 +30,7 @@ def test_files_that_are_there_are_found(options):
         (GAN, "pretrain_network_g", "stage 2 makes it: basicsr train -opt options/train_DiffIRS2_x4.yml"),
         (GAN, "pretrain_network_S1", "stage 1 makes it: basicsr train -opt options/train_DiffIRS1_x4.yml"),
         (GAN, "pretrain_network_d", "the GAN stage makes it: basicsr train -opt options/train_DiffIRS2_GAN_x4.yml"),
-        (STAGE_1, "pretrain_network_g", "correct the path, or remove the option to start without"),
+        (STAGE_1, "pretrain_network_g", "correct the path, or remove the option to start from scratch"),
         (TEST, "pretrain_network_g", "stage 2 makes it: basicsr train -opt options/train_DiffIRS2_x4.yml"),
     ],
 )
@@ -63,7 +63,7 @@ def test_resuming_looks_for_state_and_teacher_alone():
 
 def test_missing_data_is_told_for_every_dataset(tmp_path):
     options = changed(_with_files(STAGE_1, folders=["lq"]), {"datasets.val.dataroot_lq": "lq.lmdb"})
-    there = f"(current folder: {tmp_path}); datasets/README.md says how to prepare data"
+    there = f"(current folder: {tmp_path}); see datasets/README.md for how to prepare data"
     assert problems(options, check_files=True) == {
         "datasets.train.dataroot_gt": f"no such folder: gt {there}",
         "datasets.val.dataroot_gt": f"no such folder: gt {there}",

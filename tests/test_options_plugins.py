@@ -184,7 +184,7 @@ def test_models_that_declare_nothing_pass_with_a_warning(plugin):
 def test_losses_and_optimizers_of_any_model_are_checked(plugin):
     extra = {"train.own_opt": {"type": "L1Los"}, "train.optim_e": {"type": "Adam", "rate": 1}}
     message = refusal(changed(STAGE_1, {**plugin, "model_type": "PluginModel", **extra}))
-    assert "train.own_opt.type: no loss is called 'L1Los'" in message
+    assert "train.own_opt.type: no loss is named 'L1Los'" in message
     assert "train.optim_e.rate: unknown option" in message
 
 

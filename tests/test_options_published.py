@@ -21,10 +21,7 @@ FOLDER = Path(__file__).parent / "data" / "published"
 FILES = sorted(FOLDER.glob("*/*.yml"))
 PADS = {1: 32, 2: 16, 4: 8}
 RIGHT = "has no effect: padding is a property of the network (this one pads to multiples of {})"
-WRONG = (
-    "corrected from {} to {}: padding is a property of the network, and this one pads to multiples of {} whatever is "
-    "written here"
-)
+WRONG = "corrected from {} to {}: padding is a property of the network, which always pads to multiples of {}"
 NO_WARM_UP = (
     "has no effect (also gamma_encoder, lr_decay_encoder): the GAN stage learns all parts from its start; there, "
     "encoder_iter above 0 says only that lr_sr, gamma_sr and lr_decay_sr rule the learning rate of network_g"
@@ -59,7 +56,7 @@ def expected_lines(path):
     if "GAN" in path.stem and not path.stem.startswith("test"):
         lines.add(("train.lr_encoder", NO_WARM_UP))
     if path.stem == "finetune_DiffIRS2_GAN_x4_V2":
-        lines.add(("name", "says x2, but the scale is 4: results go where those of x2 would; rename it"))
+        lines.add(("name", "contains x2, but the scale is 4: results would mix with those of x2; rename it"))
     return lines
 
 
@@ -222,7 +219,7 @@ def test_a_configuration_that_tells_no_data_gets_all_recipes_of_its_stage():
 
 def test_a_configuration_that_predicts_is_answered_with_ours_for_own_images():
     told = refusal_of({"indir": "in", "outdir": "out", "model": {"path": "big", "checkpoint": "last.ckpt"}})
-    assert told.endswith("are restored by options/inpaint/test_mine.yml or diffir restore --mask")
+    assert told.endswith("use options/inpaint/test_mine.yml or diffir restore --mask")
     assert (recipes_folder() / "inpaint" / "test_mine.yml").is_file()
 
 

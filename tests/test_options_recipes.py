@@ -187,13 +187,13 @@ def test_recipes_are_named_with_or_without_ending(shelf, name):
 def test_copies_never_replace_a_file(shelf):
     Path("mine").mkdir()
     Path("mine/train_DiffIRS2_x4.yml").write_text("precious")
-    with pytest.raises(InputError, match="not copied, because there is already: mine/train_DiffIRS2_x4.yml"):
+    with pytest.raises(InputError, match="not copied, because these files exist already: mine/train_DiffIRS2_x4.yml"):
         copy_recipes(["small/train"], to=Path("mine"))
     assert Path("mine/train_DiffIRS2_x4.yml").read_text() == "precious"
     assert not Path("mine/small").exists()
 
 
 def test_a_recipe_that_does_not_exist_is_told(shelf):
-    with pytest.raises(OptionError, match="no recipe is called 'train_DiffIRS1_x4'; did you mean 'train_DiffIRS2_x4'"):
+    with pytest.raises(OptionError, match="no recipe is named 'train_DiffIRS1_x4'; did you mean 'train_DiffIRS2_x4'"):
         copy_recipes(["train_DiffIRS1_x4"], to=Path("mine"))
     assert not Path("mine").exists()

@@ -33,7 +33,7 @@ def test_the_teacher_is_a_stage_1_network():
 def test_stage_2_learns_from_a_teacher(options):
     told = problems(changed(options, {"network_S1": ABSENT, "path.pretrain_network_S1": None}))
     assert told["network_S1"].startswith(
-        "missing: stage 2 learns from a stage-1 network; describe that network as it was trained"
+        "missing: stage 2 learns from a stage-1 network; give the options that the network was trained with"
     )
     assert told["path.pretrain_network_S1"].startswith("missing: ")
 
@@ -103,7 +103,7 @@ def test_a_network_without_scale_is_for_4():
     options = changed(STAGE_1, {"network_g.scale": ABSENT})
     assert load(options).warnings == []
     told = problems(changed(options, {"scale": 2}))
-    assert told == {"scale": "2 here, but network_g restores at scale 4 (it gives no scale); make both the same"}
+    assert told == {"scale": "2 here, but network_g has scale 4 (by default); make both the same"}
 
 
 @pytest.mark.parametrize("task", ["deblur", "inpaint"])
@@ -111,7 +111,7 @@ def test_other_tasks_do_not_change_the_size(task):
     network = {"type": "DiffIRS1", "task": task, "num_refinement_blocks": 0}
     options = changed(STAGE_1, {"network_g": network, "scale": 1})
     assert load(options).warnings == []
-    assert problems(changed(options, {"scale": 4}))["scale"].startswith("4 here, but network_g restores at scale 1")
+    assert problems(changed(options, {"scale": 4}))["scale"].startswith("4 here, but network_g has scale 1")
 
 
 def test_a_training_needs_training_data():
@@ -121,7 +121,7 @@ def test_a_training_needs_training_data():
 
 def test_a_training_does_not_test():
     told = problems(changed(STAGE_1, {"datasets.test_1": STAGE_1["datasets"]["val"]}))
-    assert told == {"datasets.test_1": "test datasets are for `basicsr test`; in a training, call it val_<name>"}
+    assert told == {"datasets.test_1": "test datasets are for `basicsr test`; in a training, name it val_<name>"}
 
 
 def test_a_test_does_not_train():
@@ -167,7 +167,7 @@ def test_basicsr_models_have_one_optimizer_and_fewer_schedulers():
 )
 def test_lists_of_a_schedule_have_one_length(scheduler, told):
     told_of = problems(changed(STAGE_1, {"train.scheduler": scheduler}))
-    assert told_of == {"train.scheduler": f"these lists must be of one length: {told}"}
+    assert told_of == {"train.scheduler": f"these lists must have the same length: {told}"}
 
 
 @pytest.mark.parametrize("kind", ["CosineAnnealingRestartLR", "CosineAnnealingRestartCyclicLR"])
@@ -176,7 +176,7 @@ def test_a_schedule_lasts_as_long_as_the_training(kind):
     assert load(options).warnings == []
     told = problems(changed(options, {"train.total_iter": 101}))
     assert told == {
-        "train.scheduler.periods": "they end at iteration 100, but total_iter is 101; make them last as long"
+        "train.scheduler.periods": "they end at iteration 100, but total_iter is 101; extend them to total_iter"
     }
 
 

@@ -174,14 +174,14 @@ def test_published_keys_keep_their_names_values_and_order():
 
 @pytest.mark.parametrize("phase", ["training", "trains", "valid", "val_", "train_2"])
 def test_phases_of_datasets_have_names(phase):
-    assert f"datasets.{phase}: not a kind of dataset" in refusal(
+    assert f"datasets.{phase}: unknown phase of a dataset" in refusal(
         changed(STAGE_1, {f"datasets.{phase}": STAGE_1["datasets"]["val"]})
     )
 
 
 def test_an_unknown_dataset_type_lists_the_known_ones_with_their_modules():
     message = refusal(changed(STAGE_1, {"datasets.val.type": "PairDataset"}))
-    assert "datasets.val.type: no dataset is called 'PairDataset'; did you mean 'PairedDataset'? Known: " in message
+    assert "datasets.val.type: no dataset is named 'PairDataset'; did you mean 'PairedDataset'? Known: " in message
     assert "PairedImageDataset (basicsr.data.paired_image_dataset)" in message
     assert "RealESRGANDataset (diffir_sr.data.realesrgan_dataset)" in message
     assert message.count("\n") == 0
@@ -266,7 +266,7 @@ def test_other_networks_have_their_weights_options():
 @pytest.mark.parametrize("option", ["pretrain_network", "param_key", "strict_load"])
 def test_weights_of_a_network_that_is_not_there_are_told(option):
     message = refusal(changed(STAGE_1, {f"path.{option}_e": "e"}))
-    assert message.endswith(f": path.{option}_e: there is no section network_e that this could be for")
+    assert message.endswith(f": path.{option}_e: there is no section network_e for this option")
 
 
 def test_a_test_needs_no_train_section_and_may_have_half_of_one():
@@ -368,12 +368,12 @@ def test_no_value_of_any_option_ends_in_anything_but_findings_with_their_lines()
             None,
             "val.metrics.psnr.crop_border: expected a whole number, found nothing (~)",
         ),
-        ("network_g", None, "network_g: missing: The network that restores."),
+        ("network_g", None, "network_g: missing: The restoration network."),
         ("network_g.n_encoder_res", 10**9, "network_g.n_encoder_res: expected 256 or less, found 1000000000"),
         (
             "network_g.heads",
             [1, 2, 4, 7],
-            "network_g: DiffIRS1 cannot be built of these options: heads[3]: 7 does not ",
+            "network_g: DiffIRS1 cannot be built with these options: heads[3]: 7 does not ",
         ),
         ("network_g.dim", 0, "network_g.dim: expected 1 or more, found 0"),
         ("datasets.train.batch_size_per_gpu", 0, "datasets.train.batch_size_per_gpu: expected 1 or more, found 0"),
@@ -405,9 +405,9 @@ def test_values_that_would_end_in_a_traceback_are_refused(key, value, told):
         ),
         (
             {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": "wide"},
-            "network_g: EDSR cannot be built of these",
+            "network_g: EDSR cannot be built with these",
         ),
-        ({"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "upscale": 5}, "network_g: EDSR cannot be built of these"),
+        ({"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "upscale": 5}, "network_g: EDSR cannot be built with these"),
     ],
 )
 def test_networks_that_cannot_be_built_are_refused(network, told):
@@ -446,7 +446,7 @@ def test_earlier_names_are_taken_with_a_warning(options, key, value, now):
     old = key.split(".")[-1]
     assert values[name] == kept
     assert old not in values
-    told = f"run.yml:{line_of(f'{old}:')}: {key}: is now called {name}"
+    told = f"run.yml:{line_of(f'{old}:')}: {key}: is now named {name}"
     assert told in loaded.warnings
     both = {key: value, f"{section}.{name}" if section else name: kept}
     assert f"{key}: unknown option" in refusal(changed(options, both))

@@ -69,7 +69,7 @@ def test_what_exists_is_kept_unless_told_otherwise(capsys):
     assert "0 made, 1 kept" in capsys.readouterr().out
     Path("lq/a.png").write_bytes(b"mine")
     assert main(["prepare", "downscale", "in", "-o", "lq", "--scale", "4"]) == 1
-    assert "a.png: damaged or cut short" in capsys.readouterr().err
+    assert "a.png: damaged or truncated" in capsys.readouterr().err
     run("downscale", "in", "-o", "lq", "--scale", 4, "--overwrite")
     assert cv2.imread("lq/a.png").shape == (16, 16, 3)
 
@@ -134,7 +134,7 @@ def test_a_folder_without_images_is_an_error_everywhere(words, capsys, tmp_path)
     Path("in").mkdir()
     run(words[0], "in", "-o", "out.lmdb", *words[1:], code=1)
     said = capsys.readouterr().err
-    assert f"0 images under {tmp_path / 'in'}" in said
+    assert f"no images under {tmp_path / 'in'}" in said
     assert not Path("out.lmdb").exists()
 
 

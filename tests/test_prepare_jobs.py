@@ -131,7 +131,7 @@ def test_gopro_becomes_eight_patches_a_pair_and_middles(original):
             lambda: put("set/train/input/000001.png", np.zeros((700, 1280, 3), np.uint8)),
             "700x1280, its partner 720x1280",
         ),
-        (lambda: Path("set/train").rename("set/tran"), "no folder train or test in it"),
+        (lambda: Path("set/train").rename("set/tran"), "contains no folder train or test"),
         (lambda: Path("set/train/input").rename("set/train/blury"), "no pairs; expected folders input and target"),
     ],
 )
@@ -161,7 +161,7 @@ def test_every_fault_of_own_pairs_is_told(capsys):
     messy()
     assert run("pairs", "lq", "gt", "--scale", 4, "--template", "{}_small") == 1
     told = capsys.readouterr().err
-    assert "b.png: 98x98, expected 96x96 for its degraded image of 24x24 (--crop-gt would cut the rest off)" in told
+    assert "b.png: 98x98, expected 96x96 for its degraded image of 24x24 (--crop-gt would crop it)" in told
     assert "c.png: 90x90, expected 96x96 for its degraded image of 24x24\n" in told
     assert "d.png: no degraded image d_small" in told
     assert "e_small.png: no ground truth for it" in told
@@ -243,7 +243,7 @@ def test_other_parameters_are_refused_even_after_an_interruption(capsys):
     put("in/a.png", skimage.data.astronaut()[:100, :100])
     assert run("subimages", "in", "-o", "out", "--size", 50, "--step", 25) == 0
     assert run("subimages", "in", "-o", "out", "--size", 50, "--step", 50) == 1
-    assert "out holds images made otherwise (step 25, now 50)" in capsys.readouterr().err
+    assert "out contains images made with other parameters (step 25, now 50)" in capsys.readouterr().err
     Path("out.manifest.jsonl").unlink()
     Path("out.unfinished.json").write_text('{"job": "subimages", "parameters": {"size": 40}}')
     assert run("subimages", "in", "-o", "out", "--size", 50, "--step", 50) == 1

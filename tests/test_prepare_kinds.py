@@ -129,7 +129,7 @@ def test_the_command_writes_labelled_pairs_that_follow_from_seed_and_name(photos
     lines = (tmp_path / "one/rain/input.manifest.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["parameters"] == {"kinds": ["rain"], "seed": 0, "count": 1}
     assert run(photos, "-o", tmp_path / "one", "--kind", "rain", "low-resolution", "--seed", "1") == 1
-    assert "holds images made otherwise" in capsys.readouterr().err
+    assert "contains images made with other parameters" in capsys.readouterr().err
     assert run(photos, "-o", tmp_path / "both", "--kind", "rain", "underexposure", "--combine", "--count", "2") == 0
     assert len(tree(tmp_path / "both/rain+underexposure/input")) == 4
 
@@ -139,7 +139,7 @@ def test_the_command_writes_labelled_pairs_that_follow_from_seed_and_name(photos
     [
         (["--kind", "rain", "--scale", "4"], "--scale does not belong to --kind, which keeps the size"),
         (["--kind", "rain", "--count", "0"], "--count: expected 1 or more, got 0"),
-        (["--combine"], "--combine and --count belong to --kind"),
+        (["--combine"], "--combine and --count require --kind"),
     ],
 )
 def test_what_does_not_go_together_is_refused(photos, tmp_path, capsys, words, said):

@@ -127,7 +127,7 @@ def test_other_parameters_do_not_mix_into_a_folder(photos, tmp_path, capsys):
     assert run("degrade", photos, "-o", tmp_path / "lq", "--jobs", 1) == 0
     before = tree(tmp_path / "lq")
     assert run("degrade", photos, "-o", tmp_path / "lq", "--jobs", 1, "--seed", 5) == 1
-    assert "holds images made otherwise (seed 0, now 5)" in capsys.readouterr().err
+    assert "contains images made with other parameters (seed 0, now 5)" in capsys.readouterr().err
     assert tree(tmp_path / "lq") == before
     assert run("degrade", photos, "-o", tmp_path / "lq", "--jobs", 1, "--seed", 5, "--overwrite") == 0
     assert tree(tmp_path / "lq") != before
@@ -161,7 +161,7 @@ def test_a_damaged_image_is_told_and_the_others_are_made(photos, tmp_path, capsy
     (photos / "chelsea.png").write_bytes((photos / "chelsea.png").read_bytes()[:500])
     assert run("degrade", photos, "-o", tmp_path / "lq", "--jobs", 2) == 1
     assert "1 of 4 images failed" in (told := capsys.readouterr().err)
-    assert "chelsea.png: damaged or cut short" in told
+    assert "chelsea.png: damaged or truncated" in told
     assert len(tree(tmp_path / "lq")) == 3
     assert not (tmp_path / "lq.manifest.jsonl").exists()
 

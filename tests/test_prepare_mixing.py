@@ -79,7 +79,7 @@ def test_a_replacement_that_stopped_half_way_is_not_taken_for_done(capsys, monke
         assert cut(50, "--overwrite") == 130
     capsys.readouterr()
     assert cut(50) == 1  # half of the squares are those of the other step
-    assert "a run with --overwrite was stopped half way" in capsys.readouterr().err
+    assert "a run with --overwrite was interrupted" in capsys.readouterr().err
     assert cut(50, "--overwrite") == 0
     made = digest("out")
     assert listed() == made
@@ -133,7 +133,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(words, capsys):
     assert cut(25) == 0
     before = digest(".")
     assert run(*words, "-o", "out", "--dry-run") == 1
-    assert "holds images made otherwise" in capsys.readouterr().err
+    assert "contains images made with other parameters" in capsys.readouterr().err
     assert digest(".") == before
 
 
@@ -285,4 +285,4 @@ def test_lmdbs_are_checked_as_folders_are(capsys):
     assert "gt.lmdb[b]: no degraded image b" in capsys.readouterr().err
     assert run("pairs", "lq.lmdb", "gt", "--scale", 4, "--skip-bad") == 0
     assert run("pairs", "lq.lmdb", "gt", "--scale", 4, "--skip-bad", "-o", "clean") == 1
-    assert "LMDBs are checked only" in capsys.readouterr().err
+    assert "LMDBs can only be checked" in capsys.readouterr().err

@@ -58,7 +58,7 @@ def test_results_never_go_where_the_input_is(output, job, capsys):
     put("in/a.png")
     before = Path("in/a.png").read_bytes()
     run(job[0], "in", "-o", output, *job[1:], code=1)
-    assert "choose a folder beside it" in capsys.readouterr().err
+    assert "choose a folder next to it" in capsys.readouterr().err
     assert [path.read_bytes() for path in Path("in").rglob("*")] == [before]
 
 
@@ -79,7 +79,7 @@ def test_bad_files_are_all_told_however_many_images_there_are(jobs, capsys):
     run("lmdb", "in", "-o", "out.lmdb", code=1, jobs=jobs)
     said = capsys.readouterr().err
     assert "3 of 300 images failed" in said
-    assert all(f"in/{name}.png: damaged or cut short" in said for name in bad)
+    assert all(f"in/{name}.png: damaged or truncated" in said for name in bad)
     assert not list(Path().glob("out.lmdb*"))
 
 
@@ -154,7 +154,7 @@ def test_lists_tell_real_channels_and_go_to_a_file(capsys):
     put("in/b (1).png", PHOTO[..., 0])
     put("in/a.jpg", PHOTO)
     run("meta", "in", "-o", ".", code=1)
-    assert "is a folder; name a file" in capsys.readouterr().err
+    assert "is a folder; give a file" in capsys.readouterr().err
     run("meta", "in", "-o", "meta.txt", jobs=2)
     assert Path("meta.txt").read_text() == "a.jpg (96,96,3)\nb (1).png (96,96,1)\n"
 

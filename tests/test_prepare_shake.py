@@ -104,4 +104,4 @@ def test_what_cannot_be_is_refused_before_anything_is_written(photos, tmp_path, 
 def test_other_parameters_are_not_mixed_into_a_folder(photos, tmp_path, capsys):
     assert run(photos, "-o", tmp_path / "out", "--length", 3, 6) == 0
     assert run(photos, "-o", tmp_path / "out", "--length", 3, 7) == 1
-    assert "made otherwise" in capsys.readouterr().err
+    assert "made with other parameters" in capsys.readouterr().err

@@ -38,7 +38,7 @@ def test_a_locked_input_is_told(monkeypatch, capsys):
     put("locked/b.png")
     lock(monkeypatch, "locked")
     assert restore("locked", "-o", "out") == 1
-    assert "error: locked: cannot be reached (Permission denied); check its permissions" in capsys.readouterr().err
+    assert "error: locked: cannot be accessed (Permission denied); check its permissions" in capsys.readouterr().err
 
 
 def test_a_picture_in_a_locked_folder_is_told(monkeypatch, capsys):
@@ -50,7 +50,7 @@ def test_a_picture_in_a_locked_folder_is_told(monkeypatch, capsys):
 
     monkeypatch.setattr(Path, "is_dir", refuse)
     assert restore("in/b.png", "-o", "out", weights=weights) == 1
-    assert "in/b.png: cannot be reached (Permission denied)" in capsys.readouterr().err
+    assert "in/b.png: cannot be accessed (Permission denied)" in capsys.readouterr().err
 
 
 def test_a_record_that_is_no_text_stops_the_run_and_keeps_the_results(capsys):
@@ -59,7 +59,7 @@ def test_a_record_that_is_no_text_stops_the_run_and_keeps_the_results(capsys):
     before = Path("out/a.png").read_bytes()
     Path("out", NAME).write_bytes(b"\xff\xfe\x00")
     assert restore("in", "-o", "out", "--overwrite") == 1
-    assert f"out/{NAME}: the record of what was restored here cannot be read" in capsys.readouterr().err
+    assert f"out/{NAME}: the journal of restored files cannot be read" in capsys.readouterr().err
     assert Path("out/a.png").read_bytes() == before
     assert Path("out", NAME).read_bytes() == b"\xff\xfe\x00"
 
@@ -71,5 +71,5 @@ def test_an_odd_line_of_the_record_counts_as_none(capsys, line):
     Path("out/a.png").write_bytes(b"mine")
     Path("out", NAME).write_text(line)
     assert restore("in", "-o", "out") == 1
-    assert "a.png exists and is not of this run" in capsys.readouterr().err
+    assert "a.png exists and was not made by this run" in capsys.readouterr().err
     assert Path("out/a.png").read_bytes() == b"mine"

@@ -65,7 +65,7 @@ def test_alpha_is_the_mask_where_colours_are_uniform_and_only_there():
     drawn = np.dstack([white, HOLE])
     found = mask_for(Picture(photo()), Image.fromarray(drawn), where="p")
     assert np.array_equal(found.missing, HOLE > 0)
-    assert "its alpha is the mask" in found.notes[0]
+    assert "its alpha is used as the mask" in found.notes[0]
     assert np.array_equal(binary(drawn), HOLE > 0)
     painted = np.dstack([np.repeat(HOLE[..., None], 3, axis=2), np.full_like(HOLE, 255)])
     found = mask_for(Picture(photo()), painted, where="p")
@@ -80,7 +80,7 @@ def test_a_mask_that_covers_nearly_everything_is_told():
         assert f"covers {said}" in mask_for(Picture(photo()), mask, where="p").notes[-1]
     most = np.ones((20, 17), bool)
     most[0, :9] = False
-    assert "covers 97.4% of the picture" in mask_for(Picture(photo()), most, where="p").notes[-1]
+    assert "covers 97.4% of the image" in mask_for(Picture(photo()), most, where="p").notes[-1]
     assert mask_for(Picture(photo()), HOLE > 0, where="p").notes == ()
 
 
@@ -94,14 +94,14 @@ def test_folders_name_what_they_leave_out_and_read_more_than_they_write(caplog):
     with caplog.at_level(logging.WARNING):
         jobs = plan_jobs(["in"], "out")
     assert [job.target.name for job in jobs] == ["a.png", "b.jfif", "c.avif.png", "c.gif.png"]
-    assert "2 files of kinds that are not read are left out: d.jxl, e.psd" in caplog.text
+    assert "2 files of unsupported kinds are left out: d.jxl, e.psd" in caplog.text
 
 
 def test_a_file_of_any_name_is_read_if_its_content_is_a_picture():
     Path("upload").write_bytes(encode_png(photo()))
     assert [job.target.name for job in plan_jobs(["upload"], "out")] == ["upload.png"]
     Path("notes").write_text("nothing")
-    with pytest.raises(InputError, match="neither an image nor a video by its name or content"):
+    with pytest.raises(InputError, match="neither an image nor a video by name or content"):
         plan_jobs(["notes"], "out")
 
 
@@ -112,10 +112,10 @@ def test_damage_is_accepted_where_asked_for(monkeypatch, capsys):
     Path("in/p.jpg").write_bytes(whole[: len(whole) // 2] + b"\xff\xd9")
     for words in (["restore", "in", "-o", "out", "-w", write_network(task="deblur")],):
         assert main(words) == 1
-        assert "damaged or cut short" in capsys.readouterr().err
+        assert "damaged or truncated" in capsys.readouterr().err
         assert main([*words, "--accept-damaged"]) == 0
         assert "which was accepted" in capsys.readouterr().err
     assert main(["prepare", "subimages", "in", "-o", "cut", "--size", "64", "--step", "64", "--jobs", "1"]) == 0
     monkeypatch.setenv("DIFFIR_ACCEPT_DAMAGED", "0")
-    with pytest.raises(InputError, match="damaged or cut short"):
+    with pytest.raises(InputError, match="damaged or truncated"):
         read_picture(Path("in/p.jpg").read_bytes(), where="p")

@@ -176,7 +176,7 @@ def test_ten_bits_where_the_container_holds_no_hevc():
         ("ffv1", "yuva420p", "clear.mkv", "its transparency is left out"),
         ("prores_ks", "yuva444p10le", "clear.mov", "its transparency is left out"),
         ("qtrle", "argb", "clear.mov", "its transparency is left out"),
-        ("ffv1", "gbrp16le", "deep.mkv", "its 16 bits a sample become 10"),
+        ("ffv1", "gbrp16le", "deep.mkv", "its 16 bits per sample become 10"),
         ("ffv1", "bgr0", "rgb.mkv", "its RGB becomes Y'CbCr 4:4:4 of BT.709"),
         ("rawvideo", "bgr24", "raw.avi", "its RGB becomes Y'CbCr 4:4:4 of BT.709"),
         ("ffv1", "yuv411p", "dv.mkv", None),
@@ -207,14 +207,14 @@ def test_interlaced_material_is_told(capsys):
         set_up=lambda stream: setattr(stream.codec_context, "field_order", 2),
     )
     assert restore("in.mkv", "-o", "out") == 0
-    assert "in.mkv: is interlaced: its two fields are restored as one picture" in capsys.readouterr().err
+    assert "in.mkv: is interlaced: its two fields are restored as one frame" in capsys.readouterr().err
     assert Path("out/in.mkv").exists()
 
 
 def test_a_small_video_of_many_bits_is_written_by_the_encoder_that_survives_it(capsys):
     film("in.mkv", 3, codec="ffv1", form="yuv422p12le")
     assert restore("in.mkv", "-o", "out") == 0
-    assert "in.mkv: its 12 bits a sample become 10" in capsys.readouterr().err
+    assert "in.mkv: its 12 bits per sample become 10" in capsys.readouterr().err
     assert (said_of("out/in.mkv")["codec"], said_of("out/in.mkv")["form"]) == ("h264", "yuv422p10le")
 
 
@@ -222,5 +222,5 @@ def test_colours_that_are_not_converted_are_refused(capsys):
     film("in.mkv", 2, codec="ffv1", form="yuv444p10le", set_up=described(14, False, 9, 16))
     assert restore("in.mkv", "-o", "out") == 1
     said = capsys.readouterr().err
-    assert "in.mkv: its colours are coded as ICtCp, which is not converted here; make it BT.709 first" in said
+    assert "in.mkv: its colours are coded as ICtCp, which is not supported; convert it to BT.709 first" in said
     assert not any(Path("out").glob("*in*"))

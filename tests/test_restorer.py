@@ -130,11 +130,11 @@ def test_alpha_is_carried_and_grey_is_the_mean_of_the_colours(restorer):
     [
         (np.zeros((4, 4, 5), np.uint8), r"expected an array.*got \(4, 4, 5\)"),
         (np.zeros((0, 4, 3), np.uint8), "not empty"),
-        (np.zeros((0, 4, 4, 3), np.uint8), r"of 1 picture or more, got \(0, 4, 4, 3\)"),
+        (np.zeros((0, 4, 4, 3), np.uint8), r"of 1 image or more, got \(0, 4, 4, 3\)"),
         (np.zeros((4, 4, 3), np.int64), "uint8, uint16 or float, got int64"),
-        (np.full((4, 4, 3), 255.0), r"\[0, 1\], found 255 to 255; divide"),
+        (np.full((4, 4, 3), 255.0), r"in \[0, 1\], found 255 to 255; scale"),
         (np.full((4, 4, 3), np.nan), "found nan"),
-        (torch.zeros(3, 4, 4), "got Tensor; a torch tensor goes as"),
+        (torch.zeros(3, 4, 4), "got Tensor; convert torch tensors with"),
         (Image.new("LAB", (4, 4)), "mode LAB"),
         ("absent.png", "absent.png: cannot be read"),
     ],
@@ -148,10 +148,10 @@ def test_weights_that_cannot_restore_are_named():
     torch.save(
         {"params": DiffIRS1(**{k: v for k, v in SMALL.items() if k in ("dim", "num_blocks")}).state_dict()}, "one"
     )
-    with pytest.raises(CheckpointError, match="is DiffIR stage 1.*needs the true picture"):
+    with pytest.raises(CheckpointError, match="is DiffIR stage 1.*needs the ground truth"):
         load_restorer("one")
     torch.save({"params": {"conv.weight": torch.zeros(1)}}, "other.pth")
-    with pytest.raises(CheckpointError, match="of no network that is known here"):
+    with pytest.raises(CheckpointError, match="belong to no known network"):
         load_restorer("other.pth")
     with pytest.raises(InputError, match="choose auto, cpu"):
         load_restorer(write_network(), device="cuda:99")
@@ -172,7 +172,7 @@ def spoilt_network(value, file="nan.pth"):
 
 def test_a_result_that_is_not_finite_is_no_picture():
     with pytest.raises(
-        CheckpointError, match=r"nan\.pth: the tensor G\.tail\.1\.weight holds 1 values of .* not finite"
+        CheckpointError, match=r"nan\.pth: the tensor G\.tail\.1\.weight contains 1 values of .* not finite"
     ):
         load_restorer(spoilt_network(float("nan")))
     broken = load_restorer(spoilt_network(1.0))
@@ -181,10 +181,10 @@ def test_a_result_that_is_not_finite_is_no_picture():
     for restored in (broken, lambda picture: broken.samples(picture, 2)):
         with pytest.raises(
             InputError,
-            match=r"result of nan\.pth.* is not finite: NaN or infinity is in 1 of its weight tensors.*G\.tail\.1",
+            match=r"result of nan\.pth.* is not finite: 1 of its weight tensors contain NaN or infinity.*G\.tail\.1",
         ):
             restored(photo())
-    with pytest.raises(InputError, match=r"huge\.pth.* is not finite, though its weights are; take another"):
+    with pytest.raises(InputError, match=r"huge\.pth.* is not finite, although its weights are; use another"):
         load_restorer(spoilt_network(3e38, "huge.pth"))(photo())
 
 
@@ -219,7 +219,7 @@ def test_the_dial_goes_from_one_network_to_the_other():
     assert not np.allclose(middle(picture), ends[0], atol=1e-3)
     weights = [torch.load(file, weights_only=True)["params_ema"]["G.tail.1.weight"] for file in (faithful, sharp)]
     assert torch.allclose(middle.network.G.tail[1].weight, sum(weights) / 2)
-    with pytest.raises(CheckpointError, match="only weights of one network"):
+    with pytest.raises(CheckpointError, match="only weights of the same network"):
         load_restorer(faithful, blend=(write_network("c.pth", task="deblur"), 0.5))
     with pytest.raises(InputError, match="from 0"):
         load_restorer(faithful, blend=(sharp, 1.5))
@@ -238,7 +238,11 @@ def test_known_pixels_stay_and_the_mask_decides_the_rest():
     assert np.array_equal(restorer(deep, mask=missing)[~missing], deep[~missing])
     painted = np.where(missing[..., None], (255, 0, 255), picture).astype(np.uint8)
     assert np.array_equal(restorer(painted, mask="#ff00ff"), made)
-    for wrong, said in ((missing[1:], "mask is 19x17, expected 20x17"), (None, "say what is"), ("no.png", "neither a")):
+    for wrong, said in (
+        (missing[1:], "mask is 19x17, expected 20x17"),
+        (None, "give a mask of them"),
+        ("no.png", "neither a"),
+    ):
         with pytest.raises(InputError, match=said):
             restorer(picture, mask=wrong)
     with pytest.raises(InputError, match="takes no mask"):
@@ -259,10 +263,10 @@ def test_a_mask_of_noughts_and_ones_is_a_mask(kind, shape):
 @pytest.mark.parametrize(
     ("mask", "said"),
     [
-        (np.full((20, 17), np.nan), r"in \[0, 1\], found nan to nan"),
-        (np.full((20, 17), 255.0), r"in \[0, 1\], found 255 to 255; divide"),
-        (np.zeros((20, 17, 0), np.uint8), r"the shape \(20, 17, 0\); give it as"),
-        (np.zeros((20, 17, 5), np.uint8), r"the shape \(20, 17, 5\); give it as"),
+        (np.full((20, 17), np.nan), r"from nan to nan, expected \[0, 1\]"),
+        (np.full((20, 17), 255.0), r"from 255 to 255, expected \[0, 1\]; scale"),
+        (np.zeros((20, 17, 0), np.uint8), r"the shape \(20, 17, 0\); expected"),
+        (np.zeros((20, 17, 5), np.uint8), r"the shape \(20, 17, 5\); expected"),
         (np.zeros((20, 17), np.int64), "bool, uint8 or float, got int64"),
     ],
 )
@@ -316,5 +320,5 @@ def test_a_restorer_moves():
     restorer = load_restorer(write_network(task="deblur"), device="cpu")
     assert restorer.to("cpu") is restorer
     assert restorer.device.type == "cpu"
-    with pytest.raises(InputError, match="of its kind|is unknown"):
+    with pytest.raises(InputError, match="of this kind|is unknown"):
         restorer.to("cuda:99")

@@ -124,7 +124,7 @@ def test_holes_are_filled_by_a_masked_network_and_the_rest_stays(tmp_path):
     made = restorer(image, mask=mask)
     assert np.array_equal(made[~mask], image[~mask])
     assert not np.array_equal(made[mask], image[mask])
-    with pytest.raises(InputError, match="say what is with a mask"):
+    with pytest.raises(InputError, match="give a mask of them"):
         restorer(image)
 
 
@@ -136,7 +136,7 @@ def test_two_networks_of_one_make_are_blended(tmp_path):
     name = next(iter(tensors))
     assert torch.allclose(mixed[f"net.{name}"], tensors[name] * 0.75)
     strange, _, _ = write(tmp_path, "NAFNet")
-    with pytest.raises(CheckpointError, match="only weights of one network can be mixed"):
+    with pytest.raises(CheckpointError, match="only weights of the same network can be blended"):
         load_restorer(path, blend=(strange, 0.5))
 
 

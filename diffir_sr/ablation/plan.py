@@ -1,4 +1,4 @@
-"""An ablation file: which variants of which recipes are trained with which seeds, and what the paper says of them."""
+"""Ablation files: which variants of which recipes are trained with which seeds, and what the paper found."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from diffir_sr.options.source import read_source
 
 
 class Variant(Section):
-    """One way to train; the keys of stage_1 and stage_2 replace those of the recipes."""
+    """One variant; the keys of stage_1 and stage_2 override those of the recipes."""
 
-    paper: str = Field("", description="What the paper found of it, in words.")
-    stage_1: dict[str, Any] = Field({}, description="Options of stage 1 that differ; such a stage 1 is its own.")
+    paper: str = Field("", description="What the paper found for this variant.")
+    stage_1: dict[str, Any] = Field({}, description="Options of stage 1 that differ; it then trains its own stage 1.")
     stage_2: dict[str, Any] = Field({}, description="Options of stage 2 that differ.")
 
 
 class AblationFile(Section):
-    """What a file in options/ablations says."""
+    """Content of a file in options/ablations."""
 
-    name: str = Field(min_length=1, description="Name of the runs and of the report's folder.")
-    about: str = Field(description="What is compared, in a sentence.")
+    name: str = Field(min_length=1, description="Name of the runs and of the report folder.")
+    about: str = Field(description="What is compared, in one sentence.")
     stage_1: str = Field(description="Option file of stage 1, relative to this file.")
     stage_2: str = Field(description="Option file of stage 2, relative to this file.")
-    both: dict[str, Any] = Field({}, description="Options that both stages of all variants have.")
+    both: dict[str, Any] = Field({}, description="Options of both stages of all variants.")
     seeds: list[CountOrZero] = Field([0, 1, 2], min_length=1, description="Seeds of weights, patches and noise.")
     iterations: Count | None = Field(None, description="Iterations of each stage; by default the recipes'.")
-    metric: str = Field(description="Name of the metric, as the validation of the recipes has it.")
-    lower_is_better: bool = Field(False, description="Whether a smaller value of the metric is the better one.")
+    metric: str = Field(description="Name of the metric in the validation of the recipes.")
+    lower_is_better: bool = Field(False, description="Whether smaller values of the metric are better.")
     reference: str = Field(description="The variant that the others are compared with.")
-    paper: str = Field("", description="The paper's conclusion, in words.")
-    variants: dict[str, Variant] = Field(min_length=2, description="What is compared, by name.")
+    paper: str = Field("", description="The paper's conclusion.")
+    variants: dict[str, Variant] = Field(min_length=2, description="The variants, by name.")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Run:
 
 
 def read_ablation(path: Path) -> AblationFile:
-    """The file, checked; raises OptionError that tells every fault."""
+    """Read and check a file; raises OptionError, which lists all problems."""
     source = read_source(path)
     report = Report()
     check_model(AblationFile, source.values, (), report)
@@ -68,7 +68,7 @@ def read_ablation(path: Path) -> AblationFile:
     _check_names(found, report)
     fail_on_problems(report, source.places, file=str(path))
     if found.reference not in found.variants:
-        raise OptionError(f"{path}: reference: no variant is called {found.reference!r}; there are: {_names(found)}")
+        raise OptionError(f"{path}: reference: no variant is named {found.reference!r}; there are: {_names(found)}")
     for stage in (found.stage_1, found.stage_2):
         if not (path.parent / stage).is_file():
             raise OptionError(f"{path}: no such option file: {(path.parent / stage).absolute()}")
@@ -76,21 +76,21 @@ def read_ablation(path: Path) -> AblationFile:
 
 
 def _check_names(ablation: AblationFile, report: Report) -> None:
-    """Every training needs a name of its own, which is that of its files."""
+    """Every training needs a unique name, because its files have that name."""
     name = ablation.name
     if name.startswith(".") or not name.isprintable() or any(mark in name for mark in "/\\:"):
-        report.problem(("name",), f"expected the name of a file (no / \\ : and no dot in front), found {name!r}")
+        report.problem(("name",), f"expected a file name (without / \\ : and without a leading dot), found {name!r}")
     marks = [_mark(change.stage_1) for change in ablation.variants.values()]
     taken = {f"s1_{mark}": f"the runs of stage 1, {mark}" for mark in marks}
     for variant in ablation.variants:
-        word = _word(variant).casefold()  # on many file systems letters of different case are the same
+        word = _word(variant).casefold()  # many file systems ignore case
         if word in taken:
-            text = f"its runs would be called as those of {taken[word]} ('{_word(variant)}'); give it another name"
+            text = f"its runs would have the names of {taken[word]} ('{_word(variant)}'); give it another name"
             report.problem(("variants", variant), text)
         taken.setdefault(word, repr(variant))
     for index, seed in enumerate(ablation.seeds):
         if seed in ablation.seeds[:index]:
-            report.problem(("seeds", index), f"{seed} is there twice; every seed is trained once")
+            report.problem(("seeds", index), f"{seed} is listed twice; every seed is trained once")
 
 
 def _names(ablation: AblationFile) -> str:
@@ -98,7 +98,7 @@ def _names(ablation: AblationFile) -> str:
 
 
 def plan(ablation: AblationFile, folder: Path) -> list[Run]:
-    """Every training in order; stage 1 is shared by the variants that do not change it. `folder`: that of the file."""
+    """All trainings in order; variants with the same stage 1 share it. `folder` is that of the ablation file."""
     runs: dict[str, Run] = {}
     for seed in ablation.seeds:
         for variant, change in ablation.variants.items():
@@ -111,7 +111,9 @@ def plan(ablation: AblationFile, folder: Path) -> list[Run]:
             values = _values(ablation, folder / ablation.stage_2, second, change.stage_2, seed)
             path = {"pretrain_network_g": weights, "pretrain_network_S1": weights, "strict_load_g": False}
             given = values.get("path", {})
-            values["path"] = {**path, **given} if isinstance(given, Mapping) else given  # the options' own check tells
+            values["path"] = (
+                {**path, **given} if isinstance(given, Mapping) else given
+            )  # reported by the check of the options
             runs[second] = Run(second, values, variant, seed, 2)
     return list(runs.values())
 
@@ -137,10 +139,10 @@ def _run_name(ablation: AblationFile, stage: str, change: Mapping[str, Any], see
 
 
 def _mark(change: Mapping[str, Any]) -> str:
-    """Tells changes of stage 1 apart."""
+    """An identifier for changes of stage 1."""
     if not change:
         return "plain"
-    text = json.dumps(change, sort_keys=True, default=str)  # YAML has dates, JSON has not
+    text = json.dumps(change, sort_keys=True, default=str)  # YAML has dates, JSON does not
     return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
@@ -148,18 +150,18 @@ def _word(text: str) -> str:
     return "".join(letter if letter.isalnum() else "_" for letter in text)
 
 
-# Whether every training of an ablation can be what it is meant to be, told before the first one starts.
+# Checking every training of an ablation before the first one starts.
 
 
 def check_runs(ablation: AblationFile, runs: Sequence[Run], *, file: Path) -> None:
-    """Check the options of every variant and stage; raises one OptionError that tells all faults.
+    """Check the options of every variant and stage; raises one OptionError that lists all problems.
 
-    Data and weights need not be there yet. `file` is that of the ablation, for the message.
+    Data and weights may still be missing. `file` is the ablation file, for the message.
     """
     faults = []
     with tempfile.TemporaryDirectory() as folder:
         for run in runs:
-            if run.seed != ablation.seeds[0]:  # the others differ in nothing else
+            if run.seed != ablation.seeds[0]:  # other seeds differ in nothing else
                 continue
             written = Path(folder) / f"{run.name}.yml"
             try:
@@ -178,12 +180,12 @@ def _check_purpose(values: dict[str, Any], ablation: AblationFile, run: Run) -> 
     if stage != run.stage:
         recipe = ablation.stage_1 if run.stage == 1 else ablation.stage_2
         raise OptionError(
-            f"its network is {kind}, of stage {stage}; stage_{run.stage} of the ablation names the recipe of "
+            f"its network is {kind}, of stage {stage}; stage_{run.stage} of the ablation must name a recipe of "
             f"stage {run.stage}, found {recipe}"
         )
     measured = list((values.get("val") or {}).get("metrics") or {})
     if ablation.metric not in measured:
         raise OptionError(
             f"metric {ablation.metric!r} is not among val.metrics of {run.name}: {', '.join(measured) or 'none'}; "
-            "name one of them, or add it under both.val.metrics"
+            "use one of them, or add it under both.val.metrics"
         )

@@ -1,4 +1,4 @@
-"""What an ablation found: a table, a picture with error bars, and the paper's words beside the measured ones."""
+"""Report of an ablation: a table, a plot with error bars, and the paper's conclusions next to the measured ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from diffir_sr.files.atomic import write_atomically
 
 @dataclass(frozen=True)
 class Found:
-    """Values of the metric, one per seed, of a variant (or of stage 1 with its oracle prior)."""
+    """Values of the metric for a variant (or for stage 1 with its oracle prior), one per seed."""
 
     values: tuple[float, ...]
 
@@ -33,10 +33,10 @@ class Found:
 
 
 def against(found: Found, reference: Found, *, lower_is_better: bool) -> tuple[float, str]:
-    """Mean gain over the reference, seed by seed, and what it amounts to: better, worse or within the noise.
+    """Mean gain over the reference, paired by seed, and the verdict: better, worse or within the noise.
 
-    A difference counts where a t-test of the pairs, which share their seed, says so at 5 %: with three seeds from 4.3
-    times its standard error on. With one seed nothing can be said.
+    A difference counts if a paired t-test is significant at 5 %; with three seeds, that is from 4.3 times its standard
+    error on. With one seed there is no verdict.
     """
     sign = -1 if lower_is_better else 1
     gains = [sign * (one - other) for one, other in zip(found.values, reference.values, strict=True)]
@@ -51,7 +51,7 @@ def against(found: Found, reference: Found, *, lower_is_better: bool) -> tuple[f
 def write_report(
     ablation: AblationFile, found: Mapping[str, Found], oracle: Found, folder: Path, *, setting: str
 ) -> Path:
-    """report.md, results.json and plot.png in `folder`; gives the path of the first."""
+    """Write report.md, results.json and plot.png to `folder`; returns the path of the first."""
     reference = found[ablation.reference]
     lines = [
         f"# Ablation: {ablation.name}",
@@ -104,7 +104,7 @@ def _plot(ablation: AblationFile, found: Mapping[str, Found], oracle: Found, pat
 
 
 def shown_range(found: Sequence[Found]) -> tuple[float, float]:
-    """What the picture's axis shows: all seeds, but those of means so far away that the others would be one point."""
+    """Range of the axis: all seeds, without variants so far away that the others would collapse to one point."""
     middle = median(one.mean for one in found)
     usual = max(median(abs(one.mean - middle) for one in found), median(_spread(one) for one in found))
     near = [one for one in found if abs(one.mean - middle) <= 10 * usual] if usual else list(found)
@@ -117,29 +117,29 @@ def _spread(found: Found) -> float:
     return 0.0 if math.isnan(found.deviation) else found.deviation
 
 
-# Putting the report of an ablation into a document, between marks, so that no number in it is typed by hand.
+# Inserting the report of an ablation into a document, between markers, so that no number is typed by hand.
 
 
 def marks(name: str) -> tuple[str, str]:
-    """The lines between which the report of the ablation `name` stands; Markdown does not show them."""
+    """The lines that enclose the report of the ablation `name`; invisible in rendered Markdown."""
     return f"<!-- begin of {name} -->", f"<!-- end of {name} -->"
 
 
 def check_document(document: Path, name: str) -> None:
-    """Raise InputError unless the document has both marks once, in their order."""
+    """Raise InputError unless the document contains both markers once, in this order."""
     text = document.read_text(encoding="utf-8") if document.is_file() else None
     begin, end = marks(name)
     if text is None or text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        found = "there is no such file" if text is None else "they are not there once each, in this order"
+        found = "there is no such file" if text is None else "they do not occur once each, in this order"
         raise InputError(
-            f"{document}: expected the lines {begin!r} and {end!r}, between which the report goes; {found}"
+            f"{document}: expected the lines {begin!r} and {end!r} to insert the report between them; {found}"
         )
 
 
 def put_into(document: Path, name: str, report: Path) -> list[Path]:
-    """Replace what is between the marks by the report, its picture beside the document; gives the files written.
+    """Replace the text between the markers by the report, and copy its plot; returns the files written.
 
-    The picture lies in a folder called as the document: experiments/<name>.png for experiments.md.
+    The plot goes to a folder named like the document: experiments/<name>.png for experiments.md.
     """
     check_document(document, name)
     picture = document.parent / document.stem / f"{name}.png"
@@ -151,7 +151,7 @@ def put_into(document: Path, name: str, report: Path) -> list[Path]:
 
 
 def fill(document: Path, name: str, text: str) -> None:
-    """Replace what is between the marks of `name`; raises InputError where they are not."""
+    """Replace the text between the markers of `name`; raises InputError if they are missing."""
     check_document(document, name)
     begin, end = marks(name)
     before, _, rest = document.read_text(encoding="utf-8").partition(begin)

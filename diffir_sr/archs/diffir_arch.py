@@ -1,4 +1,4 @@
-"""DiffIR's two stages, composed of the parts; names, arguments and state-dict keys are the published ones."""
+"""DiffIR's two stages; names, arguments and state-dict keys are the published ones."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _NORMS = {"BiasFree": False, "WithBias": True}
 
 
 class _DiffIR(nn.Module):
-    """What both stages are: a body G, the geometry it works in, and the padding that the geometry asks for."""
+    """Base of both stages: a body G, its geometry, and the padding that the geometry requires."""
 
     RENAMED = RENAMED
     RULES = (geometry_exists,)
@@ -72,7 +72,7 @@ class _DiffIR(nn.Module):
             geometry=self.geometry,
             dim=dim,
             num_blocks=num_blocks,
-            # The published inpainting network takes the option and builds none.
+            # The published inpainting network accepts the option but ignores it.
             num_refinement_blocks=0 if task == "inpaint" else num_refinement_blocks,
             heads=heads,
             expansion=ffn_expansion_factor,
@@ -83,26 +83,26 @@ class _DiffIR(nn.Module):
 
     @classmethod
     def size_rule_of(cls, argument: Callable[[str, Any], Any]) -> SizeRule:
-        """The size rule of a network by its arguments, `argument(name, default)`; OptionError if there is none."""
+        """The size rule of a network with the arguments `argument(name, default)`; OptionError if it does not exist."""
         geometry = geometry_of(argument("task", "sr"), argument("scale", None))
         return SizeRule(geometry.multiple_of, geometry.scale)
 
     @property
     def task(self) -> str:
-        """What the network is for: sr, deblur or inpaint."""
+        """The task: sr, deblur or inpaint."""
         return self.geometry.task
 
     @property
     def conditions(self) -> frozenset[str]:
-        """What restoring needs beside the degraded picture."""
+        """Inputs of `restore` besides the degraded image."""
         return frozenset({"mask"} if self.geometry.channels == 4 else ())
 
     def restore_under(self, lq: Tensor, prior: Tensor) -> Tensor:
-        """The image (B, 3, H * scale, W * scale) that the body makes of `lq` (padded sides) under a prior."""
+        """Run the body on `lq` (padded sides) with a prior; returns (B, 3, H * scale, W * scale)."""
         return self.G(lq, prior)
 
     def padded(self, lq: Tensor) -> Tensor:
-        """`lq` enlarged at the right and bottom to the sides that the network can take."""
+        """`lq` padded at the right and bottom to sides that the network accepts."""
         return pad_to_multiple(lq, multiple_of=self.multiple_of)
 
     def cropped(self, image: Tensor, lq: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class DiffIRS1(_DiffIR):
         return super().conditions | {"gt"}
 
     def restore(self, lq: Tensor, *, noise: Noise, gt: Tensor, mask: Tensor | None = None) -> Tensor:
-        """See `families.base.Restores`; the prior has seen the ground truth `gt`, so there is nothing to draw."""
+        """See `families.base.Restores`; the prior comes from the ground truth `gt`, so no noise is needed."""
         lq = with_mask(lq, mask)
         return self.restore_under(lq, self.E(lq, gt))
 
@@ -192,19 +192,19 @@ class DiffIRS1(_DiffIR):
 
 
 class DiffIRS2(_DiffIR):
-    """Stage 2: the prior comes from noise, walked back under a condition seen in the degraded image alone.
+    """Stage 2: the prior is denoised from noise, with a condition computed from only the degraded image.
 
     forward(lq, prior, noise=...): training gives (image, priors after each reverse step) and needs the stage-1
-    prior and noise (B, 256). Evaluation gives the image and needs lq only; noise defaults to each picture's own.
-    As official S2_arch.py:DiffIRS2. The last six arguments are ours: `prediction` x0 (published) or eps (the paper's
-    text); `use_diffusion` False takes the condition itself for the prior (the paper's V1, worse); `variance_noise` adds
-    noise after each step (V4, worse); `rescale_schedule` ends the schedule in noise for any `timesteps` (the paper:
-    large gains up to 3, none beyond 4); `prior_width`.
+    prior and noise (B, 256). Evaluation gives the image and needs only lq; by default, noise is determined by the
+    image. As official S2_arch.py:DiffIRS2. The last six arguments are ours: `prediction` x0 (published) or eps (the
+    paper's text); `use_diffusion` False takes the condition itself for the prior (the paper's V1, worse);
+    `variance_noise` adds noise after each step (V4, worse); `rescale_schedule` ends the schedule in noise for any
+    `timesteps` (the paper: large gains up to 3, none beyond 4); `prior_width`.
     """
 
     ARGUMENTS = Stage2Arguments
     stage = 2
-    paper_row = "DiffIR_S2"  # of the paper's tables, evaluation/paper_tables.yml
+    paper_row = "DiffIR_S2"  # in the paper's tables, evaluation/paper_tables.yml
 
     @takes_old_names
     def __init__(
@@ -258,7 +258,7 @@ class DiffIRS2(_DiffIR):
         if rescale_schedule:
             linear_start, linear_end = rescaled_end(timesteps, start=linear_start)
         self.denoise = PriorDenoiser(n_denoise_res=n_denoise_res, steps=timesteps, prior_width=prior_width)
-        # The same two objects again: published checkpoints hold them under both names.
+        # The same two objects again, since published checkpoints contain them under both names.
         self.diffusion = PriorDiffusion(
             model=self.denoise,
             condition=self.condition,
@@ -278,10 +278,10 @@ class DiffIRS2(_DiffIR):
         prior_only: bool = False,
         step: Tensor | None = None,
     ) -> Any:
-        """See the class. `prior_only` stops before the body: training then gives the priors alone (warm-up).
+        """See the class. `prior_only` stops before the body: training then gives only the priors (warm-up).
 
-        `step` (B,) trains the diffusion apart from the body (the paper's V2): gives (image, [guess at that step]), and
-        the image has no gradient to the estimator.
+        `step` (B,) trains the diffusion separately from the body (the paper's V2): returns (image, [estimate at that
+        step]), and the image has no gradient to the estimator.
         """
         check_image(lq, channels=self.geometry.channels, name="lq")
         if self.training:
@@ -295,23 +295,23 @@ class DiffIRS2(_DiffIR):
         return estimated if prior_only else self.cropped(self.restore_under(whole, estimated), lq)
 
     def restore(self, lq: Tensor, *, noise: Noise, mask: Tensor | None = None) -> Tensor:
-        """See `families.base.Restores`: the prior is walked back from noise, then the body runs once."""
+        """See `families.base.Restores`: the prior is denoised from noise, then the body runs once."""
         lq = with_mask(lq, mask)
         return self.restore_under(lq, self.encode(lq, noise=noise.normal((len(lq), self.prior_width))))
 
     def encode(self, lq: Tensor, *, noise: Tensor) -> Tensor:
-        """The prior (B, 256) of `lq` (padded sides), walked back from `noise` (B, 256)."""
+        """The prior (B, 256) of `lq` (padded sides), denoised from `noise` (B, 256)."""
         return self.denoise_prior(self.condition(lq), noise=noise)
 
     def denoise_prior(self, condition: Tensor, *, noise: Tensor) -> Tensor:
-        """The prior (B, 256) that belongs to a condition (B, 256), walked back from `noise` (B, 256)."""
+        """The prior (B, 256) for a condition (B, 256), denoised from `noise` (B, 256)."""
         if not self.use_diffusion:
             return condition
         return cast(Tensor, self.diffusion.reverse(noise.to(condition), condition)[-1])
 
     def _separate_step(self, lq: Tensor, prior: Tensor | None, noise: Tensor | None, step: Tensor) -> Any:
         if prior is None or noise is None or not self.use_diffusion:
-            raise InputError("training the diffusion apart needs a diffusion, the stage-1 prior and noise")
+            raise InputError("training the diffusion separately needs a diffusion, the stage-1 prior and noise")
         condition = self.condition(lq)
         guess = self.diffusion.predict_x0(prior, noise, step, condition)
         with torch.no_grad():
@@ -332,7 +332,7 @@ def _check_body(dim: int, num_blocks: Sequence[int], heads: Sequence[int], norm:
 
 
 def _check_channels(inp_channels: int | None, geometry: TaskGeometry) -> None:
-    # Published super-resolution files always say 3, whatever the folding makes of it.
+    # Published super-resolution files always state 3, regardless of the pixel unshuffle.
     possible = {geometry.channels, geometry.channels * geometry.body_unshuffle**2}
     if inp_channels is not None and inp_channels not in possible:
         raise OptionError(

@@ -1,4 +1,4 @@
-"""DIRformer: the U-shaped transformer that restores an image under the guidance of a prior."""
+"""DIRformer: the U-shaped transformer that restores an image guided by a prior."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _PatchEmbed(nn.Module):
 
 
 def _tail(channels: int) -> nn.Sequential:
-    """x4: two convolutions with pixel shuffle, then one to the image."""
+    """x4 upsampling: two convolutions with pixel shuffle, then one to the image."""
 
     def double() -> list[nn.Module]:
         return [nn.Conv2d(channels, 4 * channels, 3, padding=1), nn.PixelShuffle(2)]
@@ -54,7 +54,7 @@ class DIRformer(nn.Module):
     ) -> None:
         super().__init__()
         self.geometry = geometry
-        self.fast_training = False  # train in the form of `training_form.py`: the same numbers to rounding
+        self.fast_training = False  # train in the form of `training_form.py`, equal to rounding
 
         def level(width: int, depth: int, head_count: int) -> Level:
             def block() -> Block:

@@ -1,4 +1,4 @@
-"""How an image enters and leaves the networks: the numbers by which the tasks differ, and the size rule."""
+"""Geometry of DiffIR's networks per task (channels, folding, scale, size rule), and their options."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.option_types import Blocks, Found, Positive, Section, Small, View, Whole
 
-GT_UNSHUFFLE = 4  # the ground truth enters the stage-1 prior encoder folded by 4 in every task
-BODY_DEPTH = 8  # the body halves its input three times
+GT_UNSHUFFLE = 4  # pixel unshuffle of the ground truth for the stage-1 prior encoder, in every task
+BODY_DEPTH = 8  # the body downsamples three times by 2
 
 
 @dataclass(frozen=True)
@@ -25,25 +25,25 @@ class TaskGeometry:
 
     task: str
     scale: int = 1  # output size / input size
-    channels: int = 3  # of the image that the network is given
+    channels: int = 3  # of the input image
     body_unshuffle: int = 1  # pixels folded into channels before the body
     prior_unshuffle: int = 4  # the same before the prior encoder
     upsample: int = 1  # after the body; scale = upsample / body_unshuffle
-    residual: bool = True  # the input, enlarged by nearest neighbour, is added to the output
+    residual: bool = True  # whether the input, enlarged by nearest neighbour, is added to the output
 
     @property
     def multiple_of(self) -> int:
-        """Pixels: height and width of an input must be multiples of this; networks pad to it when evaluating."""
+        """Required divisor of input height and width in pixels; networks pad to it in evaluation."""
         return BODY_DEPTH * self.body_unshuffle
 
     @property
     def prior_channels(self) -> int:
-        """Channels that the prior encoder sees of the degraded image."""
+        """Channels of the degraded image in the input of the prior encoder."""
         return self.channels * self.prior_unshuffle**2
 
 
 def _super_resolution(scale: int) -> TaskGeometry:
-    # Every scale shares the x4 tail; x2 and x1 fold the surplus into channels at the input.
+    # All scales share the x4 tail; x2 and x1 compensate with pixel unshuffle at the input.
     fold = 4 // scale
     return TaskGeometry("sr", scale=scale, body_unshuffle=fold, prior_unshuffle=fold, upsample=4)
 
@@ -57,7 +57,7 @@ TASKS = tuple(dict.fromkeys(task for task, _ in GEOMETRIES))
 
 
 def geometry_of(task: str, scale: int | None = None) -> TaskGeometry:
-    """The geometry of a task; `scale` matters for 'sr' alone (default 4) and must be 1 or absent elsewhere."""
+    """The geometry of a task; `scale` applies only to 'sr' (default 4) and must be 1 or None otherwise."""
     scale = scale if scale is not None else (4 if task == "sr" else 1)
     if (task, scale) in GEOMETRIES:
         return GEOMETRIES[task, scale]
@@ -68,10 +68,9 @@ def geometry_of(task: str, scale: int | None = None) -> TaskGeometry:
 
 
 def pad_to_multiple(image: Tensor, *, multiple_of: int) -> Tensor:
-    """Pad (B, C, H, W) at the right and bottom until both sides divide; mirrored, then repeated where too small.
+    """Pad (B, C, H, W) at the right and bottom to multiples, by reflection, then by replication if the image is small.
 
-    Mirroring cannot add more than the image has, so an image of a few pixels is mirrored as far as it goes
-    and its last row or column is repeated for the rest.
+    Reflection cannot add more than the image has, so for an image of a few pixels the last row or column is repeated.
     """
     height, width = image.shape[-2:]
     right, bottom = -width % multiple_of, -height % multiple_of
@@ -83,7 +82,7 @@ def pad_to_multiple(image: Tensor, *, multiple_of: int) -> Tensor:
 
 
 def with_mask(lq: Tensor, mask: Tensor | None) -> Tensor:
-    """`lq` (B, 3, H, W) and the mask of missing pixels (B, 1, H, W) as the one image that inpainting networks take."""
+    """The input of inpainting networks from `lq` (B, 3, H, W) and the mask of missing pixels (B, 1, H, W)."""
     return lq if mask is None else torch.cat([lq, mask.to(lq)], dim=1)
 
 
@@ -94,16 +93,16 @@ def check_image(image: Tensor, *, channels: int, name: str) -> None:
 
 
 def check_multiple(image: Tensor, *, multiple_of: int, name: str) -> None:
-    """Raise InputError unless both sides of `image` divide by `multiple_of` (training does not pad)."""
+    """Raise InputError unless both sides of `image` are multiples of `multiple_of` (training does not pad)."""
     height, width = image.shape[-2:]
     if height % multiple_of or width % multiple_of:
         raise InputError(
             f"{name}: training patches must be multiples of {multiple_of} pixels, got {height}x{width}; "
-            f"choose gt_size so that the {name} patch divides by {multiple_of}"
+            f"choose gt_size so that the {name} patch is a multiple of {multiple_of}"
         )
 
 
-# What DiffIR's networks say about their options: arguments with bounds, rules, and repairs of published files.
+# Declarations of DiffIR's networks: arguments with bounds, rules, and corrections of published files.
 
 
 RENAMED = {"retuned": "rescale_schedule", "prior_sees": "prior_input"}
@@ -116,24 +115,26 @@ _Width = Annotated[Whole, Field(ge=1, le=4096)]
 class BodyArguments(Section):
     """Arguments of both stages."""
 
-    task: str = Field(description="What is restored: sr (super-resolution), deblur or inpaint.")
-    scale: Small = Field(description="Output size over input size: 1, 2 or 4 for sr (4 if absent), 1 for other tasks.")
+    task: str = Field(description="Task: sr (super-resolution), deblur or inpaint.")
+    scale: Small = Field(
+        description="Ratio of output size to input size: 1, 2 or 4 for sr (default 4), 1 for other tasks."
+    )
     n_encoder_res: Blocks = Field(description="Residual blocks of the prior encoder.")
-    inp_channels: Small = Field(description="Has no effect but must suit the task if given; published files carry it.")
+    inp_channels: Small = Field(description="No effect, but must match the task if given; present in published files.")
     out_channels: Literal[3] = Field(description="Channels of the restored image; always 3.")
     dim: _Width = Field(description="Channels of the first level of the body.")
-    num_blocks: _Levels = Field(description="Transformer blocks on each of the four levels.")
-    num_refinement_blocks: Blocks = Field(
-        description="Transformer blocks after the last level; has no effect for inpaint."
+    num_blocks: _Levels = Field(description="Transformer blocks of each of the four levels.")
+    num_refinement_blocks: Blocks = Field(description="Transformer blocks after the last level; no effect for inpaint.")
+    heads: _Heads = Field(
+        description="Attention heads of each of the four levels; each must divide the channels there."
     )
-    heads: _Heads = Field(description="Attention heads on each of the four levels; each divides the channels there.")
     ffn_expansion_factor: Annotated[Positive, Field(le=64)] = Field(
-        description="Width inside the feed-forward parts over their channels."
+        description="Expansion of the feed-forward layers relative to their channels."
     )
-    prior_width: _Width = Field(description="Numbers in the prior; published: 256.")
+    prior_width: _Width = Field(description="Width of the prior; published: 256.")
     bias: bool = Field(description="Whether convolutions of the body have a bias.")
     LayerNorm_type: Literal["BiasFree", "WithBias"] = Field(
-        description="BiasFree (norms scale) or WithBias (norms scale and shift)."
+        description="BiasFree (norms only scale) or WithBias (norms scale and shift)."
     )
 
 
@@ -141,7 +142,7 @@ class Stage1Arguments(BodyArguments):
     """Arguments of stage 1."""
 
     prior_input: Literal["lq_gt", "gt"] = Field(
-        description="What the prior is made of: lq_gt, both images (published), or gt, the ground truth alone."
+        description="Input of the prior encoder: lq_gt, both images (published), or gt, only the ground truth."
     )
 
 
@@ -152,22 +153,22 @@ class Stage2Arguments(BodyArguments):
     linear_start: Annotated[Positive, Field(lt=1)] = Field(description="Variance of the first diffusion step.")
     linear_end: Annotated[Positive, Field(lt=1)] = Field(description="Variance of the last diffusion step.")
     timesteps: Annotated[Whole, Field(ge=1, le=10_000)] = Field(
-        description="Diffusion steps; a network works with the number that it was trained with."
+        description="Diffusion steps; must be the number used in training."
     )
     prediction: Literal["x0", "eps"] = Field(
-        description="What the denoiser predicts: x0, the clean prior (published), or eps, the noise."
+        description="Prediction of the denoiser: x0, the clean prior (published), or eps, the noise."
     )
     use_diffusion: bool = Field(
-        description="Whether the prior is diffused; else the condition itself is it (the paper's V1, worse)."
+        description="Whether the prior is estimated by diffusion; else it is the condition (the paper's V1, worse)."
     )
-    variance_noise: bool = Field(description="Whether steps back add noise (the paper's V4, worse).")
+    variance_noise: bool = Field(description="Whether reverse steps add noise (the paper's V4, worse).")
     rescale_schedule: bool = Field(
-        description="Whether linear_end is chosen so that x_T is noise for any timesteps (the paper's ablation over T)."
+        description="Whether linear_end is set so that x_T is noise for any timesteps (the paper's ablation over T)."
     )
 
 
 def takes_old_names(init: Callable[..., None]) -> Callable[..., None]:
-    """A constructor that also takes the earlier names of its arguments, which model cards may hold."""
+    """A constructor that also accepts earlier names of its arguments, which model cards may contain."""
 
     @wraps(init)
     def constructor(self: Any, **given: Any) -> None:
@@ -184,11 +185,11 @@ def settle_values(values: dict[str, Any], at: tuple[str, ...]) -> Found:
     section = values[at[0]]
     if section.get("prior_input") == "both":
         section["prior_input"] = "lq_gt"
-        yield (*at, "prior_input"), "both is now called lq_gt"
+        yield (*at, "prior_input"), "both is now named lq_gt"
 
 
 def settle_task(values: dict[str, Any], at: tuple[str, ...]) -> Found:
-    """Published deblurring files use the names of the super-resolution networks; their dataset tells them apart."""
+    """Published deblurring files use the names of the super-resolution networks; their dataset identifies them."""
     datasets = values.get("datasets")
     sections = datasets.values() if isinstance(datasets, Mapping) else ()
     deblurs = any(isinstance(one, Mapping) and one.get("type") == "DeblurPairedDataset" for one in sections)
@@ -206,7 +207,7 @@ def settle_task(values: dict[str, Any], at: tuple[str, ...]) -> Found:
 
 
 def geometry_exists(view: View, at: tuple[str, ...]) -> Found:
-    """There is a network for this task and scale."""
+    """A network exists for this task and scale."""
     task = view.effective(*at, "task")
     try:
         geometry_of(task, view.get(*at, "scale"))
@@ -215,7 +216,7 @@ def geometry_exists(view: View, at: tuple[str, ...]) -> Found:
 
 
 def refinement_has_effect(view: View, at: tuple[str, ...]) -> Found:
-    """The published inpainting network has no refinement blocks, whatever its file says."""
+    """The published inpainting network has no refinement blocks, regardless of the option."""
     if view.get(*at, "task") == "inpaint" and view.get(*at, "num_refinement_blocks"):
         yield (
             (*at, "num_refinement_blocks"),

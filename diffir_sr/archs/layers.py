@@ -1,4 +1,4 @@
-"""Building blocks of the DIRformer (DiffIR paper, section 3.1): attention and feed-forward steered by a prior.
+"""Building blocks of the DIRformer (DiffIR paper, section 3.1): attention and feed-forward modulated by a prior.
 
 Shapes: features (B, C, H, W), prior (B, 256). Attribute names are those of the published checkpoints.
 """
@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-PRIOR_WIDTH = 256  # numbers in a prior as published, the paper's 4 C' with C' = 64
+PRIOR_WIDTH = 256  # published width of the prior, the paper's 4 C' with C' = 64
 
 
 class _Gain(nn.Module):
-    """Holder of a norm's weights under the published key `body.*`."""
+    """Holds the weights of a norm under the published key `body.*`."""
 
     def __init__(self, channels: int, *, with_bias: bool) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class _Gain(nn.Module):
 
 
 def in_full(x: Tensor) -> Tensor:
-    """x, in float32 if it is in half precision: statistics over many values need the digits and the range."""
+    """x, in float32 if it is in half precision: statistics over many values need precision and range."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -124,9 +124,9 @@ class Block(nn.Module):
 
 
 class Level(nn.ModuleList):
-    """Blocks applied in order, all steered by the same prior; a ModuleList keeps the published key names.
+    """Blocks applied in order, all modulated by the same prior; a ModuleList keeps the published key names.
 
-    With `checkpointing` a training keeps what goes into each block alone, and computes the block again in its backward.
+    With `checkpointing`, training stores only the input of each block and recomputes the block in the backward pass.
     """
 
     checkpointing = False

@@ -1,6 +1,6 @@
-"""The prior (the paper's IPR): CPEN squeezes images into it, the denoiser estimates it from noise.
+"""The prior (the paper's IPR): CPEN extracts it from images, the denoiser estimates it from noise.
 
-Every LeakyReLU has slope 0.1. A prior is the output of one, so its negative side is a tenth as long.
+Every LeakyReLU has slope 0.1. A prior is the output of one, so its negative values are scaled by a tenth.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class _Residual(nn.Module):
 
 
 class CPEN(nn.Module):
-    """Compact prior extraction network: what is worth knowing about an image, as 256 numbers.
+    """Compact prior extraction network: encodes images as 256 numbers.
 
-    Stage 1 sees the degraded image and the ground truth, stage 2 the degraded image alone. Each is folded by
-    pixel unshuffle to the same size first (as published; the paper folds after concatenating).
+    Stage 1 sees the degraded image and the ground truth, stage 2 only the degraded image. Each is first folded to the
+    same size by pixel unshuffle (as in the published code; in the paper, after concatenation).
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class CPEN(nn.Module):
         prior_width: int = PRIOR_WIDTH,
         sees_lq: bool = True,
     ) -> None:
-        """`sees_lq` False leaves the degraded image out (stage 1 with the ground truth alone)."""
+        """`sees_lq` False leaves the degraded image out (stage 1 with only the ground truth)."""
         super().__init__()
         if prior_width < 4 or prior_width % 4:
             raise OptionError(f"prior_width: expected a multiple of 4, got {prior_width}")
@@ -86,7 +86,7 @@ class CPEN(nn.Module):
 
 
 class _Dense(nn.Module):
-    """Linear layer and activation; published as "ResMLP", although nothing is added back."""
+    """Linear layer and activation; published as "ResMLP", although it has no residual connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class _Dense(nn.Module):
 
 
 class PriorDenoiser(nn.Module):
-    """Guess the clean prior from a noisy one, the step and the condition: (B, 256) each, step (B,)."""
+    """Predicts the clean prior from a noisy one, the step and the condition: (B, 256) each, step (B,)."""
 
     def __init__(self, *, n_denoise_res: int, steps: int, prior_width: int = PRIOR_WIDTH) -> None:
         super().__init__()

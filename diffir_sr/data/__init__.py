@@ -1,1 +1,1 @@
-"""Images in: folders and LMDBs read alike, pairs checked, samples made from a seed and a draw number."""
+"""Data: folders and LMDBs with a common interface, checks of pairs, and samples determined by seed and draw number."""

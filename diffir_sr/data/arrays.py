@@ -1,4 +1,4 @@
-"""Image arrays as tensors, and the crops, flips and turns of training patches."""
+"""Converting image arrays to tensors, and crops, flips and rotations of training patches."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from diffir_sr.data.sources import Picture
 
 
 def as_rgb_float(image: np.ndarray) -> np.ndarray:
-    """float32 RGB (H, W, 3) in [0, 1] of an array as read; grey becomes three equal channels, alpha is dropped."""
+    """Convert an array as read to float32 RGB (H, W, 3) in [0, 1]; grey is repeated, alpha is dropped."""
     colours = np.repeat(image[..., :1], 3, axis=2) if image.shape[2] < 3 else image[..., :3]
     scale = np.float32(1 / {"uint8": 255, "uint16": 65535}.get(image.dtype.name, 1))
     return colours.astype(np.float32) * scale
 
 
 def random_corner(rng: np.random.Generator, image: Picture, size: int) -> tuple[int, int]:
-    """Top and left of a square of `size` pixels in an image (H, W, C), all places equally likely."""
+    """Top and left of a random square of `size` pixels in an image (H, W, C), uniformly distributed."""
     return int(rng.integers(image.shape[0] - size + 1)), int(rng.integers(image.shape[1] - size + 1))
 
 
 def turned(image: np.ndarray, *, flip: bool, turns: int) -> np.ndarray:
-    """Mirrored left to right, then turned by quarters: together all eight symmetries of a square."""
+    """Mirror horizontally, then rotate by multiples of 90 degrees: together all eight symmetries of a square."""
     return np.rot90(image[:, ::-1] if flip else image, turns)
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
-    """An array as read, (H, W, C), to float32 RGB (3, H, W) in [0, 1]."""
+    """Convert an array as read, (H, W, C), to float32 RGB (3, H, W) in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(as_rgb_float(image).transpose(2, 0, 1)))
 
 
 def to_bytes(image: np.ndarray) -> Tensor:
-    """An 8-bit array as read, (H, W, C), to uint8 RGB (3, H, W)."""
+    """Convert an 8-bit array as read, (H, W, C), to uint8 RGB (3, H, W)."""
     colours = np.broadcast_to(image[..., :1], (*image.shape[:2], 3)) if image.shape[2] < 3 else image[..., :3]
     planes = np.empty((3, *colours.shape[:2]), np.uint8)
     cv2.split(np.ascontiguousarray(colours), [planes[0], planes[1], planes[2]])

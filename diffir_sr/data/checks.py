@@ -1,4 +1,4 @@
-"""Whether the data of a dataset section can be used, asked before a run; what stands for BasicSR's classes."""
+"""Checks, before a run, that the data of a dataset section can be used; substitutes for BasicSR's own classes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from diffir_sr.option_types import Found, Number, Positive, Section, Small, View
 
 
 def check_dataset_options(opt: Mapping[str, Any]) -> None:
-    """Raise InputError unless the data of a section can be used; datasets that cannot be asked pass."""
+    """Raise InputError unless the data of a section can be used; datasets without a check pass."""
     known = dict(iter(DATASET_REGISTRY))
     check = getattr(declaring(known.get(opt.get("type"))), "check_options", None)
     if check is not None:
@@ -27,11 +27,11 @@ def check_dataset_options(opt: Mapping[str, Any]) -> None:
 
 
 class NormalisedOptions(Section):
-    """What BasicSR's datasets do to images."""
+    """Options of BasicSR's datasets for processing images."""
 
     mean: list[Number] | None = Field(None, min_length=3, max_length=3, description="Mean of R, G, B to subtract.")
     std: list[Positive] | None = Field(
-        None, min_length=3, max_length=3, description="Deviation of R, G, B to divide by."
+        None, min_length=3, max_length=3, description="Standard deviation of R, G, B to divide by."
     )
     color: Literal["y"] | None = Field(None, description="y: luma only.")
 
@@ -49,14 +49,16 @@ class PairedImageOptions(NormalisedOptions):
     dataroot_gt: str = Field(description="Folder or LMDB of the ground truth.")
     dataroot_lq: str = Field(description="Folder or LMDB of the degraded images.")
     meta_info_file: str | None = Field(None, description="Text file that lists the images to use; by default all.")
-    filename_tmpl: str = Field("{}", description="Name of a degraded image, {} being the ground truth's: {}x4.")
-    gt_size: Small | None = Field(None, description="Side in pixels of training patches; needed in datasets.train.")
-    use_hflip: bool = Field(False, description="Whether patches are mirrored at random; needed in datasets.train.")
-    use_rot: bool = Field(False, description="Whether patches are turned at random; needed in datasets.train.")
+    filename_tmpl: str = Field(
+        "{}", description="Name of a degraded image, with {} for the name of the ground truth, such as {}x4."
+    )
+    gt_size: Small | None = Field(None, description="Side of training patches in pixels; required in datasets.train.")
+    use_hflip: bool = Field(False, description="Whether patches are randomly mirrored; required in datasets.train.")
+    use_rot: bool = Field(False, description="Whether patches are randomly rotated; required in datasets.train.")
 
 
 def same_storage(view: View, at: tuple[str, ...]) -> Found:
-    """BasicSR's pairs lie in two folders or two LMDBs."""
+    """BasicSR's pairs are in two folders or two LMDBs."""
     kinds = {_names_lmdb(view.get(*at, root)) for root in ("dataroot_gt", "dataroot_lq") if view.has(*at, root)}
     if not view.has(*at, "io_backend", "type") and len(kinds) > 1:
         yield (*at, "dataroot_lq"), f"{view.get(*at, 'type')} needs two folders or two LMDBs, found one of each"
@@ -67,7 +69,7 @@ def _names_lmdb(root: str) -> bool:
 
 
 class SingleImages:
-    """Stands for BasicSR's SingleImageDataset, whose messages name neither path nor remedy."""
+    """Checks for BasicSR's SingleImageDataset, whose own messages name neither path nor remedy."""
 
     OPTIONS: ClassVar[Any] = SingleImageOptions
 
@@ -80,7 +82,7 @@ class SingleImages:
 
 
 class PairedImages:
-    """Stands for BasicSR's PairedImageDataset, likewise."""
+    """Checks for BasicSR's PairedImageDataset."""
 
     OPTIONS: ClassVar[Any] = PairedImageOptions
     RULES = (same_storage,)
@@ -93,7 +95,7 @@ class PairedImages:
         roots = roots_of(opt, "dataroot_lq")[0], roots_of(opt, "dataroot_gt")[0]
         check_backend(opt)
         options, training = PairedImageOptions.of(opt), opt.get("phase") == "train"
-        # From LMDBs, BasicSR's class takes every key as it is.
+        # For LMDBs, BasicSR's class uses every key unchanged.
         plain = all(is_lmdb(Path(os.path.expanduser(root))) for root in roots)
         found = find_pairs(
             *roots,
@@ -107,7 +109,7 @@ class PairedImages:
         check_basicsr_reads([found.lq, found.gt], listed=bool(options.meta_info_file), paired=names)
 
 
-# What BasicSR's own dataset classes cannot read although ours can, said before they fail in their own words.
+# Data that BasicSR's own dataset classes cannot read although ours can, reported before they fail.
 
 
 def check_basicsr_reads(
@@ -115,7 +117,7 @@ def check_basicsr_reads(
 ) -> None:
     """Raise InputError unless BasicSR's Paired- or SingleImageDataset can read these sources.
 
-    `listed`: a meta_info_file names the images. `paired`: for two folders, the names of each, partner by partner.
+    `listed`: whether a meta_info_file lists the images. `paired`: for two folders, the names of the partners.
     """
     ours = "PairedDataset" if len(sources) > 1 else "SingleDataset"
     faults = [fault for source in sources for fault in _faults(source, listed=listed)]
@@ -134,15 +136,15 @@ def _faults(source: Source, *, listed: bool) -> list[str]:
     if isinstance(source, LmdbSource):
         where = source.path.resolve()
         faults = [] if source.path.suffix == ".lmdb" else [f"the name of {where} does not end in .lmdb"]
-        return [*faults, f"{where} holds bare pixels (--codec raw)"] if source.is_raw else faults
+        return [*faults, f"{where} contains raw pixels (--codec raw)"] if source.is_raw else faults
     nested = [name for name in source.names if "/" in name]
     blank = [name for name in source.names if " " in name]
-    # Without a list it takes every file that is not hidden for an image.
+    # Without a list, it treats every file that is not hidden as an image.
     strange = [] if listed else _strange_files(source.path)
     where = source.path.resolve()
     faults = [f"images in sub-folders of {where}: {some(nested)}"] if nested else []
-    faults += [f"names with blanks in its list, under {where}: {some(blank)}"] if blank and listed else []
-    return faults + ([f"files that are no images in {where}: {some(strange)}"] if strange else [])
+    faults += [f"names with spaces in its list, under {where}: {some(blank)}"] if blank and listed else []
+    return faults + ([f"files that are not images in {where}: {some(strange)}"] if strange else [])
 
 
 def _strange_files(folder: Path) -> list[str]:

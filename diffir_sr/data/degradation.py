@@ -1,7 +1,7 @@
-"""The second-order degradation of Real-ESRGAN as one object: ground truth and kernels in, degraded image out.
+"""The second-order degradation of Real-ESRGAN: from ground truth and kernels to the degraded image.
 
-Twice blur, resize, noise and JPEG, then a sinc filter before or after the last JPEG. Every random choice comes from the
-generator given. Blur, JPEG and sharpening are BasicSR's.
+Blur, resize, noise and JPEG are applied twice, with a sinc filter before or after the last JPEG. All random choices
+come from the given generator. Blur, JPEG and sharpening are BasicSR's.
 """
 
 from __future__ import annotations
@@ -42,38 +42,46 @@ _MODES = ("area", "bilinear", "bicubic")
 
 
 class DegradationOptions(Section):
-    """How images of a RealESRGANDataset are degraded; the defaults are the published values."""
+    """Degradation of images of a RealESRGANDataset; the defaults are the published values."""
 
-    gt_size: Small = Field(256, description="Side in pixels of the patches cut after degradation.")
+    gt_size: Small = Field(256, description="Side in pixels of the patches cropped after degradation.")
     degradation_sharing: Literal["batch", "image"] = Field(
         "batch",
-        description="batch (published): decisions are shared by a batch and a pool mixes batches; image: each image "
-        "has its own, which neither batch size, ranks nor resuming change.",
+        description="batch (published): decisions are shared within a batch, and a pool mixes batches; image: each "
+        "image has its own, independent of batch size, ranks and resuming.",
     )
     queue_size: Small = Field(
-        180, description="Pairs in the pool of degradation_sharing: batch; a multiple of batch_size_per_gpu."
+        180, description="Size of the pool of pairs with degradation_sharing: batch; a multiple of batch_size_per_gpu."
     )
-    high_order_degradation: bool = Field(True, description="Whether images are degraded; false is refused.")
-    resize_prob: ResizeShares = Field([0.2, 0.7, 0.1], description="Chances to enlarge, shrink, keep; first resize.")
+    high_order_degradation: bool = Field(True, description="Whether images are degraded; false is an error.")
+    resize_prob: ResizeShares = Field(
+        [0.2, 0.7, 0.1], description="Probabilities of enlarging, shrinking, keeping; first resize."
+    )
     resize_range: ResizeRange = Field([0.15, 1.5], description="Smallest and largest factor of the first resize.")
-    gaussian_noise_prob: Probability = Field(0.5, description="Chance of Gaussian noise, else Poisson.")
-    noise_range: Range = Field([1.0, 30.0], description="Sigma of the first Gaussian noise, of 255.")
+    gaussian_noise_prob: Probability = Field(0.5, description="Probability of Gaussian noise, otherwise Poisson.")
+    noise_range: Range = Field(
+        [1.0, 30.0], description="Standard deviation of the first Gaussian noise, relative to 255."
+    )
     poisson_scale_range: Range = Field([0.05, 3.0], description="Strength of the first Poisson noise.")
-    gray_noise_prob: Probability = Field(0.4, description="Chance that the first noise has no colour.")
+    gray_noise_prob: Probability = Field(0.4, description="Probability that the first noise is grey.")
     jpeg_range: Qualities = Field([30.0, 95.0], description="Quality of the first JPEG compression.")
-    second_blur_prob: Probability = Field(0.8, description="Chance of the second blur.")
-    resize_prob2: ResizeShares = Field([0.3, 0.4, 0.3], description="Chances to enlarge, shrink, keep; second resize.")
+    second_blur_prob: Probability = Field(0.8, description="Probability of the second blur.")
+    resize_prob2: ResizeShares = Field(
+        [0.3, 0.4, 0.3], description="Probabilities of enlarging, shrinking, keeping; second resize."
+    )
     resize_range2: ResizeRange = Field([0.3, 1.2], description="Smallest and largest factor of the second resize.")
-    gaussian_noise_prob2: Probability = Field(0.5, description="Chance of Gaussian noise, else Poisson.")
-    noise_range2: Range = Field([1.0, 25.0], description="Sigma of the second Gaussian noise, of 255.")
+    gaussian_noise_prob2: Probability = Field(0.5, description="Probability of Gaussian noise, otherwise Poisson.")
+    noise_range2: Range = Field(
+        [1.0, 25.0], description="Standard deviation of the second Gaussian noise, relative to 255."
+    )
     poisson_scale_range2: Range = Field([0.05, 2.5], description="Strength of the second Poisson noise.")
-    gray_noise_prob2: Probability = Field(0.4, description="Chance that the second noise has no colour.")
+    gray_noise_prob2: Probability = Field(0.4, description="Probability that the second noise is grey.")
     jpeg_range2: Qualities = Field([30.0, 95.0], description="Quality of the second JPEG compression.")
 
 
 @dataclass(frozen=True)
 class StepRanges:
-    """What one of the two steps is drawn from; fields named as the published options."""
+    """Parameters of one of the two steps; fields are named like the published options."""
 
     blur_prob: float
     resize_prob: Sequence[float]  # up, down, keep
@@ -86,7 +94,7 @@ class StepRanges:
 
 
 def ranges_from_options(opt: Mapping[str, Any]) -> tuple[StepRanges, StepRanges]:
-    """Both steps as the top level of an option file gives them; what is absent has the published value."""
+    """Both steps from the top level of an option file, with published values as defaults."""
     options = DegradationOptions.of(opt)
     names = [name for name in StepRanges.__dataclass_fields__ if name != "blur_prob"]
     first, second = ({name: _settled(getattr(options, name + suffix)) for name in names} for suffix in ("", "2"))
@@ -116,7 +124,7 @@ class Degradation(nn.Module):
     def forward(
         self, gt: Tensor, *, kernel1: Tensor, kernel2: Tensor, sinc_kernel: Tensor, rng: np.random.Generator
     ) -> Tensor:
-        """Kernels are (B, 21, 21); `rng` decides everything, on the CPU and on a GPU alike."""
+        """Kernels are (B, 21, 21); `rng` determines all random choices, with the same results on the CPU and a GPU."""
         height, width = gt.shape[-2:]
         if height % self.scale or width % self.scale:
             raise InputError(f"gt: sides must be multiples of scale {self.scale}, got {height}x{width}")
@@ -124,7 +132,7 @@ class Degradation(nn.Module):
         smallest = min(height, width) * min(1, *self.first.resize_range, 1 / self.scale)
         if smallest < FULL // 2 + 1:
             raise InputError(
-                f"gt: {height}x{width} pixels become {smallest:.0f} when shrunk, too few for kernels of {FULL}; take "
+                f"gt: {height}x{width} pixels become {smallest:.0f} when shrunk, too few for kernels of {FULL}; use "
                 f"{int((FULL // 2 + 1) * min(height, width) / smallest) + 1} pixels or more (crop_pad_size)"
             )
         x = _blurred(gt, kernel1, self.first.blur_prob, rng)
@@ -135,18 +143,18 @@ class Degradation(nn.Module):
         factor = _resize_factor(self.second, rng)
         x = F.interpolate(x, size=(int(small[0] * factor), int(small[1] * factor)), mode=_mode(rng))
         x = _noisy(x, self.second, rng)
-        # Resizing between JPEG and sinc filter would twist lines: the two stay together, in either order.
+        # Resizing between JPEG and sinc filter would distort lines, so the two stay together, in either order.
         if rng.random() < 0.5:
             x = _filtered(F.interpolate(x, size=small, mode=_mode(rng)), sinc_kernel)
             x = self._jpeg(x, self.second, rng)
         else:
             x = self._jpeg(x, self.second, rng)
             x = _filtered(F.interpolate(x, size=small, mode=_mode(rng)), sinc_kernel)
-        return (x * 255).round().clamp(0, 255) * (1 / 255)  # as datasets and models make floats of bytes
+        return (x * 255).round().clamp(0, 255) * (1 / 255)  # like datasets and models convert bytes to floats
 
     def _jpeg(self, x: Tensor, step: StepRanges, rng: np.random.Generator) -> Tensor:
         quality = _per_image(x, rng.uniform(*step.jpeg_range, size=len(x)))
-        # Values outside [0, 1] would leave blocks of wrong colour.
+        # Values outside [0, 1] would give blocks of wrong colours.
         return self.jpeg(x.clamp(0, 1), quality=quality.flatten())
 
 
@@ -182,14 +190,14 @@ def _noisy(x: Tensor, step: StepRanges, rng: np.random.Generator) -> Tensor:
 
 
 def gaussian_noise(x: Tensor, *, sigma: Tensor, grey: Tensor, generator: torch.Generator) -> Tensor:
-    """Noise of `sigma` grey levels (B, 1, 1, 1); equal in the three channels where `grey` is 1."""
+    """Noise of `sigma` grey levels (B, 1, 1, 1); equal in the three channels if `grey` is 1."""
     coloured = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     shared = torch.randn(x[:, :1].shape, generator=generator, device=x.device, dtype=x.dtype)
     return torch.lerp(coloured, shared.expand_as(x), grey) * sigma / 255
 
 
 def poisson_noise(x: Tensor, *, grey: Tensor, generator: torch.Generator) -> Tensor:
-    """Shot noise: photon counts scaled by how many distinct values an image has, as BasicSR scales them."""
+    """Shot noise, with photon counts scaled by the number of distinct values in an image, as in BasicSR."""
     coloured = _shot_noise(x, generator)
     weights = x.new_tensor([0.2989, 0.587, 0.114])[:, None, None]
     shared = _shot_noise((x * weights).sum(1, keepdim=True), generator)
@@ -209,9 +217,9 @@ def _per_image(x: Tensor, values: np.ndarray) -> Tensor:
 
 
 class PairPool:
-    """Mixes pairs of many batches, since one batch shares its decisions (Real-ESRGAN's training pair pool).
+    """Mixes pairs of many batches, because decisions are shared within a batch (Real-ESRGAN's training pair pool).
 
-    Until it is full a batch passes through unchanged and a copy is kept; then each batch is exchanged for random pairs.
+    Until it is full, batches pass unchanged and are copied; then each batch is exchanged for random pairs.
     """
 
     def __init__(self, size: int) -> None:
@@ -220,7 +228,7 @@ class PairPool:
         self._gt: list[Tensor] = []
 
     def exchange(self, lq: Tensor, gt: Tensor, *, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Pairs (B, ...) in, as many pairs out."""
+        """Exchange pairs (B, ...) for the same number of pairs."""
         if self.size % len(lq):
             raise InputError(
                 f"queue_size {self.size} is not a multiple of the batch size {len(lq)}; choose one that is"
@@ -236,13 +244,13 @@ class PairPool:
         return out
 
     def state(self) -> dict[str, Tensor]:
-        """All pairs, (n, 3, H, W); as bytes where that loses nothing."""
+        """All pairs, (n, 3, H, W), as bytes if that is lossless."""
         if not self._lq:
             return {}
         return {"lq": _as_bytes(torch.stack(self._lq)), "gt": _as_bytes(torch.stack(self._gt))}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the pairs that `state` gave."""
+        """Restore the pairs from `state`."""
         self._lq, self._gt = (
             list(state[name].float() * (1 / 255) if state[name].dtype == torch.uint8 else state[name]) if state else []
             for name in ("lq", "gt")
@@ -254,7 +262,7 @@ def _as_bytes(images: Tensor) -> Tensor:
     return stored if torch.equal(stored.float() * (1 / 255), images) else images
 
 
-# Random blur kernels of the Real-ESRGAN degradation, drawn from a given generator (shapes are BasicSR's).
+# Random blur kernels of the Real-ESRGAN degradation, from a given generator (with BasicSR's shapes).
 
 
 SIZES = tuple(range(7, 22, 2))  # odd, equally likely
@@ -262,34 +270,34 @@ FULL = SIZES[-1]  # every kernel is padded to this
 Kernel = Literal["iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso"]
 KernelSize = Literal[7, 9, 11, 13, 15, 17, 19, 21]
 KINDS: tuple[Kernel, ...] = get_args(Kernel)
-_SHARES = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)  # published chances
+_SHARES = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)  # published probabilities
 
 
 class KernelOptions(Section):
-    """What kernels are drawn from; the defaults are the published values."""
+    """Distribution of kernels; the defaults are the published values."""
 
     blur_kernel_size: KernelSize = Field(
-        21, description="Largest side of the first kernel; odd sizes from 7 on are drawn."
+        21, description="Largest size of the first kernel; odd sizes from 7 on are drawn."
     )
     kernel_list: list[Kernel] = Field(list(KINDS), description="Kinds of kernels of the first blur.")
-    kernel_prob: Shares = Field(list(_SHARES), description="Chance of each kind.")
-    sinc_prob: Probability = Field(0.1, description="Chance of a sinc filter instead.")
-    blur_sigma: PositiveRange = Field([0.2, 3.0], description="Width of Gaussian kernels in pixels.")
+    kernel_prob: Shares = Field(list(_SHARES), description="Probability of each kind.")
+    sinc_prob: Probability = Field(0.1, description="Probability of a sinc filter instead.")
+    blur_sigma: PositiveRange = Field([0.2, 3.0], description="Standard deviation of Gaussian kernels in pixels.")
     betag_range: PositiveRange = Field([0.5, 4.0], description="Shape of generalized Gaussian kernels.")
     betap_range: PositiveRange = Field([1.0, 2.0], description="Shape of plateau kernels.")
-    blur_kernel_size2: KernelSize = Field(21, description="Largest side of the second kernel.")
+    blur_kernel_size2: KernelSize = Field(21, description="Largest size of the second kernel.")
     kernel_list2: list[Kernel] = Field(list(KINDS), description="Kinds of kernels of the second blur.")
-    kernel_prob2: Shares = Field(list(_SHARES), description="Chance of each kind.")
-    sinc_prob2: Probability = Field(0.1, description="Chance of a sinc filter instead.")
-    blur_sigma2: PositiveRange = Field([0.2, 1.5], description="Width of Gaussian kernels in pixels.")
+    kernel_prob2: Shares = Field(list(_SHARES), description="Probability of each kind.")
+    sinc_prob2: Probability = Field(0.1, description="Probability of a sinc filter instead.")
+    blur_sigma2: PositiveRange = Field([0.2, 1.5], description="Standard deviation of Gaussian kernels in pixels.")
     betag_range2: PositiveRange = Field([0.5, 4.0], description="Shape of generalized Gaussian kernels.")
     betap_range2: PositiveRange = Field([1.0, 2.0], description="Shape of plateau kernels.")
-    final_sinc_prob: Probability = Field(0.8, description="Chance of a sinc filter at the end.")
+    final_sinc_prob: Probability = Field(0.8, description="Probability of a final sinc filter.")
 
 
 @dataclass(frozen=True)
 class KernelRanges:
-    """What the kernels of one degradation step are drawn from; fields named as the published options."""
+    """Distribution of the kernels of one degradation step; fields are named like the published options."""
 
     kernel_list: Sequence[str]
     kernel_prob: Sequence[float]
@@ -313,7 +321,7 @@ class KernelRanges:
 
     @classmethod
     def from_options(cls, opt: Mapping[str, Any], *, step: int) -> KernelRanges:
-        """The ranges of step 1 or 2 of a dataset option section; what is absent has the published value."""
+        """The ranges of step 1 or 2 from a dataset option section, with published values as defaults."""
         suffix = "2" if step == 2 else ""
         options = KernelOptions.of(opt)
         values: dict[str, Any] = {name: getattr(options, name + suffix) for name in cls.__dataclass_fields__}
@@ -335,7 +343,7 @@ def blur_kernel(rng: np.random.Generator, ranges: KernelRanges) -> np.ndarray:
 
 
 def final_kernel(rng: np.random.Generator, *, final_sinc_prob: float) -> np.ndarray:
-    """The kernel of the last filter, (21, 21): a sinc filter (ringing) with that probability, else a pulse."""
+    """The kernel of the last filter, (21, 21): a sinc filter (ringing) with this probability, else an identity."""
     if rng.random() < final_sinc_prob:
         size = int(rng.choice(SIZES))
         return _padded(circular_lowpass_kernel(rng.uniform(math.pi / 3, math.pi), size, pad_to=0))
@@ -362,7 +370,7 @@ def _between(rng: np.random.Generator, limits: Sequence[float]) -> float:
 
 
 def _shape(rng: np.random.Generator, limits: Sequence[float]) -> float:
-    """Half of the kernels are flatter, half more peaked than a Gaussian (shape 1)."""
+    """Shape parameter: half of the kernels are flatter, half more peaked than a Gaussian (shape 1)."""
     return rng.uniform(limits[0], 1) if rng.random() < 0.5 else rng.uniform(1, limits[1])
 
 
@@ -372,18 +380,18 @@ def _padded(kernel: np.ndarray) -> np.ndarray:
     return (kernel / kernel.sum()).astype(np.float32)
 
 
-# From a batch of ground truth and kernels to training pairs, on the device: degrade, cut, mix.
+# From a batch of ground truth and kernels to training pairs, on the device: degrade, crop, mix.
 
 
 _KERNELS = ("kernel1", "kernel2", "sinc_kernel")
 
 
 class OnlineDegradation:
-    """Makes pairs of batches of RealESRGANDataset as the top level of an option file says.
+    """Makes training pairs from batches of RealESRGANDataset, according to the top level of an option file.
 
-    `degradation_sharing: batch` (published): a batch shares its decisions and its place of the cut, and a pool of
-    `queue_size` pairs mixes batches. `degradation_sharing: image`: every image has its own, a function of its draw
-    alone, so that no pool is needed and neither batch size, ranks nor resuming change a pair.
+    `degradation_sharing: batch` (published): a batch shares its decisions and its crop position, and a pool of
+    `queue_size` pairs mixes batches. `degradation_sharing: image`: every image has its own decisions, determined by its
+    draw, so no pool is needed, and pairs do not depend on batch size, ranks or resuming.
     """
 
     def __init__(self, opt: Mapping[str, Any], *, scale: int, device: torch.device) -> None:
@@ -402,7 +410,7 @@ class OnlineDegradation:
     ) -> tuple[Tensor, Tensor]:
         """Degraded patches (B, 3, gt_size / scale, ..) and their ground truth (B, 3, gt_size, gt_size).
 
-        `start` is what is degraded, `gt` or its sharpened form; `kernels` are (B, 21, 21); `seeds` (B,) int64.
+        `start` is the image to degrade, `gt` or its sharpened form; `kernels` are (B, 21, 21); `seeds` (B,) int64.
         """
         kernels = {name: kernels[name] for name in _KERNELS}
         if not self.by_image:
@@ -423,7 +431,7 @@ class OnlineDegradation:
         low = self.gt_size // scale
         if min(lq.shape[-2:]) < low:
             raise OptionError(
-                f"gt_size {self.gt_size} is larger than the squares that are degraded ({gt.shape[-1]} pixels); lower "
+                f"gt_size {self.gt_size} is larger than the degraded squares ({gt.shape[-1]} pixels); lower "
                 "it, or raise crop_pad_size of the dataset"
             )
         top, left = (int(rng.integers(side - low + 1)) for side in lq.shape[-2:])

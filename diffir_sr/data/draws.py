@@ -1,4 +1,4 @@
-"""What training datasets share: numbered draws, each with its own generator, so that nothing else changes a sample."""
+"""Numbered draws of training datasets, each with its own generator, so that a sample depends on nothing else."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ from diffir_sr.option_types import Positive, Section, Seed
 
 
 class Draw(NamedTuple):
-    """Which sample, and the side in pixels of its ground-truth patch where it changes during training."""
+    """Number of the draw, and the side of its ground-truth patch in pixels if it changes during training."""
 
     number: int
     gt_size: int | None = None
 
 
 class DrawnOptions(Section):
-    """Training datasets: every random choice follows from the seed and the number of the draw."""
+    """Training datasets: all random choices are determined by the seed and the draw number."""
 
     seed: Seed | None = Field(None, description="Seed of all random choices; by default manual_seed.")
     source_weights: list[Positive] | None = Field(
-        None, description="Shares of training draws where several roots are given; by default their sizes."
+        None, description="Sampling weights for several roots; by default proportional to their sizes."
     )
 
 
 class DrawnDataset(Dataset[dict[str, Any]]):
-    """A dataset whose every random choice is a function of (`seed`, draw number) alone.
+    """A dataset whose random choices are a function of only (`seed`, draw number).
 
-    The number given to [] is the draw; a sampler that never repeats one during a training sets `draws_are_unique`,
-    and then neither workers nor ranks nor resuming change a sample.
+    The index given to [] is the draw number. With a sampler that never repeats one during a training, which sets
+    `draws_are_unique`, samples do not depend on workers, ranks or resuming.
     """
 
     OPTIONS: ClassVar[Any] = DrawnOptions
-    NEEDED_IN_TRAINING: ClassVar[tuple[str, ...]] = ()  # options of this section that a training must give
+    NEEDED_IN_TRAINING: ClassVar[tuple[str, ...]] = ()  # options of this section required for training
 
     @classmethod
     def check_options(cls, opt: Mapping[str, Any]) -> None:
-        """Raise InputError unless the data of a section can be used; building one reads headers and lists alone."""
+        """Raise InputError unless the data of a section can be used; building one only reads headers and lists."""
         cls(opt)
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
         self.opt = opt  # BasicSR's models read the name of a dataset from it
         self.seed = int(opt.get("seed") or 0)
-        # Else two passes would show the same crops, so that something that differs between passes and workers is
+        # Otherwise two passes would show the same crops, so a value that differs between passes and workers is
         # mixed in.
         self.draws_are_unique = False
         self._visits = 0
@@ -62,7 +62,7 @@ class DrawnDataset(Dataset[dict[str, Any]]):
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Each image once; without this, Python would count draws up for ever."""
+        """Each image once; without this, Python would iterate over draws endlessly."""
         return (self[index] for index in range(len(self)))
 
     def random(self, draw: int) -> np.random.Generator:
@@ -74,17 +74,17 @@ class DrawnDataset(Dataset[dict[str, Any]]):
 
 
 class Mixture:
-    """Which image of which source a draw shows, with given shares of the draws.
+    """Maps draws to sources and images, with given shares of the draws.
 
-    In every pass of `len` draws each source has its share to within one draw, and its images come equally often:
-    a source with a small share shows other images in the next pass.
+    In every pass of `len` draws, each source has its share to within one draw, and its images are used equally often: a
+    source with a small share shows other images in the next pass.
     """
 
     def __init__(self, counts: Sequence[int], weights: Sequence[float] | None = None) -> None:
         """`counts`: images of each source; `weights`: shares of the draws, by default the counts."""
         if weights is not None and len(weights) != len(counts):
             raise InputError(
-                f"source_weights: {len(weights)} numbers for {len(counts)} sources; give one for each folder or LMDB"
+                f"source_weights: {len(weights)} numbers for {len(counts)} sources; give one per folder or LMDB"
             )
         shares = np.asarray(counts if weights is None else weights, float)
         if not (np.isfinite(shares).all() and (shares > 0).all()):
@@ -97,7 +97,7 @@ class Mixture:
         return int(self._ends[-1])
 
     def locate(self, draw: int) -> tuple[int, int]:
-        """(source, image in it) of a draw."""
+        """(source, image index) of a draw."""
         epoch, slot = divmod(draw, len(self))
         source = int(np.searchsorted(self._ends, slot, side="right"))
         slots = self.slots[source]
@@ -106,7 +106,7 @@ class Mixture:
 
 
 def _apportioned(total: int, shares: np.ndarray) -> list[int]:
-    """`total` places by largest remainder, at least one for each."""
+    """Distribute `total` by the largest remainder method, with at least one each."""
     exact = shares * max(total, len(shares))
     slots = np.floor(exact).astype(int)
     missing = max(total, len(shares)) - int(slots.sum())
@@ -141,7 +141,7 @@ class Curriculum:
         return next(phase for phase in self.phases if phase.last is None or iteration <= phase.last)
 
     def drawn_before(self, iteration: int) -> int:
-        """How many samples a process has used up before an iteration: where a resumed training goes on."""
+        """Number of samples that a process has used before an iteration, where a resumed training continues."""
         done = iteration - 1
         return sum(
             phase.batch * (min(done, done if phase.last is None else phase.last) - phase.first + 1)
@@ -151,10 +151,10 @@ class Curriculum:
 
 
 def curriculum_from_options(opt: Mapping[str, Any]) -> Curriculum | None:
-    """The phases of the published lists `iters`, `gt_sizes`, `mini_batch_sizes` of a dataset section; None without.
+    """The phases from the published lists `iters`, `gt_sizes`, `mini_batch_sizes` of a dataset section, or None.
 
-    The model of the published code cuts smaller patches out of a batch that was read in full; here no more is read
-    than is used, and every patch has its own place.
+    The published code crops smaller patches from a batch that was read in full; here only the required patches are
+    read, each at its own position.
     """
     names = ("iters", "gt_sizes", "mini_batch_sizes")
     lists: list[Sequence[int]] = [opt.get(name) or [] for name in names]
@@ -162,7 +162,7 @@ def curriculum_from_options(opt: Mapping[str, Any]) -> Curriculum | None:
         return None
     if len({len(values) for values in lists}) > 1:
         told = ", ".join(f"{name} has {len(values)}" for name, values in zip(names, lists, strict=True))
-        raise InputError(f"progressive training needs three lists of one length: {told}")
+        raise InputError(f"progressive training needs three lists of the same length: {told}")
     ends = list(accumulate(int(value) for value in lists[0]))
     phases = tuple(
         Phase(end - int(count) + 1, end if end != ends[-1] else None, int(size), int(batch))

@@ -1,4 +1,4 @@
-"""Images and the holes to fill in them, drawn or given, with the warps and colours of the published recipe."""
+"""The dataset for inpainting: images with random or given masks, and the published warps and colour changes."""
 
 from __future__ import annotations
 
@@ -31,40 +31,44 @@ from diffir_sr.option_types import Found, Roots, Section, Small, SmallOrZero, Vi
 
 
 class InpaintDatasetOptions(Section):
-    """Images with holes, which are drawn or given as mask images (every value above 0 is missing)."""
+    """Images with masks, random or given as mask images (values above 0 mark missing pixels)."""
 
-    dataroot_gt: Roots | None = Field(None, description="Folder, LMDB or list of whole images; several are mixed.")
-    dataroot_lq: Roots | None = Field(None, description="Instead of dataroot_gt, to test: images without ground truth.")
-    dataroot_mask: str | None = Field(None, description="Folder or LMDB of masks; by default masks are drawn.")
+    dataroot_gt: Roots | None = Field(
+        None, description="Folder, LMDB or list of whole images; several roots are mixed."
+    )
+    dataroot_lq: Roots | None = Field(
+        None, description="Instead of dataroot_gt, for testing: images without ground truth."
+    )
+    dataroot_mask: str | None = Field(None, description="Folder or LMDB of masks; by default masks are random.")
     meta_info_file: Roots | None = Field(None, description="List or manifest of the images to use; by default all.")
-    gt_size: Small | None = Field(None, description="Side in pixels of training patches; needed in datasets.train.")
-    use_hflip: bool = Field(False, description="Whether training patches are mirrored at random.")
+    gt_size: Small | None = Field(None, description="Side of training patches in pixels; required in datasets.train.")
+    use_hflip: bool = Field(False, description="Whether training patches are randomly mirrored.")
     augment: Literal["none", "distortions"] = Field(
         "none", description="distortions: warps and colour changes of the published Places recipe."
     )
     mask_kind: Literal["random", "thin", "medium", "thick"] = Field(
-        "random", description="random: as mask_gen says; else the masks of the published evaluation."
+        "random", description="random: according to mask_gen; otherwise the masks of the published evaluation."
     )
-    mask_gen: MaskGenerator | None = Field(None, description="How random masks are drawn.")
-    mask_dilate: Annotated[SmallOrZero, Field(le=512)] = Field(0, description="Pixels by which given masks grow.")
+    mask_gen: MaskGenerator | None = Field(None, description="Parameters of random masks.")
+    mask_dilate: Annotated[SmallOrZero, Field(le=512)] = Field(0, description="Dilation of given masks in pixels.")
 
 
 def holes_are_known(view: View, at: tuple[str, ...]) -> Found:
-    """There are images, and masks where none can be drawn."""
+    """Images are given, and masks if they cannot be random."""
     gt, lq, mask = (view.has(*at, f"dataroot_{role}") for role in ("gt", "lq", "mask"))
     if gt == lq:
         yield (*at, "dataroot_gt"), "give either dataroot_gt (whole images) or dataroot_lq (images with holes)"
     elif lq and not mask:
-        yield (*at, "dataroot_mask"), "missing: images without ground truth need to say where the holes are"
+        yield (*at, "dataroot_mask"), "missing: images without ground truth need masks"
     elif lq and at[-1] == "train":
         yield (*at, "dataroot_gt"), "missing: training needs whole images"
 
 
 def holes_are_filled(view: View, at: tuple[str, ...]) -> Found:
-    """Images with holes are for the models that fill them."""
+    """Datasets with masks require inpainting models."""
     if view.declares("STANDARD_LOOP") and not view.declares("FILLS_HOLES"):
         fill = " and ".join(view.models_with("FILLS_HOLES"))
-        yield (*at, "type"), f"its images have holes, which {fill} fill, not {view.model}; change model_type"
+        yield (*at, "type"), f"its images have masks, which need {fill}, not {view.model}; change model_type"
 
 
 class InpaintDataset(DrawnDataset):
@@ -72,10 +76,10 @@ class InpaintDataset(DrawnDataset):
 
     After `give_bytes` both are uint8, `gt` in 0 to 255.
 
-    `dataroot_gt` names whole images; `dataroot_lq` in its place images without ground truth, which give `lq`. Masks
-    come from `dataroot_mask` (the same names outside training, else any), or are drawn: `mask_kind` random as
-    `mask_gen` says, or thin, medium, thick as in evaluation. Training cuts `gt_size`, or distorts (`augment`).
-    Outside training a mask is a function of (seed, kind, name), and whole images are given.
+    `dataroot_gt` has whole images; `dataroot_lq` instead has images without ground truth, which give `lq`. Masks come
+    from `dataroot_mask` (with the same names outside training, otherwise any), or are generated: `mask_kind` random
+    according to `mask_gen`, or thin, medium, thick as in evaluation. Training crops `gt_size`, or distorts (`augment`).
+    Outside training, a mask is a function of (seed, kind, name), and images are whole.
     """
 
     OPTIONS = InpaintDatasetOptions
@@ -109,15 +113,15 @@ class InpaintDataset(DrawnDataset):
         self.mix = mix_from_options(options.mask_gen)
         self.dilate = options.mask_dilate
         if self.masks is None and self.role == "lq":
-            raise InputError("dataroot_mask is not given; images without ground truth need to say where the holes are")
+            raise InputError("dataroot_mask is not given; images without ground truth need masks")
         if self.masks is None and self.kind != "random":
-            evaluation_size(self.kind, 256)  # whether there are such
+            evaluation_size(self.kind, 256)  # raises for an unknown kind
         if self.masks is not None and not self.training:
             absent = [name for source in self.sources for name in source.names if name not in self.masks]
             if absent:
                 raise InputError(
                     f"{len(absent)} images have no mask of the same name under {self.masks.path.resolve()}: "
-                    f"{some(absent)}; add masks, or leave dataroot_mask out to have some drawn"
+                    f"{some(absent)}; add masks, or leave dataroot_mask out to generate them"
                 )
 
     def _check_sizes(self) -> None:
@@ -130,16 +134,16 @@ class InpaintDataset(DrawnDataset):
                     high, wide = self.masks.size(name)
                     faults.append(f"{source.location(name)}: {size[0]}x{size[1]}, its mask {high}x{wide}")
         if faults:
-            raise InputError(f"{len(faults)} images do not fit: {some(faults)}; make sizes agree or remove them")
+            raise InputError(f"{len(faults)} images have wrong sizes: {some(faults)}; correct or remove them")
 
     @property
     def paths(self) -> list[dict[str, str]]:
-        """Where each image lies, as BasicSR's datasets tell it."""
+        """The paths of the images, as in BasicSR's datasets."""
         places = (source.location(name) for source, name in map(self._image, range(len(self))))
         return [{"lq_path": place, "gt_path": place} for place in places]
 
     def give_bytes(self) -> None:
-        """Give uint8 images and masks where that loses nothing; the model makes them float."""
+        """Return uint8 images and masks if that is lossless; the model converts them to float."""
         self.gives_bytes = all(isinstance(source, LmdbSource) for source in self.sources)
 
     def __len__(self) -> int:
@@ -196,7 +200,7 @@ class InpaintDataset(DrawnDataset):
 
 
 def _fitted(mask: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A random square of a mask, repeated first where it is smaller."""
+    """A random square of a mask, which is tiled first if it is smaller."""
     repeats = [-(-size // side) for side in mask.shape]
     mask = np.tile(mask, repeats)
     top, left = random_corner(rng, mask, size)
@@ -206,18 +210,18 @@ def _fitted(mask: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray
 # The augmentation of the published Places recipe: one warp (perspective, affine, lens) and a change of colours.
 
 
-_CHANCE = 0.5  # of each step, as in the published code
+_CHANCE = 0.5  # probability of each step, as in the published code
 
 
 @dataclass(frozen=True)
 class Distortions:
-    """Random square of an image after warps and colour changes; each step with a chance of one half.
+    """Random square of an image after warps and colour changes, each step with probability one half.
 
-    LaMa's published steps (`distortions`) one after the other interpolate three times; here the warps
-    are composed and interpolated once. Beyond the image it is mirrored.
+    LaMa's published steps (`distortions`) interpolate three times; here the warps are composed and interpolated once.
+    The image is mirrored at its borders.
     """
 
-    perspective: float = 0.06  # corners move by up to about so much of the sides (deviation of a normal draw)
+    perspective: float = 0.06  # standard deviation of the corner shifts relative to the sides
     scale: tuple[float, float] = (0.7, 1.3)
     rotate: float = 40.0  # degrees to either side
     shear: float = 0.1  # degrees to either side
@@ -227,7 +231,7 @@ class Distortions:
     hsv: tuple[int, int, int] = (5, 30, 5)
 
     def __call__(self, image: np.ndarray, *, size: int, rng: np.random.Generator) -> np.ndarray:
-        """An 8-bit image (H, W, 1, 3 or 4) to uint8 RGB (size, size, 3)."""
+        """Convert an 8-bit image (H, W, 1, 3 or 4) to uint8 RGB (size, size, 3)."""
         colours = np.repeat(image[..., :1], 3, axis=2) if image.shape[2] < 3 else image[..., :3]
         if colours.dtype == np.uint16:
             colours = (colours / 257).round().astype(np.uint8)
@@ -279,7 +283,7 @@ class Distortions:
         return r2, factor
 
     def _warp(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-        """The 3 x 3 matrix of perspective and affine warp, from the image to where it is seen."""
+        """The 3 x 3 matrix of perspective and affine warp, from the image to the warped image."""
         warp = np.eye(3)
         if rng.random() < _CHANCE:
             corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
@@ -307,7 +311,7 @@ class Distortions:
             equalise = cv2.createCLAHE(clipLimit=rng.uniform(1, 4), tileGridSize=(8, 8))
             cv2.insertChannel(equalise.apply(cv2.extractChannel(light, 0)), light, 0)
             image = cv2.cvtColor(light, cv2.COLOR_LAB2RGB)
-        # What follows changes each value by itself: looked up for the 256 that there are.
+        # The remaining steps change each value independently, so they become a table of 256 values.
         if rng.random() < _CHANCE:
             gain = 1 + rng.uniform(-self.contrast, self.contrast)
             lift = rng.uniform(-self.brightness, self.brightness) * 255

@@ -1,7 +1,7 @@
-"""What a preparation job made: one JSON line per image, beside the folder or LMDB that holds them.
+"""Manifests of preparation jobs: one JSON line per image, in a file next to the folder or LMDB.
 
-Beside, since BasicSR takes every visible file of a folder for an image. No times are in it: a job that was interrupted
-and finished later leaves the same file.
+It is not inside the folder, since BasicSR treats every visible file in a folder as an image. It contains no times, so a
+job that was interrupted and finished later leaves the same file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The job that made a folder or LMDB, everything that decided its bytes, and its images sorted by name."""
+    """The job that made a folder or LMDB, the parameters that determine its files, and its images sorted by name."""
 
     job: str
     parameters: Mapping[str, Any]
@@ -45,12 +45,12 @@ class Manifest:
 
 
 def manifest_path(output: Path) -> Path:
-    """Where the manifest of an output folder or LMDB lies."""
+    """The path of the manifest of an output folder or LMDB."""
     return output.with_name(output.name + SUFFIX)
 
 
 def write_manifest(output: Path, manifest: Manifest) -> Path:
-    """Write the manifest of `output`, whole or not at all; gives its path."""
+    """Write the manifest of `output` atomically; returns its path."""
     head = {
         "diffir_manifest": _FORMAT,
         "job": manifest.job,
@@ -71,7 +71,7 @@ def _line(entry: Entry) -> dict[str, Any]:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest in a file; raises InputError where it is none, is cut short or lists nothing."""
+    """The manifest in a file; raises InputError if it is not a manifest, truncated or empty."""
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         head, entries = lines[0], [_entry(line) for line in lines[1:]]
@@ -96,17 +96,17 @@ def _entry(line: Mapping[str, Any]) -> Entry:
 
 
 def _typed(kind: type[Value], *values: Any) -> list[Value]:
-    """The values, where all are of a kind; raises TypeError."""
+    """The values, if all are of a type; otherwise raises TypeError."""
     for value in values:
         if not isinstance(value, kind):
-            raise TypeError(f"{str(value)[:40]!r} where a {kind.__name__} is expected")
+            raise TypeError(f"expected a {kind.__name__}, found {str(value)[:40]!r}")
     return list(values)
 
 
 # Lines of BasicSR's meta_info files: `name (h,w,c)` for folders, `key.png (h,w,c) level` inside an LMDB.
 
 
-# From the end, since names may hold blanks and brackets: `photo (1).png (480,480,3)`.
+# Parsed from the end, since names may contain spaces and parentheses: `photo (1).png (480,480,3)`.
 _LINE = re.compile(
     r"(?P<name>.+?)(?: +\((?P<height>\d+), ?(?P<width>\d+)(?:, ?(?P<channels>\d+))?\)(?: +(?P<codec>\d+|raw))?)? *"
 )
@@ -114,7 +114,7 @@ _MOST_DIGITS = 9
 
 
 class Listed(NamedTuple):
-    """One line: a name as written, (height, width) if the line tells it, channels, and whether pixels are bare."""
+    """One line: a name as written, (height, width) if present, channels, and whether pixels are raw."""
 
     name: str
     size: tuple[int, int] | None
@@ -123,9 +123,9 @@ class Listed(NamedTuple):
 
 
 def read_meta(path: Path) -> list[Listed]:
-    """The lines of a meta_info file, without empty ones; raises InputError where it cannot be read or is empty."""
+    """The lines of a meta_info file, without empty ones; raises InputError if it cannot be read or is empty."""
     try:
-        # A mark at the beginning and carriage returns are how some editors on Windows store text.
+        # Some editors on Windows write a byte order mark and carriage returns.
         lines = [line.rstrip("\r") for line in path.read_text(encoding="utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path.absolute()}: cannot be read as a list of images ({error})") from error
@@ -139,7 +139,7 @@ def read_meta(path: Path) -> list[Listed]:
 
 
 def candidates(name: str, root: Path) -> Iterator[str]:
-    """What a name in a list may mean: as it stands; without `./`; with the slashes of Windows; an absolute path."""
+    """Possible meanings of a name in a list: as written, without `./`, with Windows backslashes, an absolute path."""
     yield name
     for written in dict.fromkeys((name, name.replace("\\", "/"))):
         plain = posixpath.normpath(written)

@@ -21,7 +21,7 @@ from diffir_sr.option_types import Found, NotNegative, Section, Small, SmallOrZe
 
 @dataclass(frozen=True)
 class Strokes:
-    """Polylines: how many, how long and how wide in pixels; `max_angle` in radians, at least as wide as 0.01."""
+    """Polylines: number, length and width in pixels; `max_angle` in radians, at least 0.01."""
 
     min_times: int = 1
     max_times: int = 5
@@ -43,7 +43,7 @@ class Boxes:
 
 @dataclass(frozen=True)
 class MaskMix:
-    """Strokes, or boxes with `box_prob`."""
+    """Strokes, or boxes with probability `box_prob`."""
 
     strokes: Strokes = Strokes()
     boxes: Boxes = Boxes()
@@ -51,9 +51,9 @@ class MaskMix:
 
 
 def mask_values(image: np.ndarray) -> tuple[np.ndarray, bool]:
-    """What of a mask image (H, W, C) is the mask, (H, W, 1 or 3), and whether that is its alpha.
+    """The channels of a mask image (H, W, C) that contain the mask, (H, W, 1 or 3), and whether these are its alpha.
 
-    Alpha says nothing beside colours that vary; where they are uniform, it is what was drawn.
+    If the colours vary, alpha is ignored; if they are uniform, alpha is the mask.
     """
     if image.shape[2] not in (2, 4):
         return image, False
@@ -82,11 +82,11 @@ def stroke_mask(rng: np.random.Generator, strokes: Strokes, *, height: int, widt
 
 
 def box_mask(rng: np.random.Generator, boxes: Boxes, *, height: int, width: int) -> np.ndarray:
-    """Filled boxes; sides are cut to what the margins leave."""
+    """Filled boxes; sides are limited by the margins."""
     largest = min(boxes.max_size, width - 2 * boxes.margin, height - 2 * boxes.margin)
     if largest < boxes.min_size:
         raise InputError(
-            f"a {height}x{width} mask has no room for boxes of {boxes.min_size} pixels with margin {boxes.margin}; "
+            f"a {height}x{width} mask is too small for boxes of {boxes.min_size} pixels with margin {boxes.margin}; "
             "lower box min_size or margin"
         )
     mask = np.zeros((height, width), np.uint8)
@@ -99,7 +99,7 @@ def box_mask(rng: np.random.Generator, boxes: Boxes, *, height: int, width: int)
 
 
 def mixed_mask(rng: np.random.Generator, mix: MaskMix, *, height: int, width: int) -> np.ndarray:
-    """A stroke mask, or a box mask with `box_prob`."""
+    """A stroke mask, or a box mask with probability `box_prob`."""
     if rng.random() < mix.box_prob:
         return box_mask(rng, mix.boxes, height=height, width=width)
     return stroke_mask(rng, mix.strokes, height=height, width=width)
@@ -119,7 +119,7 @@ LARGEST_SHARE = 0.5  # evaluation masks cover at most half of the image
 
 
 def evaluation_mask(kind: str, *, size: int, seed: int, name: str) -> np.ndarray:
-    """The mask of an image in an evaluation set, (size, size): a function of (kind, size, seed, name) alone."""
+    """The mask of an image in an evaluation set, (size, size): a function of only (kind, size, seed, name)."""
     key = f"{kind}_{size}"
     if key not in EVALUATION:
         raise InputError(f"no evaluation masks {kind!r} of {size} pixels; known: {', '.join(EVALUATION)}")
@@ -127,9 +127,9 @@ def evaluation_mask(kind: str, *, size: int, seed: int, name: str) -> np.ndarray
 
 
 def mask_of_name(mix: MaskMix, *, key: str, height: int, width: int, seed: int, name: str) -> np.ndarray:
-    """A mask of `mix`, (height, width), as a function of (seed, key, name) alone.
+    """A mask of `mix`, (height, width), as a function of only (seed, key, name).
 
-    Masks that cover more than half are drawn again, as the published script does; so are empty ones.
+    Masks that cover more than half are redrawn, as in the published script; so are empty ones.
     """
     rng = np.random.default_rng((seed, zlib.crc32(f"{key}/{name}".encode())))
     for _ in range(_TRIES):
@@ -137,7 +137,7 @@ def mask_of_name(mix: MaskMix, *, key: str, height: int, width: int, seed: int, 
         if 0 < mask.mean() <= LARGEST_SHARE:
             return mask
     raise InputError(
-        f"{name}: of {_TRIES} {key} masks of {height}x{width} pixels none covers between nothing and half of it; the "
+        f"{name}: of {_TRIES} {key} masks of {height}x{width} pixels, none is neither empty nor above half; the "
         "image is too small for such holes, choose thinner ones"
     )
 
@@ -145,21 +145,21 @@ def mask_of_name(mix: MaskMix, *, key: str, height: int, width: int, seed: int, 
 # Masks as option files describe them: generated like LaMa's, one of the evaluation kinds, or given as images.
 
 
-_Stroke = Annotated[Whole, Field(ge=1, le=32_000)]  # OpenCV draws no thicker lines
+_Stroke = Annotated[Whole, Field(ge=1, le=32_000)]  # OpenCV's limit for the thickness of lines
 _Often = Annotated[Whole, Field(ge=1, le=10_000)]
 
 
 class IrregularMasks(Section):
     """Polylines with thick strokes."""
 
-    max_angle: Small = Field(Strokes.max_angle, description="Largest turn in radians plus one.")
-    max_len: Small = Field(Strokes.max_len, description="Longest segment in pixels, less ten.")
-    max_width: _Stroke = Field(Strokes.max_width, description="Thickest stroke in pixels, less five.")
-    min_times: SmallOrZero = Field(Strokes.min_times, description="Fewest polylines.")
-    max_times: _Often = Field(Strokes.max_times, description="Most polylines, less one.")
+    max_angle: Small = Field(Strokes.max_angle, description="Largest turn in radians, plus one.")
+    max_len: Small = Field(Strokes.max_len, description="Longest segment in pixels, minus ten.")
+    max_width: _Stroke = Field(Strokes.max_width, description="Thickest stroke in pixels, minus five.")
+    min_times: SmallOrZero = Field(Strokes.min_times, description="Smallest number of polylines.")
+    max_times: _Often = Field(Strokes.max_times, description="Largest number of polylines, minus one.")
 
     def strokes(self) -> Strokes:
-        """As the generator knows them."""
+        """As parameters of the generator."""
         return Strokes(**self.model_dump())
 
 
@@ -169,11 +169,11 @@ class BoxMasks(Section):
     margin: SmallOrZero = Field(Boxes.margin, description="Pixels between a box and the border.")
     bbox_min_size: Small = Field(Boxes.min_size, description="Shortest side in pixels.")
     bbox_max_size: Small = Field(Boxes.max_size, description="Longest side in pixels.")
-    min_times: _Often = Field(Boxes.min_times, description="Fewest boxes.")
-    max_times: _Often = Field(Boxes.max_times, description="Most boxes.")
+    min_times: _Often = Field(Boxes.min_times, description="Smallest number of boxes.")
+    max_times: _Often = Field(Boxes.max_times, description="Largest number of boxes.")
 
     def boxes(self) -> Boxes:
-        """As the generator knows them."""
+        """As parameters of the generator."""
         return Boxes(self.min_times, self.max_times, self.bbox_min_size, self.bbox_max_size, self.margin)
 
 
@@ -181,18 +181,18 @@ class MaskGenerator(Section):
     """Random masks, under the published names."""
 
     irregular_proba: NotNegative = Field(1.0, description="Weight of polyline masks.")
-    irregular_kwargs: IrregularMasks | None = Field(None, description="How polylines are drawn.")
+    irregular_kwargs: IrregularMasks | None = Field(None, description="Parameters of polylines.")
     box_proba: NotNegative = Field(1.0, description="Weight of box masks.")
-    box_kwargs: BoxMasks | None = Field(None, description="How boxes are drawn.")
+    box_kwargs: BoxMasks | None = Field(None, description="Parameters of boxes.")
 
 
 def masks_can_be_drawn(view: View, at: tuple[str, ...]) -> Found:
-    """Something is drawn, at least as often as at most, and boxes grow from small to large."""
+    """Something is drawn, and minima do not exceed maxima."""
     section = (*at, "mask_gen")
     if not view.has(*section):
         return
     if view.effective(*section, "irregular_proba") + view.effective(*section, "box_proba") == 0:
-        yield section, "irregular_proba and box_proba are both 0, which leaves nothing to draw"
+        yield section, "irregular_proba and box_proba are both 0, so there is nothing to draw"
     for key, defaults in (("irregular_kwargs", IrregularMasks.of({})), ("box_kwargs", BoxMasks.of({}))):
         given = {**defaults.model_dump(), **view.get(*section, key, default={})}
         for low, high in (("min_times", "max_times"), ("bbox_min_size", "bbox_max_size")):
@@ -201,7 +201,7 @@ def masks_can_be_drawn(view: View, at: tuple[str, ...]) -> Found:
 
 
 def mix_from_options(opt: MaskGenerator | Mapping[str, Any] | None) -> MaskMix:
-    """The generator that a `mask_gen` section describes under LaMa's names; what is absent has the published value.
+    """The generator of a `mask_gen` section, which uses LaMa's names, with published values as defaults.
 
     `irregular_proba` and `box_proba` are relative to each other.
     """
@@ -214,9 +214,9 @@ def mix_from_options(opt: MaskGenerator | Mapping[str, Any] | None) -> MaskMix:
 
 
 def evaluation_size(kind: str, side: int) -> int:
-    """The size (256 or 512) whose evaluation masks an image of some side gets; raises InputError for an unknown kind.
+    """The size (256 or 512) of the evaluation masks for an image of some side; raises InputError for an unknown kind.
 
-    Other sides get the masks of the nearer size, drawn at their own.
+    For other sides, masks of the nearer size are drawn at the size of the image.
     """
     sizes = [int(key.rsplit("_", 1)[1]) for key in EVALUATION if key.rsplit("_", 1)[0] == kind]
     if not sizes:
@@ -226,9 +226,9 @@ def evaluation_size(kind: str, side: int) -> int:
 
 
 def binary(mask: np.ndarray, *, dilate: int = 0) -> np.ndarray:
-    """A mask image (H, W, C) as (H, W) uint8, 1 = missing: every value above 0 is missing, as published.
+    """Convert a mask image (H, W, C) to (H, W) uint8, 1 = missing: values above 0 are missing, as published.
 
-    `dilate` grows holes by so many pixels, which takes away the soft rim of what is to be removed.
+    `dilate` enlarges holes by this number of pixels, to cover the soft edges of objects to be removed.
     """
     hole = (mask_values(mask)[0].max(axis=2) > 0).astype(np.uint8)
     return hole if dilate == 0 else cv2.dilate(hole, np.ones((2 * dilate + 1, 2 * dilate + 1), np.uint8))

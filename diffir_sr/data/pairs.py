@@ -1,4 +1,4 @@
-"""Pairs of degraded image and ground truth: who belongs to whom, every fault in one message, their datasets."""
+"""Pairs of degraded images and ground truth: matching, reporting all problems in one message, and datasets."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def find_pairs(
     gt_size: int | None = None,
     crop_gt: bool = False,
 ) -> PairedSources:
-    """Pair two folders or LMDBs by name without extension; raises InputError that lists what does not fit.
+    """Match two folders or LMDBs by name without extension; raises InputError, which lists all problems.
 
-    `filename_tmpl` makes the degraded name of a ground-truth name ('{}x4'). `meta_info` restricts to the names
-    it lists. `gt_size` demands at least that size in pixels. `crop_gt` allows a ground truth that is up to
-    scale - 1 pixels larger (evaluation crops it).
+    `filename_tmpl` maps a ground-truth name to the degraded name ('{}x4'). `meta_info` restricts the names. `gt_size`
+    is the required minimum size in pixels. `crop_gt` allows a ground truth that is up to scale - 1 pixels larger
+    (evaluation crops it).
     """
     if scale < 1:
         raise InputError(f"scale: expected 1 or more, got {scale}")
@@ -65,7 +65,7 @@ def find_pairs(
 def pair_listed(
     pairs: list[Pair], lq: Source, gt: Source, *, scale: int, gt_size: int | None, crop_gt: bool
 ) -> PairedSources:
-    """Pairs that a list names; raises InputError for those that are absent or do not fit, as `find_pairs` does."""
+    """The pairs in a list; raises InputError like `find_pairs` for missing and invalid ones."""
     absent = [pair.gt for pair in pairs if pair.gt not in gt] + [pair.lq for pair in pairs if pair.lq not in lq]
     if absent:
         raise InputError(
@@ -79,13 +79,13 @@ def pair_listed(
 def find_all_pairs(
     opt: Mapping[str, Any], *, scale: int, gt_size: int | None, crop_gt: bool, template: str = "{}"
 ) -> list[PairedSources]:
-    """The pairs of a dataset option section, whose roots may be lists: one entry for each pair of roots.
+    """The pairs of a dataset option section, whose roots may be lists: one entry per pair of roots.
 
-    Raises as `find_pairs` does.
+    Raises the errors of `find_pairs`.
     """
     lq, gt = roots_of(opt, "dataroot_lq"), roots_of(opt, "dataroot_gt")
     if len(lq) != len(gt):
-        raise InputError(f"dataroot_lq names {len(lq)} places and dataroot_gt {len(gt)}; give as many of each")
+        raise InputError(f"dataroot_lq has {len(lq)} entries, but dataroot_gt has {len(gt)}; give the same number")
     lists = lists_of(opt, "meta_info_file", len(gt))
     return [
         find_pairs(*roots, scale=scale, filename_tmpl=template, meta_info=listed, gt_size=gt_size, crop_gt=crop_gt)
@@ -94,16 +94,16 @@ def find_all_pairs(
 
 
 def lists_of(opt: Mapping[str, Any], key: str, count: int) -> list[str | None]:
-    """The files that list images, one for each of `count` roots; None for those without."""
+    """The files that list images, one per root; None for roots without a list."""
     given = opt.get(key)
     lists: list[str | None] = [None] * count if not given else [given] if isinstance(given, str) else list(given)
     if len(lists) != count:
-        raise InputError(f"{key} names {len(lists)} lists for {count} roots; give one for each, ~ for none")
+        raise InputError(f"{key} has {len(lists)} lists for {count} roots; give one per root, ~ for none")
     return lists
 
 
 def degraded_name(name: str, template: str) -> str:
-    """The name of the degraded image that belongs to a ground truth; raises InputError for an unusable template."""
+    """The name of the degraded image of a ground truth; raises InputError for an invalid template."""
     folder, _, stem = name.rpartition("/")
     try:
         made, other = template.format(stem), template.format(f"{stem}_")
@@ -116,8 +116,8 @@ def degraded_name(name: str, template: str) -> str:
 
 def _bad_template(template: str) -> InputError:
     return InputError(
-        f"filename_tmpl: {template!r} makes no name; it is the degraded name without extension, with {{}} for the "
-        "ground truth's: {} or {}x4"
+        f"filename_tmpl: {template!r} is invalid; expected the degraded name without extension, with {{}} for the "
+        "name of the ground truth: {} or {}x4"
     )
 
 
@@ -134,7 +134,7 @@ def _check_partners(pairs: Sequence[Pair], lq: Source, gt: Source, *, template: 
     if spare:
         parts.append(f"{len(spare)} degraded images have no ground truth: {some(spare)}")
     raise InputError(
-        f"the pairs of lq {lq.path.resolve()} and gt {gt.path.resolve()} are not complete: {'; '.join(parts)}; add or "
+        f"the pairs of lq {lq.path.resolve()} and gt {gt.path.resolve()} are incomplete: {'; '.join(parts)}; add or "
         f"remove images, or correct filename_tmpl (now {template!r})"
     )
 
@@ -170,27 +170,33 @@ def _check_sizes(
 class PairedOptions(Section):
     """Degraded images and their ground truth, from folders or LMDBs."""
 
-    dataroot_gt: Roots = Field(description="Folder, LMDB or list of the ground truth; several are mixed.")
+    dataroot_gt: Roots = Field(description="Folder, LMDB or list of the ground truth; several roots are mixed.")
     dataroot_lq: Roots = Field(description="Folder, LMDB or list of the degraded images, in the same order.")
     meta_info_file: Roots | None = Field(None, description="List or manifest of the images to use; by default all.")
-    filename_tmpl: str = Field("{}", description="Name of a degraded image, {} being the ground truth's: {}x4.")
-    gt_size: Small | None = Field(None, description="Side in pixels of training patches; needed in datasets.train.")
-    mini_batch_sizes: list[Small] | None = Field(None, description="Progressive training: batch per GPU of each phase.")
+    filename_tmpl: str = Field(
+        "{}", description="Name of a degraded image, with {} for the name of the ground truth, such as {}x4."
+    )
+    gt_size: Small | None = Field(None, description="Side of training patches in pixels; required in datasets.train.")
+    mini_batch_sizes: list[Small] | None = Field(
+        None, description="Progressive training: batch size per GPU of each phase."
+    )
     iters: list[Count] | None = Field(None, description="Progressive training: iterations of each phase.")
-    gt_sizes: list[Small] | None = Field(None, description="Progressive training: side of the patches of each phase.")
+    gt_sizes: list[Small] | None = Field(None, description="Progressive training: patch size of each phase.")
 
 
 class FlipOptions(PairedOptions):
     """Degraded images and their ground truth, from folders or LMDBs."""
 
-    use_hflip: bool = Field(False, description="Whether training patches are mirrored at random.")
-    use_rot: bool = Field(False, description="Whether training patches are turned by quarters at random.")
+    use_hflip: bool = Field(False, description="Whether training patches are randomly mirrored.")
+    use_rot: bool = Field(
+        False, description="Whether training patches are randomly rotated by multiples of 90 degrees."
+    )
 
 
 class DeblurOptions(PairedOptions):
-    """Blurred and sharp images of one size, with patches that grow during training."""
+    """Blurred and sharp images of equal size, with patches that grow during training."""
 
-    geometric_augs: bool = Field(False, description="Whether patches are mirrored and turned at random.")
+    geometric_augs: bool = Field(False, description="Whether patches are randomly mirrored and rotated.")
 
 
 class SingleOptions(Section):
@@ -200,13 +206,13 @@ class SingleOptions(Section):
 
 
 def growing_patches_agree(view: View, at: tuple[str, ...]) -> Found:
-    """Phases of growing patches are described completely."""
+    """Progressive training needs all of its lists."""
     lists = ("mini_batch_sizes", "iters", "gt_sizes")
     if any(view.has(*at, key) for key in lists):
         counts = {key: len(view.get(*at, key, default=[])) for key in lists}
         if len(set(counts.values())) > 1:
             told = ", ".join(f"{key} has {count}" for key, count in counts.items())
-            yield at, f"these lists must be of one length: {told}"
+            yield at, f"these lists must have the same length: {told}"
 
 
 logger = logging.getLogger("basicsr")
@@ -215,9 +221,9 @@ logger = logging.getLogger("basicsr")
 class PairedDataset(DrawnDataset):
     """Samples {lq, gt, lq_path, gt_path}: float32 RGB (3, H, W) in [0, 1], from folders or LMDBs.
 
-    Training: an aligned random crop of `gt_size` with flips (`use_hflip`) and quarter turns (`use_rot`); the pair is
-    draw modulo length. Several roots are mixed by `source_weights`. Otherwise whole images, the ground truth cropped
-    to scale times the degraded one. Options as BasicSR's PairedImageDataset.
+    Training: an aligned random crop of `gt_size` with flips (`use_hflip`) and rotations by 90 degrees (`use_rot`); the
+    pair is the draw number modulo the length. Several roots are mixed by `source_weights`. Otherwise whole images, with
+    the ground truth cropped to scale times the degraded image. Options are those of BasicSR's PairedImageDataset.
     """
 
     OPTIONS: ClassVar[Any] = FlipOptions
@@ -246,7 +252,7 @@ class PairedDataset(DrawnDataset):
         self.gives_bytes = False
 
     def find_pairs(self, opt: Mapping[str, Any]) -> list[PairedSources]:
-        """The pairs of each of the roots; raises InputError that lists what does not fit."""
+        """The pairs of each root; raises InputError, which lists all problems."""
         return find_all_pairs(
             opt,
             scale=self.scale,
@@ -257,14 +263,14 @@ class PairedDataset(DrawnDataset):
 
     @property
     def paths(self) -> list[dict[str, str]]:
-        """Where each pair lies, as BasicSR's datasets tell it."""
+        """The paths of the pairs, as in BasicSR's datasets."""
         return [
             {"lq_path": source.lq.location(pair.lq), "gt_path": source.gt.location(pair.gt)}
             for source, pair in map(self._pair, range(len(self)))
         ]
 
     def give_bytes(self) -> None:
-        """Give uint8 tensors where that loses nothing, a quarter of the memory to copy; the model makes them float."""
+        """Return uint8 tensors if that is lossless, a quarter of the data to copy; the model converts them to float."""
         self.gives_bytes = all(
             isinstance(side, LmdbSource) for source in self.sources for side in (source.lq, source.gt)
         )
@@ -295,15 +301,15 @@ class PairedDataset(DrawnDataset):
         }
 
     def _check_shapes(self, source: PairedSources, pair: Pair, lq: Picture, gt: Picture) -> None:
-        """Files may change after they were checked, and the list of an LMDB may be wrong."""
+        """Check sizes again, since files may change after the first check, and the list of an LMDB may be wrong."""
         spare = [high - low * self.scale for high, low in zip(gt.shape[:2], lq.shape[:2], strict=True)]
         allowed = 1 if self.training else self.scale
         small = self.gt_size is not None and not self.pads and min(gt.shape[:2]) < self.gt_size
         if small or not all(0 <= extra < allowed for extra in spare):
             raise InputError(
                 f"{source.gt.location(pair.gt)} is {gt.shape[0]}x{gt.shape[1]} and {source.lq.location(pair.lq)} "
-                f"{lq.shape[0]}x{lq.shape[1]}, which does not fit scale {self.scale} and gt_size {self.gt_size}, and "
-                "was not so at the start; was the data changed meanwhile? Build it again"
+                f"{lq.shape[0]}x{lq.shape[1]}, which does not fit scale {self.scale} and gt_size {self.gt_size}; "
+                "sizes have changed since the start, was the dataset modified? Build it again"
             )
 
     def _patch(self, lq: Picture, gt: Picture, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -320,7 +326,7 @@ class PairedDataset(DrawnDataset):
 
 
 def _at_least(image: Picture, size: int) -> Picture:
-    """Reflected at the bottom and the right to `size` pixels where it is smaller, as published deblurring does."""
+    """Pad by reflection at the bottom and the right to at least `size` pixels, as in the published deblurring code."""
     below, beside = (max(0, size - side) for side in image.shape[:2])
     if not below and not beside:
         return image
@@ -329,11 +335,11 @@ def _at_least(image: Picture, size: int) -> Picture:
 
 
 class DeblurPairedDataset(PairedDataset):
-    """PairedDataset under the published name: scale 1, `geometric_augs` for one of the eight symmetries of a square,
-    images smaller than a patch reflected at the bottom and the right.
+    """PairedDataset under the published name: scale 1, `geometric_augs` for one of the eight symmetries of a square.
 
-    `iters`, `gt_sizes`, `mini_batch_sizes`: progressive training. The published code reads `gt_size` patches, as many
-    as `batch_size_per_gpu`, and cuts smaller ones out of some; this reads what is used.
+    Images smaller than a patch are padded by reflection at the bottom and the right. `iters`, `gt_sizes`,
+    `mini_batch_sizes`: progressive training. The published code reads `batch_size_per_gpu` patches of `gt_size` and
+    crops smaller ones from some of them; here only the required pixels are read.
     """
 
     OPTIONS = DeblurOptions
@@ -361,7 +367,7 @@ class SingleDataset(Dataset[dict[str, Any]]):
         check_backend(opt)
         self.opt = opt
         self.lq = open_source(roots_of(opt, "dataroot_lq")[0], meta_info=opt.get("meta_info_file"))
-        self._told = False  # what results do not hold
+        self._told = False  # whether the loss of alpha or depth has been reported
 
     @property
     def paths(self) -> list[str]:
@@ -380,7 +386,7 @@ class SingleDataset(Dataset[dict[str, Any]]):
         if lost and not self._told:
             self._told = True
             logger.warning(
-                "%s: results are RGB of 8 bits and do not hold %s ('diffir restore' does); said once",
+                "%s: results are 8-bit RGB and lose %s (unlike those of 'diffir restore'); reported once",
                 self.lq.location(name),
                 " and ".join(lost),
             )

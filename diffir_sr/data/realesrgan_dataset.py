@@ -1,4 +1,4 @@
-"""Real-ESRGAN's datasets: ground truth alone, which the model degrades on its device, or a user's own pairs."""
+"""Real-ESRGAN's datasets: only ground truth, which the model degrades on its device, or the user's own pairs."""
 
 from __future__ import annotations
 
@@ -24,47 +24,47 @@ from diffir_sr.option_types import Found, Roots, Section, Small, View
 
 
 class RealPairedOptions(Section):
-    """Own pairs of real images, to fine-tune on; scale 1 or more, as PairedDataset."""
+    """Your own pairs of real images, for fine-tuning; scale 1 or more, like PairedDataset."""
 
     meta_info: str | None = Field(None, description="List of pairs, `gt.png, lq.png` per line; by default by name.")
 
 
 class RealESRGANOptions(KernelOptions):
-    """Ground truth with random blur kernels; the model degrades it as the top-level options say."""
+    """Ground truth with random blur kernels; the model degrades it according to the top-level options."""
 
-    dataroot_gt: Roots = Field(description="Folder, LMDB or list of the ground truth; several are mixed.")
+    dataroot_gt: Roots = Field(description="Folder, LMDB or list of the ground truth; several roots are mixed.")
     meta_info: Roots | None = Field(None, description="List or manifest of the images to use; by default all.")
-    use_hflip: bool = Field(False, description="Whether images are mirrored at random.")
-    use_rot: bool = Field(False, description="Whether images are turned by quarters at random.")
-    gt_size: Small | None = Field(None, description="Has no effect here; see the top-level gt_size.")
-    # Published: larger than a patch, so that borders of the degradation are cut off.
-    crop_pad_size: Small = Field(400, description="Side in pixels of the squares that are degraded, then cut smaller.")
+    use_hflip: bool = Field(False, description="Whether images are randomly mirrored.")
+    use_rot: bool = Field(False, description="Whether images are randomly rotated by multiples of 90 degrees.")
+    gt_size: Small | None = Field(None, description="No effect here; see the top-level gt_size.")
+    # Published: larger than a patch, so that border effects of the degradation are cropped.
+    crop_pad_size: Small = Field(400, description="Side in pixels of the squares that are degraded before cropping.")
 
 
 def kernels_have_chances(view: View, at: tuple[str, ...]) -> Found:
-    """Every kind of kernel has a chance."""
+    """Every kind of kernel has a probability."""
     for ending in ("", "2"):
         kinds, chances = view.get(*at, f"kernel_list{ending}"), view.get(*at, f"kernel_prob{ending}")
         kinds, chances = (len(KINDS) if given is None else len(given) for given in (kinds, chances))
         if kinds != chances:
             yield (
                 (*at, f"kernel_prob{ending}"),
-                f"{chances} chances for {kinds} kinds in kernel_list{ending}; give one for each",
+                f"{chances} probabilities for {kinds} kinds in kernel_list{ending}; give one per kind",
             )
 
 
 def patches_fit(view: View, at: tuple[str, ...]) -> Found:
-    """Patches are cut after the degradation, as the top level says."""
+    """Patches are cropped after the degradation, according to the top level."""
     if view.is_train and at[-1] == "train" and (fault := view.patch_fault(view.effective("gt_size"))):
         yield ("gt_size",), fault
 
 
 def pool_suits_batches(view: View, at: tuple[str, ...]) -> Found:
-    """The pool of pairs holds a whole number of batches."""
+    """The pool of pairs contains a whole number of batches."""
     if at[-1] == "train" and view.effective("degradation_sharing") == "batch":
         batch, pool = view.get(*at, "batch_size_per_gpu", default=1), view.effective("queue_size")
         if pool % batch:
-            yield ("queue_size",), f"{pool} is no multiple of {'.'.join(at)}.batch_size_per_gpu, which is {batch}"
+            yield ("queue_size",), f"{pool} is not a multiple of {'.'.join(at)}.batch_size_per_gpu, which is {batch}"
 
 
 def degradation_is_on(view: View, at: tuple[str, ...]) -> Found:
@@ -76,8 +76,8 @@ def degradation_is_on(view: View, at: tuple[str, ...]) -> Found:
 class RealESRGANDataset(DrawnDataset):
     """Samples {gt, kernel1, kernel2, sinc_kernel, draw_seed, gt_path} under the published options.
 
-    `gt` is float32 RGB (3, crop, crop) in [0, 1]: a random crop of 400 pixels, smaller images reflected at the bottom
-    and the right. Kernels are float32 (21, 21). `draw_seed` (int64) seeds the degradation of this sample.
+    `gt` is float32 RGB (3, crop, crop) in [0, 1]: a random crop of 400 pixels; smaller images are padded by reflection
+    at the bottom and the right. Kernels are float32 (21, 21). `draw_seed` (int64) seeds the degradation of this sample.
     """
 
     OPTIONS = RealESRGANOptions
@@ -100,7 +100,7 @@ class RealESRGANDataset(DrawnDataset):
         self.gives_bytes = False
 
     def give_bytes(self) -> None:
-        """Give uint8 images where that loses nothing; the model makes them float."""
+        """Return uint8 images if that is lossless; the model converts them to float."""
         self.gives_bytes = all(isinstance(source, LmdbSource) for source in self.sources)
 
     def _image(self, draw: int) -> tuple[Source, str]:
@@ -138,7 +138,7 @@ class RealESRGANDataset(DrawnDataset):
 
 
 class RealESRGANPairedDataset(PairedDataset):
-    """PairedDataset under the published name, for fine-tuning on own pairs: `meta_info` may list them.
+    """PairedDataset under the published name, for fine-tuning on the user's pairs, which `meta_info` may list.
 
     Its lines are `ground truth, degraded image`, each relative to its root.
     """
@@ -156,7 +156,7 @@ class RealESRGANPairedDataset(PairedDataset):
 
 
 def _listed_pairs(listing: Path, lq: Source, gt: Source) -> list[Pair]:
-    """The pairs of a list, their names as the two sources have them, however an editor or a system wrote them."""
+    """The pairs of a list, with names as in the two sources, regardless of how an editor or system wrote them."""
     try:
         lines = [line.strip() for line in listing.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:

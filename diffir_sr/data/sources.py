@@ -1,4 +1,4 @@
-"""Where images come from: a folder or an LMDB, told apart by themselves and read alike."""
+"""Sources of images: folders and LMDBs, detected automatically, with a common interface."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from diffir_sr.files.images import (
 )
 from diffir_sr.files.lmdb_file import LmdbFile, Value
 
-_SAFE = "/-_~+=@:!"  # besides letters and digits; '.', '%', ',', brackets and blanks would break BasicSR's parser
+_SAFE = "/-_~+=@:!"  # besides letters and digits; '.', '%', ',', parentheses and spaces would break BasicSR's parser
 _SHOWN = 10
 _LISTS = (".txt", ".jsonl")
 
 
 def key_of(relative: str) -> str:
-    """The LMDB key of a relative path without extension: ASCII, no dot, no blank; `name_of` undoes it."""
+    """The LMDB key of a relative path without extension: ASCII, no dots, no spaces; `name_of` is the inverse."""
     return quote(relative.replace(os.sep, "/"), safe=_SAFE).replace(".", "%2E")
 
 
 def name_of(key: str) -> str:
-    """The relative path (without extension) that a key stands for."""
+    """The relative path (without extension) of a key."""
     return unquote(key)
 
 
 class Picture(Protocol):
-    """What an image shows before it is read: its shape (H, W, C), and any part of it as an array."""
+    """An image that is not read yet: its shape (H, W, C), and any part of it as an array."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -58,30 +58,29 @@ class Source(ABC):
 
     @abstractmethod
     def view(self, name: str) -> Picture:
-        """The image, to cut a part out of, which may read that part alone: `[:]`, `[top:bottom]` or
-        `[top:bottom, left:right]`.
+        """The image, for reading parts of it: `[:]`, `[top:bottom]` or `[top:bottom, left:right]`.
 
-        Raises InputError that names the file where it is damaged, as cutting does.
+        If possible, only that part is read. Both raise InputError, which names the file, if it is damaged.
         """
 
     def read(self, name: str) -> np.ndarray:
-        """The whole image; raises as `view` does."""
+        """The whole image; raises the errors of `view`."""
         return self.view(name)[:]
 
     @abstractmethod
     def size(self, name: str) -> tuple[int, int]:
-        """(height, width), without decoding; raises InputError that names a file without a readable header."""
+        """(height, width), without decoding; raises InputError, which names the file, if its header is unreadable."""
 
     @abstractmethod
     def location(self, name: str) -> str:
-        """The file path, or the key inside the LMDB: what `lq_path` and `gt_path` hold."""
+        """The file path, or the key inside the LMDB, for `lq_path` and `gt_path`."""
 
     @abstractmethod
     def describe(self) -> str:
-        """What it is, where, and how many images, in a few words."""
+        """A short text: kind, path and number of images."""
 
     def sizes(self, names: Sequence[str]) -> dict[str, tuple[int, int]]:
-        """(height, width) of many images; raises one InputError that tells all whose header cannot be read."""
+        """(height, width) of many images; raises one InputError, which lists all with unreadable headers."""
         found, faults = {}, []
         for name in names:
             try:
@@ -94,7 +93,7 @@ class Source(ABC):
         return found
 
     def keep_listed(self, meta_info: Path) -> None:
-        """Restrict `names` to those a meta_info file lists, in its order; raises InputError for absent ones."""
+        """Restrict `names` to those in a meta_info file, in its order; raises InputError for missing ones."""
         listed = [
             next((name for name in candidates(given, self.path) if name in self), given)
             for given in _listed_names(meta_info)
@@ -102,7 +101,7 @@ class Source(ABC):
         absent = [name for name in listed if name not in self]
         if absent:
             raise InputError(
-                f"{meta_info.absolute()} names {len(listed)} images, {len(absent)} of them are not under "
+                f"{meta_info.absolute()} lists {len(listed)} images, {len(absent)} of them are not under "
                 f"{self.path.resolve()}: {some(absent, shown=5)}; make a new list with 'diffir prepare meta', or leave "
                 "meta_info_file out"
             )
@@ -122,17 +121,17 @@ def _listed_names(listing: Path) -> list[str]:
     if listing.suffix != ".jsonl":
         return [without_suffix(line.name) for line in read_meta(listing)]
     entries = read_manifest(listing).entries
-    # Those of an LMDB are called by key.
+    # Images of an LMDB are identified by key.
     return [without_suffix(entry.name) if is_image_name(entry.name) else name_of(entry.name) for entry in entries]
 
 
 class FolderSource(Source):
-    """Image files under a folder, sub-folders included, hidden ones not."""
+    """Image files under a folder, including sub-folders, without hidden ones."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._files: dict[str, Path] = {}
-        self.left_out: list[str] = []  # pictures of kinds that are not read
+        self.left_out: list[str] = []  # images of unsupported formats
         twins = []
         for relative in sorted(_image_files(path)):
             if not is_image_name(relative):
@@ -148,7 +147,7 @@ class FolderSource(Source):
                 "one"
             )
         if not self._files:
-            raise InputError(f"0 images under {path.resolve()}; looked for {' '.join(SUFFIXES)}; check the path")
+            raise InputError(f"no images under {path.resolve()}; expected {' '.join(SUFFIXES)}; check the path")
         self.names = sorted(self._files)
 
     def file(self, name: str) -> Path:
@@ -170,7 +169,7 @@ class FolderSource(Source):
 
 
 def _image_files(folder: Path) -> Iterator[str]:
-    """Relative posix paths of image files, also of kinds that are not read; each real folder once, linked or not."""
+    """Relative posix paths of image files, including unsupported formats; each real folder once, linked or not."""
 
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); check its permissions")
@@ -186,14 +185,14 @@ def _image_files(folder: Path) -> Iterator[str]:
 
 
 class BarePixels:
-    """An image that lies as bare pixels in an LMDB: a part of it costs its rows and no decoding."""
+    """An image stored as raw pixels in an LMDB: reading a part reads only its rows, without decoding."""
 
     def __init__(self, data: LmdbFile, value: Value, shape: tuple[int, int, int]) -> None:
         self.shape = shape
         self._data, self._value = data, value
 
     def __getitem__(self, part: slice | tuple[slice, slice], /) -> np.ndarray:
-        """Rows, or rows and columns, to keep; raises InputError where the file fails meanwhile."""
+        """Read rows, or rows and columns; raises InputError if reading fails."""
         rows, columns = part if isinstance(part, tuple) else (part, slice(None))
         top, bottom, step = rows.indices(self.shape[0])
         if step != 1:
@@ -204,9 +203,9 @@ class BarePixels:
 
 
 class LmdbSource(Source):
-    """8-bit images in an LMDB with BasicSR's meta_info.txt beside the data.
+    """8-bit images in an LMDB with BasicSR's meta_info.txt next to the data.
 
-    Images are encoded (PNG), or bare pixels: then a part of an image costs its own bytes and no decoding.
+    Images are encoded (PNG) or raw pixels, of which parts can be read without decoding.
     """
 
     def __init__(self, path: Path) -> None:
@@ -214,7 +213,7 @@ class LmdbSource(Source):
         self._data = LmdbFile(path)
         self._sizes: dict[str, tuple[int, int]] = {}
         self._keys: dict[str, str] = {}
-        self._channels: dict[str, int] = {}  # of images that are bare pixels
+        self._channels: dict[str, int] = {}  # channels of raw images
         meta = path / "meta_info.txt"
         if not meta.is_file():
             raise InputError(
@@ -230,11 +229,11 @@ class LmdbSource(Source):
             if line.raw:
                 self._channels[name_of(key)] = line.channels
         self.names = sorted(self._keys)
-        self._data.check()  # now, and not in the middle of a run
+        self._data.check()  # now rather than in the middle of a run
 
     @property
     def is_raw(self) -> bool:
-        """Whether images are bare pixels, which BasicSR's own classes cannot read."""
+        """Whether images are raw pixels, which BasicSR's own classes cannot read."""
         return bool(self._channels)
 
     def view(self, name: str) -> Picture:
@@ -242,7 +241,7 @@ class LmdbSource(Source):
         found = self._data.find(key.encode()) if raw else self._data.get(key.encode())
         if found is None:
             raise InputError(
-                f"{self.path.resolve()}: meta_info.txt lists the key {key!r}, which the data does not hold; "
+                f"{self.path.resolve()}: meta_info.txt lists the key {key!r}, which is not in the data; "
                 "build the LMDB again"
             )
         where = f"{self.path}[{key}]"
@@ -266,20 +265,20 @@ class LmdbSource(Source):
 
 
 def is_lmdb(path: Path) -> bool:
-    """Whether a path is meant as an LMDB: by its suffix, or because the data file is there."""
+    """Whether a path is an LMDB, by its suffix or because it contains a data file."""
     return path.suffix == ".lmdb" or (path / "data.mdb").is_file()
 
 
 def open_source(path: str | Path, *, meta_info: str | Path | None = None) -> Source:
-    """The images at `path`, all or those that `meta_info` lists; raises InputError where there is nothing usable.
+    """The images at `path`, all or those listed in `meta_info`; raises InputError if there are none.
 
-    `path` is a folder, an LMDB, or a file that lists images of its own folder (`name` or `name (h,w,c)` per line) or
-    the manifest of a prepared folder or LMDB: which of them is seen from the path and what lies there.
+    `path` is a folder, an LMDB, a file that lists images of its own folder (`name` or `name (h,w,c)` per line), or the
+    manifest of a prepared folder or LMDB; the kind is detected from the path and its content.
     """
     try:
         return _opened(Path(os.path.expanduser(path)), meta_info)
     except OSError as error:
-        raise InputError(f"{error.filename}: cannot be reached ({error.strerror}); check its permissions") from error
+        raise InputError(f"{error.filename}: cannot be accessed ({error.strerror}); check its permissions") from error
 
 
 def _opened(path: Path, meta_info: str | Path | None) -> Source:
@@ -304,26 +303,26 @@ def _opened(path: Path, meta_info: str | Path | None) -> Source:
 
 
 def _listed_folder(listing: Path) -> Path:
-    """Where the images of a list are: beside a text file, in the folder or LMDB that a manifest is called after."""
+    """The root of the images in a list: the folder of a text file, or the folder or LMDB of a manifest."""
     if listing.suffix == ".txt":
         return listing.parent
     folder = listing.with_name(listing.name.removesuffix(".jsonl").removesuffix(".manifest"))
     if not folder.is_dir():
-        raise InputError(f"{listing.absolute()}: the manifest of {folder.name}, which is not there any more")
+        raise InputError(f"{listing.absolute()}: the manifest of {folder.name}, which no longer exists")
     return folder
 
 
 def roots_of(opt: Mapping[str, Any], key: str) -> list[str]:
-    """The folders or LMDBs that a dataset option section names under `key`, at least one."""
+    """The folders or LMDBs under `key` in a dataset option section, at least one."""
     given = opt.get(key)
     roots = [given] if isinstance(given, (str, Path)) else list(given or [])
     if not roots or not all(roots):
-        raise InputError(f"{key} is not given; name a folder of images or an LMDB")
+        raise InputError(f"{key} is missing; give a folder of images or an LMDB")
     return [str(root) for root in roots]
 
 
 def check_backend(opt: Mapping[str, Any]) -> None:
-    """Raise InputError where `io_backend.type` of a dataset's options contradicts what lies at its roots."""
+    """Raise InputError if `io_backend.type` of a dataset contradicts the kind of its roots."""
     backend = (opt.get("io_backend") or {}).get("type")
     keys = [key for key in ("dataroot_lq", "dataroot_gt") if opt.get(key)]
     for root in (root for key in keys for root in roots_of(opt, key)):
@@ -338,13 +337,13 @@ def check_backend(opt: Mapping[str, Any]) -> None:
 
 
 def some(examples: Sequence[str], *, shown: int = _SHOWN) -> str:
-    """A few of many, and how many more."""
+    """A few of many examples, and the number of the others."""
     more = f", ... ({len(examples) - shown} more)" if len(examples) > shown else ""
     return ", ".join(examples[:shown]) + more
 
 
 def image_names(paths: list[str]) -> list[str]:
-    """File names for results: the stem of each path or LMDB key, with its folders in front where stems repeat."""
+    """File names for results: the stem of each path or LMDB key, prefixed with its folders if stems repeat."""
     names = [without_suffix(path) if is_image_name(path) else name_of(path) for path in paths]
     stems = [Path(name).name for name in names]
     counts = Counter(stems)

@@ -1,1 +1,1 @@
-"""`diffir doctor`: what is wrong with data or with an installation, all of it in one report."""
+"""`diffir doctor`: checks data and the installation, and reports all problems at once."""

@@ -20,32 +20,45 @@ _ROLES = ("lq", "gt", "mask")
 
 
 def add_doctor_parser(commands: argparse._SubParsersAction[Any]) -> None:
-    """Add `diffir doctor` and its two examinations; each sets `run`, from parsed arguments to exit code."""
-    parser = commands.add_parser("doctor", help="find what is wrong with data or with this installation")
+    """Add `diffir doctor data` and `diffir doctor env`; each sets `run`, from parsed arguments to an exit code."""
+    parser = commands.add_parser("doctor", help="check data or this installation for problems")
     kinds = parser.add_subparsers(required=True, metavar="WHAT")
     data = kinds.add_parser(
         "data",
-        help="decode and check every image of an option file, folders or LMDBs",
-        description="Decode and check every image. Exit code: 0 nothing or notes, 3 warnings, 1 errors.",
+        help="decode and check every image of an option file, of folders or of LMDBs",
+        description="Decode and check every image. Exit code: 0 for nothing or notes, 3 for warnings, 1 for errors.",
     )
-    data.add_argument("target", nargs="*", help="option file (.yml), or folders or LMDBs of pictures")
-    data.add_argument("--lq", metavar="DIR", help="degraded images, partners of those of --gt")
+    data.add_argument("target", nargs="*", help="option file (.yml), or folders or LMDBs of images")
+    data.add_argument("--lq", metavar="DIR", help="degraded images, partners of those in --gt")
     data.add_argument("--gt", metavar="DIR", help="ground truth")
-    data.add_argument("--mask", metavar="DIR", help="masks, partners of --gt where they have the same names")
-    data.add_argument("--against", metavar="DIR", action="append", default=[], help="test pictures: are they in these?")
+    data.add_argument("--mask", metavar="DIR", help="masks, partners of images in --gt with the same names")
     data.add_argument(
-        "--scale", type=int, help="how many times larger the ground truth is (default: option file, or 1)"
+        "--against",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="test images, which must not be in the training data",
     )
-    data.add_argument("--template", default="{}", metavar="{}x4", help="name of a degraded image (default {})")
-    data.add_argument("--gt-size", type=int, metavar="PX", help="side of training patches, which images must have")
+    data.add_argument(
+        "--scale", type=int, help="size of the ground truth relative to the degraded image (default: option file, or 1)"
+    )
+    data.add_argument(
+        "--template",
+        default="{}",
+        metavar="{}x4",
+        help="name of a degraded image, with {} for the name of its ground truth (default {})",
+    )
+    data.add_argument("--gt-size", type=int, metavar="PX", help="side of training patches; smaller images are reported")
     data.add_argument("--meta-info", metavar="FILE", help="list of the images to use")
     _add_json(data)
     add_accept_damaged(data)
     data.add_argument("--jobs", type=int, default=available_cpus(), help="processes (default: one per core)")
     data.set_defaults(run=_data)
-    about = "tell versions, hardware, weights and disk speed, and what of them would spoil a run"
-    env = kinds.add_parser("env", help=about, description=f"{about.capitalize()}. Exit codes as those of data.")
-    env.add_argument("--folder", type=Path, default=Path(), metavar="DIR", help="where disk speed is measured (here)")
+    about = "report versions, hardware, weights and disk speed, and flag problems"
+    env = kinds.add_parser("env", help=about, description=f"{about.capitalize()}. Exit codes as for data.")
+    env.add_argument(
+        "--folder", type=Path, default=Path(), metavar="DIR", help="folder for measuring disk speed (default: current)"
+    )
     _add_json(env)
     env.set_defaults(run=_env)
 
@@ -56,7 +69,7 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="-",
         metavar="FILE",
-        help="write everything here; without a name or with - to the terminal, instead of the table",
+        help="write the full report to FILE; without FILE or with -, print it instead of the table",
     )
 
 

@@ -1,4 +1,4 @@
-"""What this installation and this machine are, and what about them would spoil a run."""
+"""Facts about this installation and this machine, and problems that would affect a run."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from diffir_sr.weights.search import locate
 
 _PACKAGES = ("torch", "torchvision", "opencv-python", "numpy", "scipy", "lmdb", "pillow", "pydantic", "pyyaml", "av")
 _BASICSR = "1.4.2"
-_LEAST_SHARED = 2**30  # bytes: several readers with batches of large patches need more than Docker's 64 MiB
+_LEAST_SHARED = 2**30  # bytes: data loader workers with batches of large patches need more than Docker's 64 MiB
 _LEAST_MEMORY = 8 * 2**30
 _COMMANDS = ("diffir", "basicsr")
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing about the environment; with a severity, also what to do about it."""
+    """One fact about the environment; with a severity, also what to do about it."""
 
     name: str
     value: str
@@ -43,7 +43,7 @@ class Fact:
 
 
 def facts(folder: Path) -> list[Fact]:
-    """Everything about this environment; `folder` is where disk speed is measured."""
+    """All facts about this environment; disk speed is measured in `folder`."""
     return [
         *_versions(),
         *basicsr_facts(
@@ -58,7 +58,7 @@ def facts(folder: Path) -> list[Fact]:
 
 
 def exit_code(found: Sequence[Fact]) -> int:
-    """1 with any error, else 3 with any warning, else 0."""
+    """1 if there is any error, else 3 if there is any warning, else 0."""
     worst = {fact.severity for fact in found}
     return next((EXIT_CODES[severity] for severity in Severity if severity in worst), 0)
 
@@ -86,7 +86,7 @@ def _versions() -> Iterator[Fact]:
     yield Fact("diffir_sr", f"{__version__}, {Path(__file__).resolve().parents[1]}")
     yield Fact("python", f"{platform.python_version()}, {sys.executable}, {platform.platform()}")
     for package in _PACKAGES:
-        # OpenCV goes by several names; what counts is the module.
+        # OpenCV has packages of several names; the module is what matters.
         module = sys.modules.get("cv2") if package == "opencv-python" else None
         yield Fact(package, getattr(module, "__version__", None) or _version(package) or "not installed")
 
@@ -94,9 +94,9 @@ def _versions() -> Iterator[Fact]:
 def basicsr_facts(
     loaded: Path | None, version: str | None, installed: Path | None, path: Sequence[str]
 ) -> Iterator[Fact]:
-    """Which BasicSR is in use, whether another one hides it, and whether one of `path` could.
+    """Which BasicSR is in use, whether another copy shadows it, and whether a folder in `path` could.
 
-    `loaded` is the package's folder in use; `version` and `installed` are what the package manager tells.
+    `loaded` is the folder of the package in use; `version` and `installed` come from the package manager.
     """
     reinstall = f"pip install basicsr=={_BASICSR}"
     if loaded is None:
@@ -104,24 +104,24 @@ def basicsr_facts(
         return
     value = f"{version or 'no installed version'}, {loaded}"
     if installed is None:
-        yield Fact("basicsr", f"{value}: a copy that was never installed", Severity.ERROR, reinstall)
+        yield Fact("basicsr", f"{value}: a copy that is not installed", Severity.ERROR, reinstall)
     elif loaded.resolve() != installed.resolve():
-        do = f"rename {loaded} or start elsewhere, so that {installed} is used"
-        yield Fact("basicsr", f"{value}: hides the installed package", Severity.ERROR, do)
+        do = f"rename {loaded} or start in another folder, so that {installed} is used"
+        yield Fact("basicsr", f"{value}: shadows the installed package", Severity.ERROR, do)
     elif version != _BASICSR:
-        yield Fact("basicsr", f"{value}: not the release this package repairs", Severity.ERROR, reinstall)
+        yield Fact("basicsr", f"{value}: not the release that this package patches", Severity.ERROR, reinstall)
     else:
         yield Fact("basicsr", value)
     others = {Path(entry or ".").resolve() / "basicsr" for entry in path} - {loaded.resolve()}
     for other in sorted(other for other in others if (other / "__init__.py").is_file() and other != installed):
-        do = "rename it: scripts that are started there would take it for the installed package"
+        do = "rename it: scripts started there would import it instead of the installed package"
         yield Fact("another basicsr", f"{other}", Severity.WARNING, do)
 
 
 def _machine() -> Iterator[Fact]:
     torch_threads, settings = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
     threads = f"{torch_threads} threads in torch" + (f" (OMP_NUM_THREADS={settings})" if settings else "")
-    yield Fact("cpu", f"{available_cpus()} of {os.cpu_count()} cores may be used, {threads}")
+    yield Fact("cpu", f"{available_cpus()} of {os.cpu_count()} cores available, {threads}")
     memory = memory_bytes()
     small = memory < _LEAST_MEMORY
     do = "lower num_worker_per_gpu and batch sizes" if small else ""
@@ -130,7 +130,7 @@ def _machine() -> Iterator[Fact]:
         shared = shutil.disk_usage("/dev/shm")
         small = shared.total < _LEAST_SHARED
         do = "start the container with --shm-size=8g or --ipc=host, or set num_worker_per_gpu: 0" if small else ""
-        value = f"{_gib(shared.total)}, {_gib(shared.free)} free (data readers pass batches through it)"
+        value = f"{_gib(shared.total)}, {_gib(shared.free)} free (used by data loader workers)"
         yield Fact("shared memory", value, Severity.WARNING if small else None, do)
 
 
@@ -140,10 +140,10 @@ def _gpus() -> Iterator[Fact]:
     if not torch.cuda.is_available():
         if driver:
             do = "install a build of torch for this driver: https://pytorch.org/get-started/locally"
-            yield Fact("gpu", "there is a driver, but torch cannot use a GPU", Severity.WARNING, do)
+            yield Fact("gpu", "a driver is installed, but torch cannot use a GPU", Severity.WARNING, do)
         else:
-            also = "; Apple's GPU is there" if torch.backends.mps.is_available() else ""
-            yield Fact("gpu", f"none: training runs on the CPU, which is for trials only{also}")
+            also = "; Apple's GPU is available" if torch.backends.mps.is_available() else ""
+            yield Fact("gpu", f"none: training runs on the CPU, which is suitable for trials only{also}")
         return
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
@@ -154,10 +154,10 @@ def _gpus() -> Iterator[Fact]:
 
 
 def _weights() -> Iterator[Fact]:
-    """Where the backbones of perceptual losses are; none of them is needed but for training with such a loss."""
+    """Locations of the backbones of perceptual losses, which are needed only for training with such a loss."""
     for kind in ("vgg16", "vgg19"):
         there = locate(entry_of(kind))
-        yield Fact(f"weights {kind}", str(there.path.resolve()) if there else f"not here (diffir models show {kind})")
+        yield Fact(f"weights {kind}", str(there.path.resolve()) if there else f"not found (diffir models show {kind})")
 
 
 def _commands() -> Iterator[Fact]:
@@ -168,18 +168,18 @@ def _commands() -> Iterator[Fact]:
             yield Fact(f"command {command}", "not on PATH", Severity.WARNING, do)
         elif not belongs_here(Path(file)):
             do = f"activate the environment of {sys.executable}, or use: python -m diffir_sr"
-            yield Fact(f"command {command}", f"{file}: belongs to something else", Severity.WARNING, do)
+            yield Fact(f"command {command}", f"{file}: belongs to another installation", Severity.WARNING, do)
         else:
             yield Fact(f"command {command}", file)
 
 
 def belongs_here(script: Path) -> bool:
-    """Whether a command on PATH starts this package in this Python."""
+    """Whether a command on PATH starts this package with this Python."""
     try:
         text = script.read_bytes()
     except OSError:
         return False
-    # Windows wraps scripts into programs; there, lying beside this Python must do.
+    # Windows wraps scripts into programs, so there it is enough that they are in the folder of this Python.
     beside = script.resolve().parent in (Path(sys.executable).parent, Path(sys.executable).resolve().parent)
     mine = sys.executable.encode() in text or os.path.realpath(sys.executable).encode() in text
     return b"diffir_sr" in text and (mine or beside)
@@ -190,10 +190,10 @@ def _disk(folder: Path) -> Iterator[Fact]:
     try:
         speed: Speed = measure_disk(folder)
     except InputError as error:
-        yield Fact(name, str(error), Severity.ERROR, "choose a folder that can be written")
+        yield Fact(name, str(error), Severity.ERROR, "choose a writable folder")
         return
     free = shutil.disk_usage(folder).free
-    cached = "after the cache was asked to drop it" if speed.dropped else "perhaps from memory"
+    cached = "after dropping it from the cache" if speed.dropped else "possibly from the cache"
     yield Fact(
         name,
         f"writes {speed.write_mib_s:.0f} MiB/s (synced), reads {speed.read_mib_s:.0f} MiB/s ({cached}; one file of "
@@ -205,7 +205,7 @@ def _gib(count: int) -> str:
     return f"{count / 2**30:.1f} GiB"
 
 
-# Numbers of this machine: processors, memory, driver, disk; inside a container those that it is given.
+# Numbers of this machine: processors, memory, driver, disk; in a container, the limits of the container.
 
 
 _MIB = 2**20
@@ -215,7 +215,7 @@ _MOST_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Speed:
-    """Rates of one file of `mib` MiB; `dropped`: whether the system was asked to forget it before it was read."""
+    """Rates for one file of `mib` MiB; `dropped`: whether it was dropped from the cache before reading."""
 
     mib: int
     write_mib_s: float
@@ -239,7 +239,7 @@ def gpu_driver() -> str | None:
 
 def measure_disk(folder: Path) -> Speed:
     """Write and read one file in `folder` for at most about two seconds each; raises InputError without access."""
-    block = os.urandom(_MIB)  # file systems that compress must not profit
+    block = os.urandom(_MIB)  # incompressible, for file systems with compression
     try:
         handle, name = tempfile.mkstemp(prefix=".diffir-doctor-", dir=folder)
     except OSError as error:

@@ -1,6 +1,6 @@
-"""Examine one image, or one image with its partners: its pixels, its description, traces of JPEG.
+"""Examination of one image, alone and with its partners: pixels, fingerprints, alignment, traces of JPEG.
 
-The work of one process, whose result is small.
+This is the work of a worker process, and its result is small.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from diffir_sr.errors import InputError
 from diffir_sr.files.images import inspect
 from diffir_sr.files.picture import as_bits
 
-_FLAT = 2  # grey levels between the darkest and the brightest place of a picture that is one colour
+_FLAT = 2  # largest range of grey levels in an image of a single colour
 _SHIFT_PX = 0.3  # of the degraded image
-_OTHER_PICTURE = 0.3  # correlation below which partners show different pictures
+_OTHER_PICTURE = 0.3  # correlation below which partners show different content
 _LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Partners that belong together, by role; one of them is the main one, by which the picture is recognised."""
+    """Partners by role; the main one is used to recognise the image."""
 
     members: dict[str, StoredImage]
     main: str
     dataset: str
     scale: int = 1
-    crop_gt: bool = False  # the ground truth may be up to scale - 1 pixels larger
+    crop_gt: bool = False  # whether the ground truth may be up to scale - 1 pixels larger
     gt_size: int | None = None
     with_landmarks: bool = False
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What is kept of an image: enough to tell it from all others."""
+    """What is kept of an image: enough to distinguish it from all others."""
 
     where: str
     dataset: str
     role: str
     is_main: bool
     bits: int
-    colours: str  # "grey", "grey as RGB", "colour", or "one colour" all over
+    colours: str  # "grey", "grey as RGB", "colour", or "one colour" (constant)
     digest: bytes
     hash: int | None
     thumb: np.ndarray
@@ -59,7 +59,7 @@ class Seen:
 
 @dataclass
 class Examined:
-    """The images of a unit, what is wrong with them, and what was measured."""
+    """The images of a unit, their problems, and what was measured."""
 
     seen: list[Seen] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Examined:
 
 
 def examine(unit: Unit) -> Examined:
-    """Decode the members of a unit and check each alone and all together; faults are results, never raised."""
+    """Decode the members of a unit and check them individually and together; problems are returned, never raised."""
     done, pictures = Examined(images=len(unit.members)), {}
 
     def tell(check: str, stored: StoredImage, found: str) -> None:
@@ -115,7 +115,7 @@ def _faults_of_bytes(stored: StoredImage, data: bytes, image: np.ndarray) -> Ite
         high, wide = stored.listed
         yield "lmdb", f"meta_info.txt says {high}x{wide}, the image is {_size(image)}"
     if stored.sha256 is not None and hashlib.sha256(data).hexdigest() != stored.sha256:
-        yield "manifest", f"other bytes than were made: sha256 is not {stored.sha256[:12]}..."
+        yield "manifest", f"the file has changed since it was made: sha256 is not {stored.sha256[:12]}..."
 
 
 def _faults_of_mask(image: np.ndarray) -> Iterator[tuple[str, str]]:
@@ -125,9 +125,9 @@ def _faults_of_mask(image: np.ndarray) -> Iterator[tuple[str, str]]:
         shown = ", ".join(map(str, levels[:6].tolist())) + (", ..." if len(levels) > 6 else "")
         yield "mask levels", f"{len(levels)} levels: {shown}; expected 2"
     elif len(levels) == 1:
-        yield "mask share", f"{levels[0]} all over, which is {'full' if levels[0] else 'empty'}"
+        yield "mask share", f"{levels[0]} everywhere, so the mask is {'full' if levels[0] else 'empty'}"
     if image.shape[2] in (2, 4):
-        yield "alpha", "a mask whose alpha is read, its colours being uniform" if is_alpha else "a mask with alpha"
+        yield "alpha", "a mask with uniform colours, so its alpha is used" if is_alpha else "a mask with alpha"
 
 
 def _faults_of_picture(unit: Unit, role: str, image: np.ndarray, grey: np.ndarray) -> Iterator[tuple[str, str]]:
@@ -162,13 +162,13 @@ def _compare(
     shift = find_shift(seen, true)
     done.shift_told = shift is not None
     if shift is not None and shift.length >= _SHIFT_PX:
-        text = f"lq lies {shift.down:+.2f} px lower, {shift.right:+.2f} px more to the right ({shift.length:.2f})"
+        text = f"lq is shifted by {shift.down:+.2f} px down, {shift.right:+.2f} px right ({shift.length:.2f})"
         tell("shift", unit.members["lq"], text)
 
 
 def _seen(unit: Unit, role: str, image: np.ndarray, grey: np.ndarray) -> Seen:
     main, stored = role == unit.main, unit.members[role]
-    # Pixels, not bytes: the same picture may have been encoded twice.
+    # Pixels, not bytes: the same image may have been encoded differently.
     digest = hashlib.blake2b(repr((image.shape, image.dtype.str)).encode(), digest_size=16)
     if main:
         digest.update(np.ascontiguousarray(image).data)
@@ -192,7 +192,7 @@ def _seen(unit: Unit, role: str, image: np.ndarray, grey: np.ndarray) -> Seen:
 def _is_flat(image: np.ndarray) -> bool:
     colours = image[..., : 1 if image.shape[2] < 3 else 3]
     most = _FLAT * (257 if image.dtype == np.uint16 else 1)
-    # Almost every picture shows by a few of its pixels that it is not.
+    # For most images, a few pixels are enough to rule this out.
     return all(_span(part) <= most for part in (colours[::16, ::16], colours))
 
 
@@ -213,21 +213,21 @@ def _size(image: np.ndarray) -> str:
     return f"{image.shape[0]}x{image.shape[1]}"
 
 
-# What is measured on single images and pairs: shifts, fingerprints, traces of JPEG.
+# Measurements on single images and pairs: shifts, fingerprints, traces of JPEG.
 
 
 _LARGEST_TILE = 128
 _SMALLEST_TILE = 24
 _LEAST_SHIFT_CONTRAST = 2.0  # grey levels (deviation) inside a tile
 _FINE = 20  # steps per pixel in the search for the peak
-_HIGHEST = 0.25  # cycles per pixel: above it, degraded and true image share little
-_AGREE_PX = 0.15  # how far tiles may differ from their median
+_HIGHEST = 0.25  # cycles per pixel; above it, degraded image and ground truth have little in common
+_AGREE_PX = 0.15  # largest deviation of tiles from their median
 _TILES_PER_AXIS = 3
 
 
 @dataclass(frozen=True)
 class Shift:
-    """By how many degraded pixels the degraded image lies lower and more to the right than its ground truth."""
+    """Shift of the degraded image against its ground truth, downwards and to the right, in degraded pixels."""
 
     down: float
     right: float
@@ -238,10 +238,10 @@ class Shift:
 
 
 def find_shift(lq: np.ndarray, gt: np.ndarray) -> Shift | None:
-    """The shift between brightness (H, W) and ground truth (H * scale, W * scale); None where it cannot be told.
+    """The shift between brightness (H, W) and ground truth (H * scale, W * scale); None if it cannot be measured.
 
-    Phase correlation of the degraded image with the ground truth reduced by area, tile by tile. It can be told where
-    two thirds of the tiles have detail and agree: motion blur, noise and flat areas give answers that do not.
+    Phase correlation of the degraded image with the area-averaged ground truth, tile by tile. The shift is measurable
+    if two thirds of the tiles have detail and agree; with motion blur, noise or flat areas they do not.
     """
     height, width = lq.shape
     low = cv2.resize(gt, (width, height), interpolation=cv2.INTER_AREA) if gt.shape != lq.shape else gt
@@ -278,7 +278,7 @@ def _tile_shift(lq: np.ndarray, gt: np.ndarray) -> tuple[float, float] | None:
     frequency = np.fft.fftfreq(side)
     band = np.hypot(frequency[:, None], frequency[None]) <= _HIGHEST
     band[0, 0] = False
-    # The square root keeps noise in weak frequencies from outvoting the picture, as pure phases would let it.
+    # The square root keeps noise at weak frequencies from dominating, as it would with pure phases.
     weighed = np.where(band, cross / np.sqrt(np.abs(cross) + 1e-12), 0)
     coarse = np.fft.ifft2(weighed).real
     peak = np.array(np.unravel_index(int(np.argmax(coarse)), coarse.shape), np.float64)
@@ -289,7 +289,7 @@ def _tile_shift(lq: np.ndarray, gt: np.ndarray) -> tuple[float, float] | None:
 
 
 def _refined(weighed: np.ndarray, frequency: np.ndarray, peak: np.ndarray) -> tuple[float, float]:
-    """The highest place of the correlation within a pixel of its coarse peak (matrix DFT, Guizar-Sicairos 2008)."""
+    """The maximum of the correlation within a pixel of its coarse peak (matrix DFT, Guizar-Sicairos 2008)."""
     steps = np.arange(-_FINE, _FINE + 1) / _FINE
     rows, columns = (np.exp(2j * np.pi * np.outer(at + steps, frequency)) for at in peak)
     fine = (rows @ weighed @ columns.T).real
@@ -297,18 +297,18 @@ def _refined(weighed: np.ndarray, frequency: np.ndarray, peak: np.ndarray) -> tu
     return float(peak[0] + steps[down]), float(peak[1] + steps[right])
 
 
-# Short descriptions of a picture by which it is recognised again, and how pictures are found by them.
+# Fingerprints of images, and the search for similar ones.
 
 
-_SIDE = 32  # of the reduced picture under the hash
-_LOW = 8  # frequencies per axis that the hash keeps
+_SIDE = 32  # side of the downscaled image that is hashed
+_LOW = 8  # frequencies per axis in the hash
 THUMB = 16
-_LEAST_CONTRAST = 4.0  # grey levels (deviation) below which a reduced picture says nothing
-_WINDOW = 8  # side in pixels of what a landmark describes
-_ONE_IN = 2**12  # places that become landmarks
+_LEAST_CONTRAST = 4.0  # grey levels (deviation) below which a downscaled image is too flat
+_WINDOW = 8  # side in pixels of the area described by a landmark
+_ONE_IN = 2**12  # one in so many positions becomes a landmark
 _BLOCK = 512
-_NEAR_BITS = 10  # of 64: what JPEG, rescaling and rounding change; pictures that differ have about 32
-_ALIKE = 0.985  # correlation of thumbnails of one picture: 0.99 after JPEG of quality 20 or at a quarter of its size
+_NEAR_BITS = 10  # of 64: changed by JPEG, rescaling and rounding; different images differ in about 32
+_ALIKE = 0.985  # correlation of thumbnails of the same image: 0.99 after JPEG of quality 20 or at a quarter of the size
 
 
 def luma(image: np.ndarray) -> np.ndarray:
@@ -320,9 +320,9 @@ def luma(image: np.ndarray) -> np.ndarray:
 
 
 def perceptual_hash(grey: np.ndarray) -> int | None:
-    """64 bits that outlive rescaling and JPEG: signs of low frequencies of (H, W); None for a picture without any.
+    """64 bits that survive rescaling and JPEG: signs of low frequencies of (H, W); None for a flat image.
 
-    The frequencies are those of a DCT of the picture reduced to 32 x 32, each compared with their median.
+    The frequencies are those of a DCT of the image downscaled to 32 x 32, each compared with their median.
     """
     small = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
     if float(small.std()) < _LEAST_CONTRAST:
@@ -332,12 +332,12 @@ def perceptual_hash(grey: np.ndarray) -> int | None:
 
 
 def thumbnail(grey: np.ndarray) -> np.ndarray:
-    """(H, W) as uint8 (16, 16), to tell pictures apart whose hashes are near."""
+    """(H, W) as uint8 (16, 16), to distinguish images with similar hashes."""
     return cv2.resize(grey, (THUMB, THUMB), interpolation=cv2.INTER_AREA).round().clip(0, 255).astype(np.uint8)
 
 
 def similarity(one: np.ndarray, other: np.ndarray) -> float | None:
-    """Correlation of two thumbnails, -1 to 1; None where one of them is too flat to tell."""
+    """Correlation of two thumbnails, -1 to 1; None if one of them is too flat."""
     first, second = (thumb.astype(np.float64).ravel() - thumb.mean() for thumb in (one, other))
     if min(first.std(), second.std()) < _LEAST_CONTRAST:
         return None
@@ -353,7 +353,7 @@ def near(hashes: np.ndarray, others: np.ndarray, *, bits: int = _NEAR_BITS) -> I
 
 
 def near_within(hashes: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Index pairs (earlier, later) within one array that `near` would find, each once."""
+    """Index pairs (earlier, later) within one array, as found by `near`, each once."""
     for start in range(0, len(hashes), _BLOCK):
         stop = start + _BLOCK
         for one, other in near(hashes[start:stop], hashes[start:]):
@@ -362,7 +362,7 @@ def near_within(hashes: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def shows_the_same(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two thumbnails are of one picture; None of flat pictures is."""
+    """Whether two thumbnails show the same image; False for flat ones."""
     alike = similarity(one, other)
     return alike is not None and alike >= _ALIKE
 
@@ -381,10 +381,10 @@ def _bits_of_16() -> np.ndarray:
 
 
 def landmarks(image: np.ndarray) -> np.ndarray:
-    """Numbers (uint64, sorted, unique) of about one in 4096 places of (H, W, C), chosen by what is there.
+    """Hashes (uint64, sorted, unique) of about one in 4096 positions of (H, W, C), selected by their content.
 
-    A picture cut out of another without loss has its landmarks: both choose the same places. Rescaled, turned or
-    JPEG-compressed cuts have not.
+    A lossless crop of an image has the same landmarks, because both select the same positions. Rescaled, rotated or
+    JPEG-compressed crops do not.
     """
     height, width = (side - _WINDOW + 1 for side in image.shape[:2])
     if height < 1 or width < 1:
@@ -403,27 +403,29 @@ def landmarks(image: np.ndarray) -> np.ndarray:
     whole ^= whole >> np.uint64(29)
     whole *= np.uint64(0xBF58476D1CE4E5B9)
     chosen = np.flatnonzero(whole >> np.uint64(52) == 0)
-    marks, first = np.unique(whole.ravel()[chosen], return_index=True)  # a flat area is one mark, however large
+    marks, first = np.unique(
+        whole.ravel()[chosen], return_index=True
+    )  # a flat area gives one landmark, however large it is
     places = zip(*(where.tolist() for where in np.unravel_index(chosen[first], whole.shape)), strict=True)
     windows = (colours[y : y + _WINDOW, x : x + _WINDOW, 1] for y, x in places)
     return marks[[float(window.std()) >= _LEAST_CONTRAST for window in windows]]
 
 
-# Whether a losslessly stored picture was a JPEG before: edges on a grid of 8 x 8 pixels.
+# Whether a losslessly stored image was a JPEG before: edges on a grid of 8 x 8 pixels.
 
 
 _GRID = 8
 _LEAST_SIDE = 64
-_LARGEST = 1024  # pixels per axis that are looked at
-_LEAST_EXCESS = 0.05  # share of places on the grid that are edges more often than elsewhere
+_LARGEST = 1024  # examined pixels per axis
+_LEAST_EXCESS = 0.05  # excess of edges on the grid over edges elsewhere, as a share of positions
 _LEAST_DEVIATIONS = 8.0  # standard deviations above chance
 
 
 def has_jpeg_grid(grey: np.ndarray) -> bool:
-    """Whether brightness (H, W) has steps every 8 pixels along both axes, as strong JPEG compression leaves them.
+    """Whether brightness (H, W) has steps every 8 pixels along both axes, as left by strong JPEG compression.
 
-    A step between two pixels counts where it is larger than those before and after it. Mild compression (quality 90
-    and more), dense texture and rescaling afterwards leave too little to tell.
+    A step between two pixels counts if it is larger than those before and after it. It goes undetected after mild
+    compression (quality 90 and more), in dense texture, and after rescaling.
     """
     if min(grey.shape) < _LEAST_SIDE:
         return False

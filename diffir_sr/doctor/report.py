@@ -16,7 +16,7 @@ _SHOWN = 10
 
 @dataclass
 class DoctorReport:
-    """All findings, and what was looked at to find them."""
+    """All findings, and what was examined."""
 
     findings: list[Finding] = field(default_factory=list)
     roots: list[str] = field(default_factory=list)
@@ -31,13 +31,13 @@ class DoctorReport:
         return exit_code(self.findings)
 
     def counts(self) -> dict[str, int]:
-        """How many findings of each severity."""
+        """Number of findings of each severity."""
         counts = Counter(finding.severity for finding in self.findings)
         return {severity.value: counts[severity] for severity in Severity}
 
 
 def as_table(report: DoctorReport) -> str:
-    """Every kind that was found, worst first, with up to ten examples; then what was checked, in one line."""
+    """Every kind of problem found, worst first, with up to ten examples; then one line about what was checked."""
     lines = [*report.roots, ""]
     for check in sorted(KINDS, key=lambda check: list(Severity).index(KINDS[check].severity)):
         group = [finding for finding in report.findings if finding.check == check]
@@ -56,12 +56,12 @@ def _group(check: str, group: Sequence[Finding]) -> list[str]:
         found = finding.found.replace("\n", "\n    ")
         lines.append(f"  {finding.where:<{width}}  {found}")
     if len(group) > _SHOWN:
-        lines.append(f"  ... {len(group) - _SHOWN} more; --json tells all")
+        lines.append(f"  ... {len(group) - _SHOWN} more; --json lists all")
     return [*lines, f"  -> {kind.remedy}", ""]
 
 
 def summary(report: DoctorReport) -> str:
-    """How much of what was found, and how much was looked at."""
+    """Number of findings by severity, and how much was checked."""
     told = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in report.counts().items())
     pairs = f", {report.pairs} pairs (alignment measurable in {report.shifts_told})" if report.pairs else ""
     size = f"{report.stored_bytes / 2**20:.1f} MiB"
@@ -96,7 +96,7 @@ def as_json(report: DoctorReport) -> dict[str, Any]:
 
 
 def facts_as_table(found: Sequence[Fact]) -> str:
-    """One line per fact; under those with a severity, what to do."""
+    """One line per fact; for facts with a severity, another line says what to do."""
     width = max(len(fact.name) for fact in found if not fact.name.startswith("disk "))
     lines = []
     for fact in found:

@@ -1,4 +1,4 @@
-"""What shows only in a set as a whole: partners that are missing, mixtures, duplicates, test pictures in training."""
+"""Examination of whole datasets: missing partners, mixed kinds, duplicates, test images in the training data."""
 
 from __future__ import annotations
 
@@ -25,19 +25,21 @@ from diffir_sr.prepare.jobs import stream
 
 _SAME_SHAPE = 0.03  # relative difference of width over height
 _LEAST_LANDMARKS = 3
-_LEAST_SHARE = 0.3  # of the landmarks of the smaller picture
-_MOST_NEAR = 100_000  # near pairs that are looked at: a set of one picture thousands of times must not fill the report
+_LEAST_SHARE = 0.3  # of the landmarks of the smaller image
+_MOST_NEAR = (
+    100_000  # limit for examined pairs, so that a set with one image thousands of times does not fill the report
+)
 
 
 def compare_all(seen: Sequence[Seen], *, training: frozenset[str]) -> list[Finding]:
-    """Everything about sets as a whole; `training` names the datasets that are trained on."""
+    """All findings about sets as a whole; `training` names the training datasets."""
     groups: dict[str, list[Seen]] = defaultdict(list)
     for image in seen:
         groups[group_of(image.dataset)].append(image)
     findings: list[Finding] = []
     for images in groups.values():
         findings += _mixtures(images)
-        for role in ("gt", "lq"):  # apart, since a degraded image without partner looks like its ground truth
+        for role in ("gt", "lq"):  # separately, since a degraded image without partner looks like its ground truth
             findings += _duplicates([image for image in images if _is_picture(image) and image.role == role])
     pictures = [image for image in seen if _is_picture(image)]
     trained = [image for image in pictures if image.dataset in training]
@@ -51,12 +53,12 @@ def group_of(dataset: str) -> str:
 
 
 def _is_picture(image: Seen) -> bool:
-    """Whether an image can be recognised; those of one colour all over are told already, and all alike."""
+    """Whether an image can be recognised; constant images are reported already, and all look alike."""
     return image.is_main and image.role != "mask" and image.colours != "one colour"
 
 
 def _mixtures(images: Sequence[Seen]) -> Iterator[Finding]:
-    """Images unlike most of their set and role, in bits and in colour."""
+    """Images that differ from most of their set and role in bit depth or colour."""
     by_role: dict[str, list[Seen]] = defaultdict(list)
     for image in images:
         by_role[image.role].append(image)
@@ -68,10 +70,10 @@ def _mixtures(images: Sequence[Seen]) -> Iterator[Finding]:
                 found = f"{image.bits} bits; {count} of {len(members)} {role} images have {usual}"
                 yield Finding("bit depth", image.where, found, image.dataset)
         coloured = sum(image.colours == "colour" for image in members)
-        # Of a degraded image, the ground truth has told already.
+        # For a degraded image, this is already reported for the ground truth.
         for image in members if coloured and role != "mask" else ():
             if image.colours.startswith("grey") and image.is_main:
-                found = f"{image.colours}; {coloured} of {len(members)} {role} images are coloured"
+                found = f"{image.colours}; {coloured} of {len(members)} {role} images have colour"
                 yield Finding("grey", image.where, found, image.dataset)
 
 
@@ -96,7 +98,7 @@ def _duplicates(images: Sequence[Seen]) -> Iterator[Finding]:
 
 
 def _leaks(trained: Sequence[Seen], tested: Sequence[Seen]) -> Iterator[Finding]:
-    """For each test picture that is in the training data: where, and how that is known."""
+    """For each test image found in the training data: where, and how it was recognised."""
     if not trained or not tested:
         return
     hits: dict[int, dict[str, str]] = defaultdict(dict)
@@ -117,11 +119,11 @@ def _leaks(trained: Sequence[Seen], tested: Sequence[Seen]) -> Iterator[Finding]
             where, how = next(iter(found.items()))
             more = f" and {len(found) - 1} more" if len(found) > 1 else ""
             image = tested[index]
-            yield Finding("leak", image.where, f"{how} {where}{more}, which is trained on", image.dataset)
+            yield Finding("leak", image.where, f"{how} {where}{more}, which is in the training data", image.dataset)
 
 
 def _cuts(tested: Sequence[Seen], trained: Sequence[Seen]) -> Iterator[tuple[int, int]]:
-    """(test, training) indices of pictures with landmarks in common: one was cut out of the other."""
+    """(test, training) indices of images with common landmarks: one is a crop of the other."""
     marks = np.concatenate([image.landmarks for image in tested])
     owners = np.repeat(np.arange(len(tested)), [len(image.landmarks) for image in tested])
     order = np.argsort(marks, kind="stable")
@@ -148,17 +150,17 @@ def _hashes(images: Sequence[Seen]) -> np.ndarray[Any, np.dtype[np.uint64]]:
     return np.array([image.hash for image in images], np.uint64)
 
 
-# Examine the data of targets as a whole: everything is decoded once, in several processes.
+# Examining targets as a whole: every image is decoded once, in several processes.
 
 
 def examine_data(targets: Sequence[ExaminedSet], *, jobs: int, known: Sequence[Finding] = ()) -> DoctorReport:
-    """Check every image of the targets alone, with its partners, and against all others.
+    """Check every image of the targets individually, with its partners, and against all others.
 
     Memory grows by about a kilobyte per image. `known` findings open the report.
     """
     start = time.monotonic()
     report, seen, units = DoctorReport(findings=list(known)), list[Seen](), list[Unit]()
-    # Only where there is training and test data can one have been cut out of the other.
+    # Crops matter only if there is both training and test data.
     both = len({target.training for target in targets}) == 2
     for target in targets:
         made = plan_units(target, with_landmarks=both)
@@ -177,12 +179,12 @@ def examine_data(targets: Sequence[ExaminedSet], *, jobs: int, known: Sequence[F
     return report
 
 
-# Which images of a target belong together, and those that have no partner or are not where a list says.
+# Which images of a target belong together, which have no partner, and which listed images do not exist.
 
 
 @dataclass
 class PlannedUnits:
-    """What to examine of a target, what was found before, and a line about each root."""
+    """The units of a target to examine, the problems found so far, and a line about each root."""
 
     units: list[Unit] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
@@ -258,7 +260,7 @@ def _match(
         partner = {}
     pool = role != "lq" and not any(name in store.images for name in partner.values())
     if not store.images or not main.images or pool or not partner:
-        # Masks under other names are a stock to draw from; a root that failed has been told already.
+        # Masks with other names are drawn at random; a root that failed has been reported already.
         return [(role, stored) for stored in store.images.values()]
     for name, wanted in partner.items():
         if wanted in store.images:

@@ -1,4 +1,4 @@
-"""Every image under a root as something a worker process can read, and what is wrong with the root itself."""
+"""The images under a root, in a form that worker processes can read, and problems of the root itself."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from diffir_sr.files.lmdb_file import LmdbFile
 
 @dataclass(frozen=True)
 class StoredImage:
-    """One image: a file, or a key of an LMDB; there with the size its list tells, and the shape of bare pixels."""
+    """One image: a file, or a key of an LMDB; the latter with the size in its list, and the shape of raw pixels."""
 
     name: str
     path: Path
     key: str | None = None
     listed: tuple[int, int] | None = None
     raw: tuple[int, int, int] | None = None
-    sha256: str | None = None  # as the manifest tells it
+    sha256: str | None = None  # according to the manifest
     is_absent: bool = False  # listed in the LMDB's meta_info.txt, but not in its data
 
     @property
@@ -41,11 +41,11 @@ class StoredImage:
             return read_file(self.path)
         data = LmdbFile(self.path).get(self.key.encode())
         if data is None:
-            raise InputError(f"{self.where}: the data does not hold this key; build the LMDB again")
+            raise InputError(f"{self.where}: the data does not contain this key; build the LMDB again")
         return data
 
     def pixels(self, data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
-        """(H, W, C) from the stored bytes, and how they were understood; raises InputError where they are no image."""
+        """(H, W, C) from the stored bytes, and what was decoded; raises InputError if they are not an image."""
         if self.raw is None:
             return decode_with_notes(data, where=self.where)
         if len(data) != math.prod(self.raw):
@@ -55,7 +55,7 @@ class StoredImage:
 
 @dataclass
 class Storage:
-    """The images under one root, by name, and the faults that show before any is decoded."""
+    """The images under one root, by name, and the problems found before decoding."""
 
     root: Path
     images: dict[str, StoredImage] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Storage:
 
 
 def open_storage(root: str, *, dataset: str) -> Storage:
-    """List what is at a root; nothing raises, since faults are findings."""
+    """List the images under a root; never raises, since problems are findings."""
     path = Path(os.path.expanduser(root))
     storage = Storage(path)
     try:
@@ -82,13 +82,13 @@ def _of_folder(storage: Storage, dataset: str) -> dict[str, StoredImage]:
     if not isinstance(source, FolderSource):
         raise InputError(f"{path}: expected a folder of images")
     for relative in source.left_out:
-        storage.findings.append(Finding("left out", str(path / relative), "of a kind that is not read", dataset))
+        storage.findings.append(Finding("left out", str(path / relative), "of an unsupported kind", dataset))
     return {name: StoredImage(name, source.file(name)) for name in source.names}
 
 
 def _of_lmdb(storage: Storage, dataset: str) -> dict[str, StoredImage]:
     path = storage.root
-    open_source(path)  # says in its own words what an LMDB without a usable list lacks
+    open_source(path)  # raises a specific message if the LMDB has no usable list
     images, listed = {}, set()
     for line in read_meta(path / "meta_info.txt"):
         key = without_suffix(line.name)
@@ -100,7 +100,9 @@ def _of_lmdb(storage: Storage, dataset: str) -> dict[str, StoredImage]:
         images[name_of(key)] = replace(images[name_of(key)], is_absent=True)
     for key in sorted(held - listed):
         storage.findings.append(
-            Finding("lmdb", f"{path}[{key}]", "in the data, not listed in meta_info.txt: is never read", dataset)
+            Finding(
+                "lmdb", f"{path}[{key}]", "in the data, but not listed in meta_info.txt, so it is never read", dataset
+            )
         )
     return images
 
@@ -116,21 +118,21 @@ def _compare_with_manifest(storage: Storage, dataset: str) -> None:
         return
     made = {_name_in(storage, without_suffix(entry["name"])): entry for entry in entries}
     for name in sorted(made.keys() - storage.images.keys()):
-        storage.findings.append(Finding("manifest", str(path), f"{name}: was made, but is not there", dataset))
+        storage.findings.append(Finding("manifest", str(path), f"{name}: in the manifest, but missing", dataset))
     for name in sorted(storage.images.keys() - made.keys()):
         where = storage.images[name].where
-        storage.findings.append(Finding("manifest", where, f"not in {path.name}: came later", dataset))
+        storage.findings.append(Finding("manifest", where, f"not in {path.name}: added later", dataset))
     for name in made.keys() & storage.images.keys():
         storage.images[name] = replace(storage.images[name], sha256=str(made[name]["sha256"]))
 
 
 def _name_in(storage: Storage, written: str) -> str:
-    """The name that a manifest means: of a file, or of an LMDB's key."""
+    """The name in a manifest: of a file, or of a key of an LMDB."""
     return written if written in storage.images else name_of(written)
 
 
 def _read_manifest(path: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not lines or "diffir_manifest" not in lines[0]:
-        raise ValueError("the first line is no header of a manifest")
+        raise ValueError("the first line is not the header of a manifest")
     return [line for line in lines[1:] if "name" in line and "sha256" in line]

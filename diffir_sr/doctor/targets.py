@@ -1,4 +1,4 @@
-"""What is to be examined: the datasets of an option file, whatever their type, or folders and LMDBs by name."""
+"""What to examine: the datasets of an option file, of any type, or folders and LMDBs given by name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LISTS = ("meta_info_file", "meta_info")
 
 @dataclass(frozen=True)
 class ExaminedSet:
-    """One dataset, or one of the sources that it mixes: a root for each role (gt, lq, mask)."""
+    """One dataset, or one of its mixed sources: a root for each role (gt, lq, mask)."""
 
     name: str
     roots: dict[str, str]
@@ -30,20 +30,20 @@ class ExaminedSet:
 
     @property
     def main(self) -> str:
-        """The role that is looked at as the picture itself: the ground truth where there is one."""
+        """The role examined as the image itself: the ground truth if there is one."""
         return next((role for role in ("gt", "lq") if role in self.roots), next(iter(self.roots)))
 
 
 @dataclass
 class ExaminedSets:
-    """ExaminedSets, and what was wrong where they were described."""
+    """The sets to examine, and problems in their description."""
 
     targets: list[ExaminedSet] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
 
 def targets_of_options(path: Path, *, scale: int | None = None) -> ExaminedSets:
-    """The datasets of an option file; its own faults become findings, unless it cannot be read (OptionError)."""
+    """The datasets of an option file; its problems become findings, unless it cannot be read (OptionError)."""
     values, found = read_source(path).values, ExaminedSets()
     datasets = values.get("datasets")
     if not isinstance(datasets, dict) or not datasets:
@@ -95,7 +95,7 @@ def _add_dataset(
 
 
 def _sources(section: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The section itself, or one mapping for each source that it mixes: lists of roots, or a list of mappings."""
+    """The section itself, or one mapping per mixed source: from lists of roots, or from a list of mappings."""
     lists = {key: value for key, value in section.items() if key.startswith(_ROOT) and isinstance(value, list)}
     nested = [
         entry
@@ -131,7 +131,7 @@ def _scale(values: Mapping[str, Any], roots: Mapping[str, str]) -> int:
 
 def _list_of(section: Mapping[str, Any], roots: Mapping[str, str]) -> str | None:
     if section.get("type") == "PairedImageDataset" and all(root.endswith(".lmdb") for root in roots.values()):
-        return None  # from LMDBs, BasicSR's class takes every key
+        return None  # for LMDBs, BasicSR's class uses every key
     return next((str(section[key]) for key in _LISTS if section.get(key)), None)
 
 

@@ -1,4 +1,4 @@
-"""Networks and simple methods on benchmark sets beside the paper's values: quality by protocol, and cost."""
+"""Benchmarks: quality and cost of networks and simple methods on test sets, compared with the values of the paper."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _TABLES = Path(__file__).with_name("paper_tables.yml")
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of a set: `lq` (1, C, H, W) with a mask last for inpainting, `gt` (1, 3, H * scale, W * scale)."""
+    """One image of a set: `lq` (1, C, H, W), for inpainting with the mask last; `gt` (1, 3, H * scale, W * scale)."""
 
     name: str
     lq: Tensor
@@ -51,7 +51,7 @@ class Picture:
 
 @dataclass
 class Benchmark:
-    """The sets of an option file with the metrics that it asks for."""
+    """The sets of an option file with the metrics to measure."""
 
     name: str
     path: Path
@@ -59,16 +59,16 @@ class Benchmark:
     takes_mask: bool
     metrics: dict[str, dict[str, Any]]
     datasets: dict[str, Any]
-    weights: Path | None = None  # that the file itself names, if they are there
+    weights: Path | None = None  # those named in the file, if they exist
     options: dict[str, Any] = field(default_factory=dict)  # the whole file
 
     def pictures(self, name: str) -> Iterator[Picture]:
-        """The pictures of one set, in its order; raises InputError for a set without ground truth."""
+        """The images of one set, in order; raises InputError for a set without ground truth."""
         dataset = self.datasets[name]
         for index in range(len(dataset)):
             item = dataset[index]
             if "gt" not in item:
-                raise InputError(f"{name}: has no ground truth, and nothing can be measured; give dataroot_gt")
+                raise InputError(f"{name}: has no ground truth to measure against; give dataroot_gt")
             gt = item["gt"][None]
             if self.takes_mask:
                 mask = item["mask"][None]
@@ -80,17 +80,17 @@ class Benchmark:
 
 @dataclass
 class SetResult:
-    """What one method reached on one set. `values` are means over pictures and distances of sets."""
+    """Result of one method on one set. `values` are means over images and distances of sets."""
 
     values: dict[str, float]
     images: dict[str, dict[str, float]]
-    seconds: float  # of restoring, per picture
-    memory: int | None  # bytes that restoring adds at most, where the system tells
+    seconds: float  # of restoring, per image
+    memory: int | None  # peak bytes added by restoring, if the system reports them
 
 
 @dataclass
 class BenchResult:
-    """Everything that a benchmark found; `sets` has count and checksum of each set's pixels."""
+    """All results of a benchmark; `sets` has the count and the checksum of the pixels of each set."""
 
     benchmark: Benchmark
     methods: list[Method]
@@ -101,9 +101,9 @@ class BenchResult:
 
 
 def open_benchmark(path: str, *, overrides: tuple[str, ...] = ()) -> Benchmark:
-    """The benchmark of an option file such as options/bench/test_Set14.yml, in this folder or in the package.
+    """The benchmark of an option file such as options/bench/test_Set14.yml, from this folder or the package.
 
-    Raises OptionError or InputError for a file or data that cannot be measured on.
+    Raises OptionError or InputError if the file or its data cannot be used.
     """
     file = Path(os.path.expanduser(path))
     if not file.is_file():
@@ -112,7 +112,7 @@ def open_benchmark(path: str, *, overrides: tuple[str, ...] = ()) -> Benchmark:
     opt = load_options(file, is_train=False, overrides=overrides, check_files=False).values
     metrics = (opt.get("val") or {}).get("metrics") or {}
     if not metrics:
-        raise OptionError(f"{path}: val.metrics is empty; name the metrics that are to be measured")
+        raise OptionError(f"{path}: val.metrics is empty; add the metrics to measure")
     opt["manual_seed"] = opt.get("manual_seed") or 0
     opt = complete_options(
         opt, RunArguments(launcher="none", auto_resume=False, debug=False, root=Path.cwd()), is_train=False
@@ -123,7 +123,7 @@ def open_benchmark(path: str, *, overrides: tuple[str, ...] = ()) -> Benchmark:
     weights = (opt.get("path") or {}).get("pretrain_network_g")
     datasets = {section["name"]: build_dataset(section) for section in opt["datasets"].values()}
     if len(datasets) < len(opt["datasets"]):
-        raise OptionError(f"{path}: two datasets have one name; give each its own")
+        raise OptionError(f"{path}: two datasets have the same name; rename one")
     if not datasets or not all(len(dataset) for dataset in datasets.values()):
         raise InputError(f"{path}: a set without images; correct datasets")
     scale, task = opt.get("scale") or 1, opt["network_g"].get("task")
@@ -143,7 +143,7 @@ def open_benchmark(path: str, *, overrides: tuple[str, ...] = ()) -> Benchmark:
 def run_benchmark(
     benchmark: Benchmark, methods: list[Method], *, device: torch.device, limit: int | None
 ) -> BenchResult:
-    """Measure every method on every set; `limit` pictures of each at most. A bar on stderr where that is a terminal."""
+    """Measure every method on every set, with at most `limit` images of each, showing a progress bar."""
     result = BenchResult(benchmark, methods, device)
     distances = _distances(benchmark, result)
     for name in benchmark.datasets:
@@ -183,7 +183,9 @@ def _measured(
             made = torch.where(picture.lq[:, 3:] > 0.5, made, picture.gt)
         if made.shape != picture.gt.shape:
             sizes = " and ".join("x".join(str(side) for side in one.shape[-2:]) for one in (made, picture.gt))
-            raise InputError(f"{picture.name}: {method.name} gives another size than the ground truth: {sizes}")
+            raise InputError(
+                f"{picture.name}: the result of {method.name} and the ground truth differ in size: {sizes}"
+            )
         images[picture.name] = measure(made, picture.gt, metrics)
         for distance in sets.values():
             rounded = [(image * 255).round() / 255 for image in (made, picture.gt)]
@@ -195,18 +197,18 @@ def _measured(
 
 
 def _distances(benchmark: Benchmark, result: BenchResult) -> dict[str, Any]:
-    """Features for the distances that the paper's table of these sets has; a note where their weights are absent."""
+    """Features for the distances in the paper's table of these sets, or a note if their weights are missing."""
     if not any("fid" in table.columns for table in paper_tables() if set(table.sets) & set(benchmark.datasets)):
         return {}
     try:
         return {"fid": inception_features()}
     except CheckpointError as error:
-        result.notes.append(f"FID, which the paper's table has, is not measured: {str(error).splitlines()[0]}")
+        result.notes.append(f"FID, which is in the paper's table, is not measured: {str(error).splitlines()[0]}")
         return {}
 
 
 def checksum(benchmark: Benchmark, name: str, count: int) -> str:
-    """sha256 of the pixels of degraded pictures and ground truth, whatever files they lie in."""
+    """sha256 of the pixels of degraded images and ground truth, independent of the files that store them."""
     digest = hashlib.sha256()
     for _, picture in zip(range(count), benchmark.pictures(name), strict=False):
         for image in (picture.lq, picture.gt):
@@ -215,7 +217,7 @@ def checksum(benchmark: Benchmark, name: str, count: int) -> str:
 
 
 class PeakMemory:
-    """What is added to memory between `start` and `added` at most; None where the system does not tell."""
+    """Peak memory added between `start` and `added`; None if the system does not report it."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -228,7 +230,7 @@ class PeakMemory:
             return
         _trim()
         try:
-            Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back
+            Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
             self._before = _status("VmRSS")
         except OSError:
             self._before = -1
@@ -241,9 +243,9 @@ class PeakMemory:
 
 
 def _trim() -> None:
-    """Give memory that was freed back to the system: what is kept could be taken again unseen."""
+    """Return freed memory to the system, since reusing it would not be noticed."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # a C library without it
+    with contextlib.suppress(OSError, AttributeError):  # not in every C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -264,7 +266,7 @@ class PaperTable:
 
 
 def paper_tables() -> list[PaperTable]:
-    """The tables of the paper that could be read."""
+    """The tables of the paper."""
     content = yaml.safe_load(_TABLES.read_text(encoding="utf-8"))
     return [_table(**one) for one in content.values()]
 
@@ -283,24 +285,24 @@ def _table(
 
 
 def paper_rows(name: str) -> dict[str, dict[str, float]]:
-    """The rows of the table that has the set `name`, with its values on that set; {} where no table has it."""
+    """The rows of the table with the set `name`, with their values on it; {} if no table has it."""
     tables = [table for table in paper_tables() if name in table.sets]
     return {row: cells[name] for table in tables for row, cells in table.rows.items() if cells[name]}
 
 
-# What a benchmark compares: networks, and the simple methods that need no weights.
+# Methods of a benchmark: networks, and simple methods without weights.
 
 
-COUNTED_SIDE = 256  # pixels of the input for which multiplications are counted, as in the paper's table
-_RADIUS = 3  # pixels, of OpenCV's inpainting
+COUNTED_SIDE = 256  # side of the input in pixels for which operations are counted, as in the paper's table
+_RADIUS = 3  # radius of OpenCV's inpainting in pixels
 
 
 @dataclass
 class Method:
-    """One row: `restore` maps (1, C, H, W) in [0, 1], with the mask of missing pixels last for inpainting, to RGB.
+    """One row: `restore` maps (1, C, H, W) in [0, 1], for inpainting with the mask of missing pixels last, to RGB.
 
-    `paper` is its row in the paper's tables. `macs` counts multiplications with an addition for an input of
-    COUNTED_SIDE pixels; `uncounted` says why there is no number.
+    `paper` is its row in the paper's tables. `macs` counts multiply-accumulate operations for an input of COUNTED_SIDE
+    pixels; `uncounted` is the reason if they cannot be counted.
     """
 
     name: str
@@ -320,7 +322,7 @@ class Method:
 
 
 def simple_methods(*, scale: int, takes_mask: bool) -> list[Method]:
-    """What every network has to beat: enlargements, OpenCV's inpainting, or the degraded picture itself."""
+    """Baselines: interpolation, OpenCV's inpainting, or the degraded image itself."""
     if takes_mask:
         kinds = {"OpenCV Telea": cv2.INPAINT_TELEA, "OpenCV Navier-Stokes": cv2.INPAINT_NS}
         return [Method(name, _inpainting(kind), 1, takes_mask=True) for name, kind in kinds.items()]
@@ -334,7 +336,7 @@ def simple_methods(*, scale: int, takes_mask: bool) -> list[Method]:
 
 
 def _on_bytes(make: Callable[[np.ndarray], np.ndarray]) -> Callable[[Tensor], Tensor]:
-    """A function of an array (H, W, 3) of uint8 as one of (1, 3, H, W) in [0, 1]."""
+    """Adapt a function of uint8 arrays (H, W, 3) to tensors (1, 3, H, W) in [0, 1]."""
 
     def restore(lq: Tensor) -> Tensor:
         image = np.ascontiguousarray((lq[0, :3] * 255).round().byte().permute(1, 2, 0).numpy())
@@ -359,14 +361,14 @@ def _inpainting(kind: int) -> Callable[[Tensor], Tensor]:
 def network_method(
     weights: str | os.PathLike[str] | None, model: str | None, *, seed: int, device: str, scale: int, takes_mask: bool
 ) -> Method:
-    """The network of a file or a model as a method; raises InputError where it is not for these pictures."""
+    """The network of a file or a model as a method; raises InputError if it does not suit these images."""
     chosen = choose(weights, model, masked=takes_mask, dashes="--")
     restorer = load_restorer(chosen.path, seed=seed, device=device)
     name = chosen.entry.name if chosen.entry else Path(chosen.path).name
     if restorer.takes_mask != takes_mask or restorer.scale != scale:
-        wanted = "pictures with masks" if takes_mask else f"pictures without masks, scale {scale}"
-        has = "takes masks" if restorer.takes_mask else f"takes none, scale {restorer.scale}"
-        raise InputError(f"{name}: this benchmark is of {wanted}; the network {has}; choose another model")
+        wanted = "images with masks" if takes_mask else f"images without masks, scale {scale}"
+        has = "takes masks" if restorer.takes_mask else f"takes no masks, scale {restorer.scale}"
+        raise InputError(f"{name}: this benchmark has {wanted}, but the network {has}; choose another model")
     network = restorer.network
     paper = chosen.entry.paper if chosen.entry else vars(type(network)).get("paper_row", "")
     macs, why = _multiplications(network, takes_mask=takes_mask)
@@ -385,13 +387,13 @@ def network_method(
 
 
 def _multiplications(network: nn.Module, *, takes_mask: bool) -> tuple[float | None, str]:
-    """Multiply-additions of matrix products and convolutions, counted on shapes alone; or why they cannot be."""
-    restores: Any = network  # `load_restorer` has refused those that do not
+    """Multiply-accumulate operations of matrix products and convolutions, counted from shapes; or why this fails."""
+    restores: Any = network  # ensured by `load_restorer`
     noise = PictureNoise(torch.zeros(1, 3, 8, 8))
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter, torch.no_grad():
             lq = torch.zeros(1, 3, COUNTED_SIDE, COUNTED_SIDE, device=next(network.parameters()).device)
             restores.restore(lq, noise=noise, **({"mask": lq[:, :1]} if takes_mask else {}))
-    except Exception as error:  # whatever a network does that needs values, not shapes
+    except Exception as error:  # networks that need values, not only shapes
         return None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return counter.get_total_flops() / 2, ""

@@ -1,4 +1,4 @@
-"""A benchmark as Markdown, JSON and a picture; and whether it agrees with the paper or an earlier run."""
+"""Reports of a benchmark as Markdown, JSON and a plot, and comparison with the paper or an earlier run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from diffir_sr.evaluation.presets import HIGHER_IS_BETTER
 from diffir_sr.metrics.fidelity import protocol
 from diffir_sr.version import __version__
 
-# How far a repetition may be from the paper: rounding there, and decoders and resizing that differ.
+# Tolerances for reproducing the paper: its values are rounded, and decoders and resizing differ.
 TOLERANCES = {
     "psnr": 0.05,
     "ssim": 0.002,
@@ -31,13 +31,13 @@ _NONE = "–"
 
 
 def check_picture_possible() -> None:
-    """Raise InputError where the picture of a benchmark cannot be drawn: better now than after measuring."""
+    """Raise InputError if the plot of a benchmark cannot be drawn, before measuring anything."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("the picture needs matplotlib: pip install 'diffir_sr[quickstart]', or give --no-picture")
+        raise InputError("the plot needs matplotlib: pip install 'diffir_sr[quickstart]', or give --no-picture")
 
 
 def as_markdown(result: BenchResult) -> str:
-    """A table per set: measured, in the paper and the difference for each metric, then the cost."""
+    """A table per set: measured value, value of the paper and difference for each metric, then the cost."""
     benchmark = result.benchmark
     lines = [f"# {benchmark.name}", "", f"`diffir bench {benchmark.path}`; {_machine(result)}.", ""]
     for name, facts in result.sets.items():
@@ -47,9 +47,7 @@ def as_markdown(result: BenchResult) -> str:
         lines += [f"sha256 of the pixels: {facts['sha256']}", *_source(name), "", *_set_table(result, name), ""]
     lines += ["| weights | sha256 | what they are |", "| --- | --- | --- |"]
     lines += [f"| {one.name} | {one.sha256} | {one.about} |" for one in result.methods if one.is_network]
-    lines += [
-        f"\n{one.name}: multiplications are not counted ({one.uncounted})." for one in result.methods if one.uncounted
-    ]
+    lines += [f"\n{one.name}: operations are not counted ({one.uncounted})." for one in result.methods if one.uncounted]
     lines += [f"\n{note}." for note in result.notes]
     return "\n".join(lines) + "\n"
 
@@ -122,7 +120,7 @@ def _machine(result: BenchResult) -> str:
 
 
 def as_json(result: BenchResult) -> dict[str, Any]:
-    """Everything, unrounded, for programs and for `--against`; infinity is the text 'inf'."""
+    """All results, unrounded, for programs and for `--against`; infinity is the text 'inf'."""
     return {
         "benchmark": result.benchmark.name,
         "option_file": str(result.benchmark.path),
@@ -167,7 +165,7 @@ def _number(value: float) -> float | str:
 
 
 def draw(result: BenchResult, path: Path) -> None:
-    """A panel per set: the set's first metric against seconds per image, better is up and to the left."""
+    """A panel per set: its first metric over seconds per image; better is up and to the left."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -213,22 +211,22 @@ def draw(result: BenchResult, path: Path) -> None:
 
 
 def disagreements(result: BenchResult, tolerances: Mapping[str, float], against: Path | None) -> list[str]:
-    """Where measured values are further from the paper's, or from those of an earlier JSON, than is tolerated.
+    """Deviations from the paper, or from an earlier JSON result, beyond the tolerance.
 
-    Raises InputError where there is nothing to compare with, or the earlier run was of other pictures.
+    Raises InputError if there is nothing to compare with, or the earlier run used other images.
     """
     compared, found = 0, []
     for method, name, metric, value, expected, source in _expected(result, against):
         compared += 1
         tolerance = tolerances.get(metric, 0.0)
-        if not abs(value - expected) <= tolerance:  # NaN agrees with nothing
+        if not abs(value - expected) <= tolerance:  # also true for NaN
             found.append(
                 f"{name}, {method}: {metric} is {value:.4f}, {source} {expected:.4f} (tolerance {tolerance:g})"
             )
     if not compared:
         raise InputError(
-            "--check: none of these methods has a value to compare with; measure a network that the paper's table has, "
-            "on a set of it, or name an earlier result with --against"
+            "--check: none of these methods has a value to compare with; measure a network of the paper's table on one "
+            "of its sets, or give an earlier result with --against"
         )
     return found
 
@@ -257,5 +255,5 @@ def _earlier(path: Path, result: BenchResult) -> dict[tuple[str, str], dict[str,
         raise InputError(f"--against {path}: not a result of diffir bench ({type(error).__name__}: {error})") from error
     for name, facts in result.sets.items():
         if name in pixels and pixels[name] != facts["sha256"]:
-            raise InputError(f"--against {path}: was measured on other pictures of {name} (sha256 {pixels[name]})")
+            raise InputError(f"--against {path}: was measured on other images of {name} (sha256 {pixels[name]})")
     return found

@@ -16,51 +16,55 @@ from diffir_sr.parsing import add_accept_damaged
 
 def add_evaluate_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Add `diffir evaluate`."""
-    what = "measure restored images against their ground truth, as a table of the paper does"
+    what = "measure restored images against ground truth, with the protocols of the paper"
     parser = commands.add_parser("evaluate", help=what, description=f"{what.capitalize()}.")
     parser.add_argument("restored", type=Path, help="folder or LMDB of restored images")
     parser.add_argument("gt", type=Path, help="folder or LMDB of the ground truth")
-    parser.add_argument("--preset", choices=list(PRESETS), required=True, help="whose protocol and metrics")
+    parser.add_argument(
+        "--preset", choices=list(PRESETS), required=True, help="table whose protocol and metrics are used"
+    )
     parser.add_argument(
         "--metrics",
         nargs="+",
         default=[],
         metavar="NAME",
-        help=f"instead of the preset's: {', '.join((*IMAGE_METRICS, *SET_METRICS))}",
+        help=f"metrics instead of those of the preset: {', '.join((*IMAGE_METRICS, *SET_METRICS))}",
     )
     add_accept_damaged(parser)
-    parser.add_argument("--border", type=int, metavar="PX", help="left out at each side for PSNR, SSIM and NIQE")
-    parser.add_argument("--channel", choices=["y", "rgb"], help="what PSNR and SSIM compare")
-    parser.add_argument("--suffix", metavar="TEXT", help="ending of restored names (default: found out)")
+    parser.add_argument("--border", type=int, metavar="PX", help="border in pixels to ignore for PSNR, SSIM and NIQE")
+    parser.add_argument("--channel", choices=["y", "rgb"], help="channel for PSNR and SSIM")
+    parser.add_argument("--suffix", metavar="TEXT", help="suffix of restored names (default: detected)")
     parser.add_argument(
-        "--masks", type=Path, metavar="DIR", help="holes, named as the ground truth: means by their size"
+        "--masks", type=Path, metavar="DIR", help="masks named like the ground truth: also report means by hole size"
     )
     parser.add_argument(
-        "--inception", metavar="FILE", help="weights of Inception for FID and KID (default: looked for)"
+        "--inception", metavar="FILE", help="weights of Inception for FID and KID (default: searched for)"
     )
-    parser.add_argument("--worst", type=int, default=5, metavar="N", help="how many of the worst are shown (default 5)")
-    parser.add_argument("-o", "--output", type=Path, metavar="CSV", help="write a row per image, the worst first")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything")
+    parser.add_argument("--worst", type=int, default=5, metavar="N", help="number of worst images to show (default 5)")
+    parser.add_argument("-o", "--output", type=Path, metavar="CSV", help="write a CSV row per image, worst first")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results, unrounded")
     parser.set_defaults(run=_evaluate)
 
 
 def add_bench_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Add `diffir bench`."""
-    what = "measure networks on a benchmark beside the paper's values, with their cost"
+    what = "measure networks on a benchmark, compared with the values of the paper"
     parser = commands.add_parser("bench", help=what, description=f"{what.capitalize()}.")
     parser.add_argument("opt", metavar="FILE", help="option file of a test, such as options/bench/test_Set14.yml")
-    parser.add_argument("-m", "--model", nargs="+", default=[], metavar="NAME", help="names of diffir models list")
+    parser.add_argument("-m", "--model", nargs="+", default=[], metavar="NAME", help="names in diffir models list")
     parser.add_argument("-w", "--weights", nargs="+", default=[], type=Path, metavar="FILE", help="weights files")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: results/bench/NAME")
-    parser.add_argument("--limit", type=int, metavar="N", help="measure the first N images of each set alone")
-    parser.add_argument("--seed", type=int, default=0, help="of the start noise (0)")
+    parser.add_argument("--limit", type=int, metavar="N", help="measure only the first N images of each set")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the initial noise (0)")
     parser.add_argument("--device", default="auto", help="as for diffir restore")
-    parser.add_argument("--no-picture", action="store_true", help="without the picture of quality against cost")
+    parser.add_argument("--no-picture", action="store_true", help="do not plot quality against cost")
+    parser.add_argument("--check", action="store_true", help="exit code 1 if values differ by more than the tolerance")
     parser.add_argument(
-        "--check", action="store_true", help="exit code 1 where values are further apart than tolerated"
+        "--against", type=Path, metavar="JSON", help="with --check: compare with an earlier result instead of the paper"
     )
-    parser.add_argument("--against", type=Path, metavar="JSON", help="with --check: an earlier result, not the paper")
-    parser.add_argument("--tolerance", nargs="+", default=[], metavar="METRIC=VALUE", help="with --check")
+    parser.add_argument(
+        "--tolerance", nargs="+", default=[], metavar="METRIC=VALUE", help="with --check: tolerance of a metric"
+    )
     parser.add_argument(
         "--force_yml", nargs="+", default=[], metavar="KEY:KEY=VALUE", help="override options of the file"
     )
@@ -73,20 +77,22 @@ def add_search_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser = commands.add_parser(
         "search-schedule",
         help=what,
-        description=f"{what.capitalize()}: measures every cell of the grid `search` of an option file on its pictures, "
-        "and writes search.csv, search.png and schedule.json, which `diffir restore --schedule` and `val.schedule` "
-        "read. Started again, it goes on.",
+        description=f"{what.capitalize()}: measures every cell of the grid `search` of an option file on its images, "
+        "and writes search.csv, search.png and schedule.json, for `diffir restore --schedule` and `val.schedule`. "
+        "An interrupted search continues when it is started again.",
     )
     parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="option file of a test")
     parser.add_argument(
-        "-w", "--weights", type=Path, metavar="FILE", help="weights (default: path.pretrain_network_g of the file)"
+        "-w", "--weights", type=Path, metavar="FILE", help="weights (default: path.pretrain_network_g in the file)"
     )
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: results/search/NAME")
-    parser.add_argument("--objective", metavar="METRIC", help="of val.metrics (default: search.objective of the file)")
-    parser.add_argument("--limit", type=int, metavar="N", help="measure on the first N images of each set alone")
-    parser.add_argument("--seed", type=int, default=0, help="of the start noise, which all cells share (0)")
+    parser.add_argument(
+        "--objective", metavar="METRIC", help="metric of val.metrics (default: search.objective in the file)"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="measure only the first N images of each set")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the initial noise, which all cells share (0)")
     parser.add_argument("--device", default="auto", help="as for diffir restore")
-    parser.add_argument("--no-picture", action="store_true", help="without the picture of the Pareto front")
+    parser.add_argument("--no-picture", action="store_true", help="do not plot the Pareto front")
     parser.add_argument(
         "--force_yml", nargs="+", default=[], metavar="KEY:KEY=VALUE", help="override options of the file"
     )
@@ -110,7 +116,7 @@ def _search(args: argparse.Namespace) -> int:
     grid = searching.grid_of(benchmark.options)
     weights = args.weights or benchmark.weights
     if weights is None:
-        raise InputError(f"{args.opt}: path.pretrain_network_g names no file that is there; give the weights with -w")
+        raise InputError(f"{args.opt}: the file in path.pretrain_network_g does not exist; give the weights with -w")
     objective = args.objective or grid.objective or searching.default_objective(benchmark.metrics)
     engine = engine_of(load_network(weights).network, device=device_of(args.device))
     folder = args.output or Path("results/search") / benchmark.name
@@ -163,7 +169,7 @@ def _bench(args: argparse.Namespace) -> int:
     methods = [*simple_methods(**what), *networks]
     twice = [method.name for method in methods if [one.name for one in methods].count(method.name) > 1]
     if twice:
-        raise InputError(f"{twice[0]}: several weights of one file name; rename one, so that rows can be told apart")
+        raise InputError(f"{twice[0]}: several weights have this file name; rename one to distinguish the rows")
     folder = args.output or Path("results/bench") / benchmark.name
     _check_writable(folder / "bench.json")
     result = run_benchmark(benchmark, methods, device=device_of(args.device), limit=args.limit)
@@ -185,7 +191,7 @@ def _tolerances(args: argparse.Namespace) -> dict[str, float]:
     from diffir_sr.evaluation.bench_report import TOLERANCES
 
     if (args.against or args.tolerance) and not args.check:
-        raise InputError("--against and --tolerance say what --check compares; give --check, too")
+        raise InputError("--against and --tolerance require --check")
     if args.limit is not None and args.limit < 1:
         raise InputError(f"--limit: expected 1 or more images, got {args.limit}")
     found = dict(TOLERANCES)
@@ -225,10 +231,10 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _check_writable(path: Path) -> None:
-    """Find out before the measuring whether a file can be made there; raises InputError."""
+    """Check before measuring that a file can be created there; raises InputError."""
     try:
         if path.is_dir():
-            raise InputError(f"{path}: is a folder; name a file in it")
+            raise InputError(f"{path}: is a folder; give a file in it")
         check_writable(path)
     except OSError as error:
         raise _unwritable(path, error) from error

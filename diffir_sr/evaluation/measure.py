@@ -1,4 +1,4 @@
-"""Measuring pairs of images, found by name, and the sets that they make."""
+"""Measuring pairs of images, matched by name, and distances between the sets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NIQE_BLOCK = 96
 
 @dataclass
 class Row:
-    """The values of one image; `hole` is the share of it that was restored, where masks are given."""
+    """The values of one image; `hole` is the masked share of it, if masks are given."""
 
     name: str
     values: dict[str, float]
@@ -32,21 +32,23 @@ class Row:
 
 @dataclass
 class Measured:
-    """Values per image and per set; `titles` names the distances of sets."""
+    """Values per image and per set; `titles` are the names of set distances."""
 
     plan: MeasurementPlan
     rows: list[Row]
     cropped: int
     sets: dict[str, float] = field(default_factory=dict)
     titles: dict[str, str] = field(default_factory=dict)
-    counts: dict[str, tuple[int, int]] = field(default_factory=dict)  # images (or patches): restored, true
+    counts: dict[str, tuple[int, int]] = field(
+        default_factory=dict
+    )  # number of images (or patches): restored, ground truth
 
     def mean(self, metric: str, rows: list[Row] | None = None) -> float:
-        """Mean over images, as in validation; infinite where one image equals its ground truth."""
+        """Mean over images, as in validation; infinite if one image equals its ground truth."""
         return float(np.mean([row.values[metric] for row in rows or self.rows]))
 
     def bins(self) -> dict[str, list[Row]]:
-        """Rows by size of the hole in tenths of the image ('20-30%'), without empty bins; {} without masks."""
+        """Rows by hole size in tenths of the image ('20-30%'), without empty bins; {} without masks."""
         found: dict[int, list[Row]] = {}
         for row in self.rows:
             if row.hole is not None:
@@ -55,10 +57,10 @@ class Measured:
 
 
 def measure(sets: Sets, plan: MeasurementPlan, *, masks: Source | None = None, weights: str | None = None) -> Measured:
-    """Measure every pair and the sets by `plan`; a bar on stderr where that is a terminal.
+    """Measure every pair and the sets according to `plan`, showing a progress bar.
 
-    `masks` names holes by the names of the ground truth; what is not 0 is a hole. `weights` is the file of
-    Inception for FID and KID. Raises InputError that names the image.
+    `masks` are named like the ground truth; values above 0 are holes. `weights` is the file of Inception for FID and
+    KID. Raises InputError, which names the image.
     """
     _check_masks(sets, masks)
     _check_patches(sets, plan)
@@ -89,7 +91,7 @@ def measure(sets: Sets, plan: MeasurementPlan, *, masks: Source | None = None, w
 
 
 def as_stored(image: np.ndarray) -> np.ndarray:
-    """RGB (H, W, 3) of uint8, rounded as validation rounds: grey is repeated, alpha dropped, 16 bits made 8."""
+    """RGB (H, W, 3) as uint8, rounded as in validation: grey is repeated, alpha dropped, 16 bits converted to 8."""
     return (as_rgb_float(image) * np.float32(255)).round().astype(np.uint8)
 
 
@@ -99,7 +101,7 @@ def _value(restored: np.ndarray, gt: np.ndarray, opt: dict[str, Any]) -> float:
     if opt["type"] == "calculate_niqe" and (height // _NIQE_BLOCK) * (width // _NIQE_BLOCK) < 2:
         raise InputError(f"NIQE needs two blocks of {_NIQE_BLOCK} pixels, found {height}x{width} inside the border")
     if opt["type"] == "calculate_ssim" and min(height, width) < 11:
-        raise InputError(f"SSIM needs 11 pixels at each side, found {height}x{width} inside the border")
+        raise InputError(f"SSIM needs sides of 11 pixels, found {height}x{width} inside the border")
     if min(height, width) < 1:
         raise InputError(f"a border of {border} pixels leaves nothing of {restored.shape[0]}x{restored.shape[1]}")
     return float(calculate_metric({"img": restored[..., ::-1], "img2": gt[..., ::-1]}, opt))
@@ -137,7 +139,7 @@ def _check_masks(sets: Sets, masks: Source | None) -> None:
     sizes, gt = masks.sizes(names), sets.gt.sizes(names)
     wrong = [f"{name}: {gt[name]}, its mask {sizes[name]}" for name in names if sizes[name] != gt[name]]
     if wrong:
-        raise InputError(f"{len(wrong)} masks are not as large (height, width) as their images: {some(wrong)}")
+        raise InputError(f"{len(wrong)} masks differ in size (height, width) from their images: {some(wrong)}")
 
 
 def _check_patches(sets: Sets, plan: MeasurementPlan) -> None:
@@ -152,18 +154,18 @@ def _check_patches(sets: Sets, plan: MeasurementPlan) -> None:
     ]
     if wrong:
         raise InputError(
-            f"{len(wrong)} of {len(sizes)} images (height x width) do not divide into patches of "
-            f"{PATCH[0]}x{PATCH[1]}, on which {', '.join(cut)} are defined: {some(wrong)}; cut them to whole patches, "
-            "or name other --metrics"
+            f"{len(wrong)} of {len(sizes)} images (height x width) cannot be divided into patches of "
+            f"{PATCH[0]}x{PATCH[1]}, as needed for {', '.join(cut)}: {some(wrong)}; crop them to whole patches, "
+            "or choose other --metrics"
         )
 
 
-# Which restored image belongs to which ground truth, by name.
+# Matching restored images and ground truth by name.
 
 
 @dataclass(frozen=True)
 class Partners:
-    """Names of one image in the folders of restored images, ground truth and, if given, masks."""
+    """Names of one image in the sources of restored images, ground truth and, if given, masks."""
 
     restored: str
     gt: str
@@ -171,7 +173,7 @@ class Partners:
 
 @dataclass(frozen=True)
 class Sets:
-    """Two sources and their pairs; `ending` is what restored names have after those of the ground truth."""
+    """Two sources and their pairs; `ending` is the suffix of restored names after the name of the ground truth."""
 
     restored: Source
     gt: Source
@@ -180,15 +182,15 @@ class Sets:
 
 
 def pair_up(restored: str | Path, gt: str | Path, *, suffix: str | None = None, spare: int = 0) -> Sets:
-    """Pair every image of two folders or LMDBs; raises InputError that lists what does not fit.
+    """Match all images of two folders or LMDBs; raises InputError, which lists mismatches.
 
-    A restored image has the name of its ground truth, or that and one ending which all of them share: BasicSR's
-    validation writes `<name>_<experiment>.png`. `suffix` says which. Sizes are equal, or the ground truth is up to
-    `spare` pixels larger at the bottom and the right.
+    A restored image has the name of its ground truth, optionally with a suffix that all of them share: BasicSR's
+    validation writes `<name>_<experiment>.png`. `suffix` sets it. Sizes are equal, or the ground truth is up to `spare`
+    pixels larger at the bottom and the right.
     """
     sources = open_source(restored), open_source(gt)
     whole = {name: name for name in sources[1].names}
-    # Where folders are nested, validation writes all results into one.
+    # For nested folders, validation writes all results into one.
     flat = dict(zip(whole, image_names([f"{name}.png" for name in whole]), strict=True))
     for called in (whole, flat):
         ending = _ending(called, sources[0], suffix)
@@ -201,7 +203,7 @@ def pair_up(restored: str | Path, gt: str | Path, *, suffix: str | None = None, 
 
 
 def _ending(called: dict[str, str], restored: Source, suffix: str | None) -> str | None:
-    """What follows the ground truth's names in the restored ones: '' if nothing, None if they are not there."""
+    """The suffix of restored names after those of the ground truth: '' if none, None if they do not match."""
     if suffix is not None:
         candidates = {f"_{suffix}", suffix}
     elif all(stem in restored for stem in called.values()):
@@ -211,8 +213,8 @@ def _ending(called: dict[str, str], restored: Source, suffix: str | None) -> str
     fitting = sorted(end for end in candidates if all(stem + end in restored for stem in called.values()))
     if len(fitting) > 1:
         raise InputError(
-            f"restored images of {restored.path.resolve()} could belong to the ground truth by several endings: "
-            f"{', '.join(fitting)}; say which with --suffix"
+            f"restored images of {restored.path.resolve()} match the ground truth with several suffixes: "
+            f"{', '.join(fitting)}; choose one with --suffix"
         )
     return fitting[0] if fitting else None
 
@@ -229,7 +231,7 @@ def _shared_endings(stems: list[str], names: list[str]) -> set[str]:
 
 def _no_pairs(restored: Source, gt: Source, suffix: str | None) -> InputError:
     alone = [name for name in gt.names if not any(other.startswith(name) for other in restored.names)] or gt.names
-    ending = "with one ending for all" if suffix is None else f"followed by {suffix!r} or {'_' + suffix!r}"
+    ending = "with a common suffix" if suffix is None else f"followed by {suffix!r} or {'_' + suffix!r}"
     return InputError(
         f"{len(alone)} of {len(gt.names)} images of gt {gt.path.resolve()} have no restored partner in "
         f"{restored.path.resolve()}: {some(alone)}; a restored image has its ground truth's name, or that {ending}; "
@@ -257,6 +259,6 @@ def _check_sizes(pairs: list[Partners], restored: Source, gt: Source, *, spare: 
     if wrong:
         larger = f" or up to {spare} pixels larger" if spare else ""
         raise InputError(
-            f"{len(wrong)} of {len(pairs)} pairs differ in size (height x width): {some(wrong)}; the ground truth has "
-            f"to be as large as the restored image{larger}"
+            f"{len(wrong)} of {len(pairs)} pairs differ in size (height x width): {some(wrong)}; the ground truth must "
+            f"have the size of the restored image{larger}"
         )

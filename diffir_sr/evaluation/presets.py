@@ -1,4 +1,4 @@
-"""Which metrics each table of the paper holds, and how they are measured there."""
+"""The metrics of each table of the paper, and their protocols."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from diffir_sr.errors import OptionError
 class Preset:
     """The protocol of one table: `metrics` in its order, Y or RGB and the border of PSNR, SSIM and NIQE.
 
-    `spare` is how many pixels more than the restored image a ground truth may have; they are cut off at the bottom
-    and the right.
+    `spare` is the number of pixels by which a ground truth may be larger than the restored image; they are cropped at
+    the bottom and the right.
     """
 
     metrics: tuple[str, ...]
@@ -65,7 +65,7 @@ HIGHER_IS_BETTER = ("psnr", "ssim", "ssim_matlab")
 
 @dataclass(frozen=True)
 class MeasurementPlan:
-    """What is measured: entries as in `val.metrics` for each image, and distances between the two sets."""
+    """The metrics to measure: entries as in `val.metrics` for each image, and distances between the two sets."""
 
     preset: str
     images: dict[str, dict[str, Any]]
@@ -76,7 +76,7 @@ class MeasurementPlan:
 def plan_measurement(
     preset: str, metrics: Sequence[str] = (), *, border: int | None = None, luma: bool | None = None
 ) -> MeasurementPlan:
-    """The metrics of a preset, or those named, with its border and channel unless others are given."""
+    """The metrics of a preset, or the given ones, with its border and channel unless others are given."""
     chosen = PRESETS[preset]
     names = list(dict.fromkeys(metrics or chosen.metrics))
     unknown = [name for name in names if name not in IMAGE_METRICS and name not in SET_METRICS]

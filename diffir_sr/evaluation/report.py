@@ -1,4 +1,4 @@
-"""What was measured as a table for the terminal, as CSV and as JSON; the worst images come first."""
+"""Results as a table for the terminal, as CSV and as JSON; the worst images come first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffir_sr.metrics.fidelity import protocol
 
 
 def worst_first(measured: Measured) -> list[Row]:
-    """Rows by their first metric, the worst image first; in the order of names where there is none."""
+    """Rows sorted by their first metric, worst first; sorted by name without image metrics."""
     metrics = list(measured.plan.images)
     if not metrics:
         return measured.rows
@@ -22,7 +22,7 @@ def worst_first(measured: Measured) -> list[Row]:
 
 
 def as_table(measured: Measured, *, worst: int) -> str:
-    """Means with their protocols, then the `worst` images, then means per size of hole."""
+    """Means with their protocols, then the `worst` images, then means by hole size."""
     count = len(measured.rows)
     head = f"{count} image{'s' if count > 1 else ''}, preset {measured.plan.preset}"
     lines = [head + (f"; {measured.cropped} ground truths cropped to the restored size" if measured.cropped else "")]
@@ -40,7 +40,7 @@ def as_table(measured: Measured, *, worst: int) -> str:
             (f"{title} ({len(rows)} images)", {name: measured.mean(name, rows) for name in metrics})
             for title, rows in bins.items()
         ]
-        lines += _block("mean by share of the image that is hole", metrics, means)
+        lines += _block("mean by hole size as a share of the image", metrics, means)
     return "\n".join(lines) + "\n"
 
 
@@ -56,7 +56,7 @@ def _block(title: str, metrics: list[str], rows: list[tuple[str, dict[str, float
 
 
 def as_csv(measured: Measured) -> str:
-    """A row per image, the worst first, and a last row 'mean'."""
+    """A row per image, worst first, and a final row 'mean'."""
     metrics, file = list(measured.plan.images), io.StringIO()
     holes = any(row.hole is not None for row in measured.rows)
     table = csv.writer(file, lineterminator="\n")
@@ -69,7 +69,7 @@ def as_csv(measured: Measured) -> str:
 
 
 def as_json(measured: Measured) -> dict[str, Any]:
-    """Everything, unrounded, for programs; infinity is the text 'inf', since JSON has no number for it."""
+    """All results, unrounded; infinity is the text 'inf', since JSON has no number for it."""
     metrics = list(measured.plan.images)
     return {
         "preset": measured.plan.preset,

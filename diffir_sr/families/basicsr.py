@@ -1,4 +1,4 @@
-"""What stands for BasicSR's own classes, which cannot declare anything: arguments here, the rest by name."""
+"""Substitutes for BasicSR's own classes, which declare no options: arguments here, other options by name."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from diffir_sr.option_types import NotNegative, Number, Section, Small, SmallOrZ
 class PixelArguments(Section):
     """Arguments of L1Loss, MSELoss and CharbonnierLoss."""
 
-    loss_weight: NotNegative = Field(description="Factor on the loss.")
-    reduction: Literal["mean", "sum"] = Field(description="How pixels are put together: mean or sum.")
+    loss_weight: NotNegative = Field(description="Weight of the loss.")
+    reduction: Literal["mean", "sum"] = Field(description="Reduction over pixels: mean or sum.")
 
 
 class CharbonnierArguments(PixelArguments):
     """Arguments of CharbonnierLoss."""
 
-    eps: NotNegative = Field(description="Added to squares before their root.")
+    eps: NotNegative = Field(description="Added to squares before taking the root.")
 
 
 class VggOptions(Section):
-    """What `train.perceptual_opt` may hold beside the arguments of its loss; read before the loss is built."""
+    """Options of `train.perceptual_opt` besides the arguments of its loss; read before the loss is built."""
 
     vgg_path: str | None = Field(
-        None, description="File with VGG's weights; by default they are looked for, and downloaded if not found."
+        None, description="File with the VGG weights; by default searched for, and downloaded if not found."
     )
 
 
@@ -37,47 +37,49 @@ class GANArguments(Section):
     gan_type: Literal["vanilla", "lsgan", "wgan", "wgan_softplus", "hinge"] = Field(
         description="vanilla, lsgan, wgan, wgan_softplus or hinge."
     )
-    real_label_val: Number = Field(description="Label of true images.")
+    real_label_val: Number = Field(description="Label of real images.")
     fake_label_val: Number = Field(description="Label of restored images.")
-    loss_weight: NotNegative = Field(description="Factor on the generator's loss; the discriminator's is always 1.")
+    loss_weight: NotNegative = Field(
+        description="Weight of the generator's loss; that of the discriminator is always 1."
+    )
 
 
 class UNetDiscriminatorArguments(Section):
     """Arguments of UNetDiscriminatorSN."""
 
-    num_in_ch: Small = Field(description="Channels of the images that it sees.")
+    num_in_ch: Small = Field(description="Channels of its input images.")
     num_feat: Small = Field(description="Channels of its first layer.")
-    skip_connection: bool = Field(description="Whether its halves are connected as in a U-Net.")
+    skip_connection: bool = Field(description="Whether it has the skip connections of a U-Net.")
 
 
 class MetricArguments(Section):
     """Arguments of every metric; `better` is read by BasicSR's record of the best value."""
 
-    crop_border: SmallOrZero = Field(description="Pixels left out at each side.")
-    input_order: Literal["HWC", "CHW"] = Field(description="Order of the image's axes; leave it as it is.")
+    crop_border: SmallOrZero = Field(description="Border in pixels to ignore.")
+    input_order: Literal["HWC", "CHW"] = Field(description="Order of the axes of the image; keep the default.")
     better: Literal["higher", "lower"] = Field(
-        "higher", description="Which value is the best one of a run: higher or lower; by default what the metric means."
+        "higher", description="Which values are better: higher or lower; by default as appropriate for the metric."
     )
 
 
 class FidelityArguments(MetricArguments):
     """Arguments of PSNR and SSIM."""
 
-    test_y_channel: bool = Field(description="Whether brightness (Y of BT.601) is compared instead of RGB.")
+    test_y_channel: bool = Field(description="Whether luma (Y of BT.601) is compared instead of RGB.")
 
 
 class NiqeArguments(MetricArguments):
     """Arguments of NIQE."""
 
-    convert_to: Literal["y", "gray"] = Field(description="What is looked at: y (brightness) or gray.")
+    convert_to: Literal["y", "gray"] = Field(description="Channel to measure: y (luma) or gray.")
     better: Literal["higher", "lower"] = Field("lower", description="See calculate_psnr; lower by default.")
 
 
 class PerceptualMetricArguments(MetricArguments):
-    """Arguments of metrics by a network, which are this package's functions: functions declare nothing."""
+    """Arguments of metrics with a network, which are functions of this package; functions cannot declare options."""
 
     backbone: str = Field(
-        description="File with the network's ImageNet weights; by default they are looked for, see metrics.md."
+        description="File with the ImageNet weights of the network; by default searched for, see metrics.md."
     )
     better: Literal["higher", "lower"] = Field("lower", description="See calculate_psnr; lower by default.")
 
@@ -85,11 +87,11 @@ class PerceptualMetricArguments(MetricArguments):
 class LpipsArguments(PerceptualMetricArguments):
     """Arguments of LPIPS."""
 
-    net: Literal["alex", "vgg"] = Field(description="Network that compares: alex or vgg.")
+    net: Literal["alex", "vgg"] = Field(description="Backbone: alex or vgg.")
 
 
 class Described:
-    """Stands for a class or function of which only the arguments are declared."""
+    """Substitute for a class or function of which only the arguments are declared."""
 
     def __init__(self, arguments: type[Section]) -> None:
         self.ARGUMENTS: Any = arguments

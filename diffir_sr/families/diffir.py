@@ -1,4 +1,4 @@
-"""DiffIR's record: what it adds to BasicSR, and how its weights are told apart by keys and shapes."""
+"""The record of DiffIR: what it adds to BasicSR, and identification of its weights by keys and shapes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from diffir_sr.families.base import Family, Identity, Tensors
 
 LEVELS = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
 _TASKS = {"sr": "super-resolution", "deblur": "deblurring", "inpaint": "inpainting"}
-# Arguments of DiffIRS2 that the shapes of its weights do not show; files without a network section have them apart.
+# Arguments of DiffIRS2 that the shapes of its weights do not determine; without a network section, the card has them.
 _NOT_IN_WEIGHTS = ("prediction", "variance_noise")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffIRIdentity(Identity):
-    """What a DiffIR checkpoint is, read off its keys and shapes alone."""
+    """The identity of a DiffIR checkpoint, from its keys and shapes."""
 
     stage: int
     task: str
@@ -36,7 +36,7 @@ class DiffIRIdentity(Identity):
                 if found.stage == 1
                 else "a stage-2 file belongs to path.pretrain_network_g of a stage-2 model"
             )
-            return f"is {found}; needed here is {self}; {home}"
+            return f"is {found}, expected {self}; {home}"
         if (found.task, found.scale) != (self.task, self.scale):
             return (
                 f"is {found}; the options describe {self}; set task and scale of the network to the file's, or choose "
@@ -50,16 +50,16 @@ class DiffIRIdentity(Identity):
 
 
 _NEEDS_GT = (
-    "which needs the true picture to restore; give the file of a stage-2 network (DiffIRS2Model or DiffIRGANS2Model "
+    "which needs the ground truth to restore; give the file of a stage-2 network (DiffIRS2Model or DiffIRGANS2Model "
     "wrote it)"
 )
 
 
 def identify(tensors: Tensors, card: Mapping[str, Any]) -> DiffIRIdentity | None:
-    """Stage, task, scale and constructor arguments of the DiffIR network that has these tensors, or None.
+    """Stage, task, scale and constructor arguments of the DiffIR network with these tensors, or None.
 
-    The weights do not show whether the denoiser predicts x0 or noise (`prediction`), nor `variance_noise`; the card
-    may. Raises CheckpointError that names the tensor if one of such a network is missing, or has a shape that none has.
+    The weights do not determine whether the denoiser predicts x0 or noise (`prediction`), nor `variance_noise`; the
+    card may. Raises CheckpointError, which names the tensor, if one is missing or has an impossible shape.
     """
     if "G.patch_embed.proj.weight" not in tensors or "G.latent.0.ffn.project_out.weight" not in tensors:
         return None
@@ -114,7 +114,7 @@ def _identity(stage: int, task: str, scale: int, arguments: dict[str, Any]) -> D
     how = (
         "1, restores with the ground truth; trains stage 2"
         if stage == 1
-        else "2, restores pictures (weights alone do not tell whether a discriminator helped to train them)"
+        else "2, restores images (weights do not show whether they were trained with a discriminator)"
     )
     return DiffIRIdentity(
         arch=f"DiffIRS{stage}",
@@ -130,7 +130,7 @@ def _identity(stage: int, task: str, scale: int, arguments: dict[str, Any]) -> D
 
 
 def _check_telling(tensors: Tensors, encoder: str) -> None:
-    """Refuse a DiffIR network that lacks one of the tensors which tell its sizes."""
+    """Refuse a DiffIR network that lacks one of the tensors needed to determine its sizes."""
     wanted = {"G.patch_embed.proj.weight": 4, "G.latent.0.ffn.project_out.weight": 4, f"{encoder}.E.0.weight": 4}
     wanted |= {f"{encoder}.mlp.0.weight": 2} | {f"G.{level}.0.attn.temperature": 3 for level in LEVELS}
     if "diffusion.betas" in tensors:
@@ -140,13 +140,13 @@ def _check_telling(tensors: Tensors, encoder: str) -> None:
             raise CheckpointError(f"the tensor {name} of a DiffIR network is missing; copy or fetch the weights again")
         if tensors[name].ndim != dimensions or 0 in tensors[name].shape:
             raise CheckpointError(
-                f"the tensor {name} has the shape {tuple(tensors[name].shape)}, which no DiffIR network has; expected "
+                f"the tensor {name} has the shape {tuple(tensors[name].shape)}, invalid for DiffIR; expected "
                 f"{dimensions} dimensions, none of them 0; copy or fetch the weights again"
             )
 
 
 def _geometry_of(tensors: Tensors, stage: int, prior_channels: int | None) -> tuple[str, int] | None:
-    """`prior_channels` None: the prior's encoder does not see the degraded image."""
+    """`prior_channels` None: the prior encoder does not see the degraded image."""
     body_channels = tensors["G.patch_embed.proj.weight"].shape[1]
     if stage == 1 and prior_channels is not None:
         prior_channels -= 3 * GT_UNSHUFFLE**2
@@ -159,7 +159,7 @@ def _geometry_of(tensors: Tensors, stage: int, prior_channels: int | None) -> tu
 
 
 def _count(tensors: Tensors, prefix: str, *, inside: str = "") -> int:
-    """How many numbered children of `prefix` (with a tensor that ends in `inside`) there are."""
+    """Number of numbered children of `prefix` (with a tensor that ends in `inside`)."""
     rests = (name.removeprefix(f"{prefix}.") for name in tensors if name.startswith(f"{prefix}."))
     return len({rest.split(".")[0] for rest in rests if rest.endswith(inside)})
 

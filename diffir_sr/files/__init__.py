@@ -1,1 +1,1 @@
-"""Files: written whole or not at all."""
+"""Files: atomic writing, reading and writing images, safe reading of LMDBs, locks."""

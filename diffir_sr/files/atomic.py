@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, whatever ends the process or the machine meanwhile."""
+"""Atomic writes: a file is written completely or not at all, even if the process or the machine dies meanwhile."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ _PARTIAL = re.compile(r"\..+\.partial-(?P<process>\d+)(\.\w+)?", re.DOTALL)
 
 
 def partial_name(name: str, *, suffix: str = "") -> str:
-    """The temporary name of this process for a file called `name`; some programs want a suffix at its end."""
+    """The temporary name of this process for the file `name`; some programs need a suffix at its end."""
     return f"{partial_prefix(name)}{os.getpid()}{suffix}"
 
 
 def partial_prefix(name: str) -> str:
-    """How the temporary names of all processes for a file called `name` begin."""
+    """The common prefix of the temporary names of all processes for the file `name`."""
     return short_name(name, ending=".partial-")
 
 
 @contextlib.contextmanager
 def replacing(path: Path, *, suffix: str = "", sync: bool = True) -> Iterator[Path]:
-    """A temporary path beside `path` for a file or folder, which gets its name at the end; after an error it is gone.
+    """A temporary path next to `path` for a file or folder, renamed at the end and removed after an error.
 
-    With `sync` a machine that loses power keeps what was there before or the whole of this, never the name of an empty
-    file; who writes thousands of small files asks for none and calls `sync_all` once. Errors of the system tell `path`.
+    With `sync`, a power failure leaves either the previous content or the complete new one, never an empty file. When
+    writing thousands of small files, disable it and call `sync_all` once. System errors name `path`.
     """
     partial = path.with_name(partial_name(path.name, suffix=suffix))
     try:
@@ -52,13 +52,13 @@ def replacing(path: Path, *, suffix: str = "", sync: bool = True) -> Iterator[Pa
 
 
 def write_atomically(data: bytes, path: Path, *, sync: bool = True) -> None:
-    """Write a whole file or none; `sync` as in `replacing`."""
+    """Write a file atomically; `sync` as in `replacing`."""
     with replacing(path, sync=sync) as partial:
         partial.write_bytes(data)
 
 
 def write_report(text: str, path: Path) -> None:
-    """Write a text that a command was asked for, as UTF-8, and remove what killed runs left of it."""
+    """Write the text output of a command as UTF-8, and remove partial files of killed runs."""
     sweep(path.parent, of=path.name)
     write_atomically(text.encode(), path)
 
@@ -71,7 +71,7 @@ def save_atomically(
     wait_s: float = 1.0,
     save: Callable[[Any, str], object] | None = None,
 ) -> None:
-    """`save` (torch.save) to a temporary name beside `path`, sync, then rename; SaveFailed after the last try."""
+    """`save` (torch.save) to a temporary name next to `path`, sync, then rename; SaveFailed after the last attempt."""
     import torch
 
     path = os.fspath(path)
@@ -81,13 +81,13 @@ def save_atomically(
                 if save:
                     save(thing, str(partial))
                 else:
-                    with open(partial, "wb") as file:  # given a path, torch would write its name, with our number, in
+                    with open(partial, "wb") as file:  # given a path, torch would store the temporary name in the file
                         torch.save(thing, file)
             return
         except (OSError, RuntimeError) as error:
             if not left:
                 raise SaveFailed(
-                    f"cannot save {os.path.abspath(path)}: {_cause(error)}; free space or fix permissions, then go on "
+                    f"cannot save {os.path.abspath(path)}: {_cause(error)}; free space or fix permissions, then resume "
                     "from the last checkpoint with --auto_resume"
                 ) from error
             time.sleep(wait_s)
@@ -99,11 +99,11 @@ def save_text(text: str, path: str | os.PathLike[str]) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Find out before the work whether a file can be made at `path`; leaves nothing. Raises OSError that tells it."""
+    """Check in advance whether a file can be created at `path`; leaves nothing. Raises OSError, which names it."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     folder = next(one for one in path.absolute().parents if one.exists())
-    probe = folder / partial_name(path.name)  # what a kill leaves, the next run removes
+    probe = folder / partial_name(path.name)  # if killed, the next run removes it
     try:
         probe.touch()
         probe.unlink()
@@ -113,9 +113,9 @@ def check_writable(path: Path) -> None:
 
 
 def sweep(folder: Path, *, of: str | None = None, below: bool = False) -> list[Path]:
-    """Remove what killed processes left half written in a folder (and `below` it), all or that of one name; gives it.
+    """Remove partial files of killed processes in a folder (and `below` it), all or those of one name; returns them.
 
-    What belongs to a process that runs stays.
+    Files of running processes are kept.
     """
     prefix = "" if of is None else partial_prefix(of)
     removed = []
@@ -129,8 +129,8 @@ def sweep(folder: Path, *, of: str | None = None, below: bool = False) -> list[P
 
 
 def sync_all() -> None:
-    """Have everything that was written so far on the disk: one call for thousands of files costs less than theirs."""
-    if hasattr(os, "sync"):  # Windows has none, and writes soon by itself
+    """Flush everything written so far to the disk: one call is faster than syncing thousands of files."""
+    if hasattr(os, "sync"):  # not on Windows, which flushes soon anyway
         os.sync()
 
 
@@ -151,7 +151,7 @@ def _sync_content(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk, where the system lets folders be opened."""
+    """Flush the names in a folder to the disk, if the system allows opening folders."""
     if not hasattr(os, "O_DIRECTORY"):  # Windows
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -165,7 +165,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """The refusal of the system behind an error of a library, or what the library says, in one line."""
+    """The system error behind an error of a library, or the message of the library, in one line."""
     behind = error.__cause__ or error.__context__
     if behind is not None or (isinstance(error, OSError) and error.strerror):
         return _cause(behind) if behind is not None else str(getattr(error, "strerror", error))

@@ -1,7 +1,7 @@
 """BMP files of every header: OS/2 and Windows, 1 to 32 bits, any bit fields, run lengths.
 
-No library at hand reads all of them right: Pillow refuses unusual bit fields, OpenCV makes grey of OS/2 palettes, and
-both take the fourth byte of 32 bits for transparency or ignore a mask that says it is. Source: the structures
+None of the libraries used here reads all of them correctly: Pillow rejects unusual bit fields, OpenCV turns OS/2
+palettes into grey, and both treat the fourth byte of 32 bits as alpha or ignore an alpha mask. Source: the structures
 BITMAPCOREHEADER to BITMAPV5HEADER of the Windows API.
 """
 
@@ -17,12 +17,12 @@ from PIL.BmpImagePlugin import BmpImageFile
 _RGB, _RLE8, _RLE4, _FIELDS, _JPEG, _PNG, _ALPHA_FIELDS = range(7)
 _CORE, _INFO, _V3 = 12, 40, 56
 _USUAL_MASKS = {16: (0x7C00, 0x3E0, 0x1F, 0), 32: (0xFF0000, 0xFF00, 0xFF, 0)}
-_METRE = 0.0254  # metres of an inch
+_METRE = 0.0254  # metres per inch
 
 
 @dataclass(frozen=True)
 class BmpHeader:
-    """What comes before the pixels; `masks` are of red, green, blue and alpha (0: none), for 16 and 32 bits."""
+    """Everything before the pixels; `masks` are those of red, green, blue and alpha (0: none), for 16 and 32 bits."""
 
     height: int
     width: int
@@ -36,12 +36,12 @@ class BmpHeader:
 
     @property
     def is_grey(self) -> bool:
-        """Whether it can hold nothing but grey."""
+        """Whether it can only contain grey."""
         return self.palette is not None and bool((self.palette == self.palette[:, :1]).all())
 
 
 def bmp_header(data: bytes) -> BmpHeader:
-    """The header of a BMP file; raises ValueError for one that makes no sense, struct.error for one cut short."""
+    """The header of a BMP file; raises ValueError for an invalid one, struct.error for a truncated one."""
     pixels_at, size = struct.unpack_from("<II", data, 10)
     if size == _CORE:
         width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
@@ -58,7 +58,7 @@ def bmp_header(data: bytes) -> BmpHeader:
         raise ValueError(f"{height}x{width} of {bits} bits")
     if compression > _ALPHA_FIELDS or (size == 64 and compression in (_FIELDS, _JPEG)):  # OS/2: Huffman, RLE24
         raise ValueError(f"compression {compression} of a header of {size} bytes")
-    masks_at = 14 + _INFO  # behind the header of 40 bytes, inside longer ones
+    masks_at = 14 + _INFO  # after the header of 40 bytes, inside longer ones
     masks, palette_at = (0, 0, 0, 0), 14 + size
     if compression in (_FIELDS, _ALPHA_FIELDS):
         count = 4 if size >= _V3 or compression == _ALPHA_FIELDS else 3
@@ -82,14 +82,14 @@ def _palette(data: bytes, at: int, pixels_at: int, *, entry: int, used: int, bit
 
 
 def embedded(data: bytes, header: BmpHeader) -> bytes | None:
-    """The JPEG or PNG file that some BMP files wrap."""
+    """The JPEG or PNG file embedded in some BMP files."""
     return data[header.pixels_at :] if header.compression in (_JPEG, _PNG) else None
 
 
 def bmp_pixels(data: bytes, header: BmpHeader, *, lenient: bool = False) -> np.ndarray:
-    """(H, W, 1, 3 or 4), uint8, or uint16 where a field has more than 8 bits; alpha only where a mask is for it.
+    """(H, W, 1, 3 or 4), uint8, or uint16 if a field has more than 8 bits; alpha only if there is a mask for it.
 
-    Raises ValueError where rows are missing; `lenient` gives black for them.
+    Raises ValueError if rows are missing; `lenient` makes them black.
     """
     if header.compression in (_RLE8, _RLE4):
         with BmpImageFile(io.BytesIO(data)) as image:
@@ -100,7 +100,7 @@ def bmp_pixels(data: bytes, header: BmpHeader, *, lenient: bool = False) -> np.n
     stored = data[header.pixels_at : header.pixels_at + needed]
     if len(stored) < needed:
         if not lenient:
-            raise ValueError(f"{len(stored)} of {needed} bytes of pixels are there")
+            raise ValueError(f"only {len(stored)} of {needed} bytes of pixels exist")
         stored = stored.ljust(needed, b"\0")
     rows = np.frombuffer(stored, np.uint8).reshape(header.height, stride)
     if header.bottom_up:
@@ -127,7 +127,7 @@ def _coloured(header: BmpHeader, indices: np.ndarray) -> np.ndarray:
 
 
 def _fields(words: np.ndarray, masks: tuple[int, int, int, int]) -> np.ndarray:
-    """Each field scaled so that all ones are white."""
+    """Each field scaled so that its largest value is white."""
     used = [mask for mask in masks if mask]
     widest = max(mask.bit_count() for mask in used) if used else 0
     if not all(masks[:3]) or any(_has_gap(mask) for mask in used):

@@ -1,4 +1,4 @@
-"""Many small pictures with their names on one page, to look at what a job made."""
+"""Contact sheets: many small labelled images on one page, to inspect the results of a job."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 _GAP = 6
 _LABEL = 18
 _LETTERS = 0.4
-_PAPER = 190  # neither black nor white, which masks are
+_PAPER = 190  # unlike masks, neither black nor white
 
 
 def contact_sheet(tiles: Sequence[tuple[str, np.ndarray]], *, columns: int) -> np.ndarray:
@@ -32,11 +32,11 @@ def contact_sheet(tiles: Sequence[tuple[str, np.ndarray]], *, columns: int) -> n
 
 
 def centre(image: np.ndarray, size: int) -> np.ndarray:
-    """The middle of an image, at most `size` pixels to a side."""
+    """The centre of an image, at most `size` pixels per side."""
     top, left = (max(0, (side - size) // 2) for side in image.shape[:2])
     return image[top : top + size, left : left + size]
 
 
 def enlarged(image: np.ndarray, scale: int) -> np.ndarray:
-    """Every pixel as a square of `scale` pixels, so that nothing is smoothed."""
+    """Enlarge by pixel repetition, without smoothing."""
     return np.repeat(np.repeat(image, scale, axis=0), scale, axis=1)

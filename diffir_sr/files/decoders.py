@@ -1,8 +1,8 @@
-"""One decoder per image format, each to the same arrays: (H, W, C), uint8, uint16 or float32, not yet turned upright.
+"""One decoder per image format, all to the same arrays: (H, W, C), uint8, uint16 or float32, before orientation.
 
-C is 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha). White is the largest value of the type, 1 of floats. Every
-error of a decoder, and every warning that it can be asked for, is `DamagedError`: OpenCV and Pillow hide those of
-libjpeg.
+C is 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha). White is the largest value of the type, or 1 for floats.
+Every error of a decoder, and every warning that can be obtained from it, is `DamagedError`: OpenCV and Pillow hide
+those of libjpeg.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from diffir_sr.files.metadata import (
     webp_header,
 )
 
-logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it says of odd tags is no news for a user
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its messages about odd tags are not for users
 
 _AV1_DEEP, _AV1_TWELVE = 0x40, 0x20
 
 
 class DamagedError(Exception):
-    """The bytes are not what their format says, in words."""
+    """The bytes violate their format; the text says how."""
 
 
 class UnsupportedError(Exception):
-    """A file that may be whole, but is not read here; `str` says what it is and what to do."""
+    """A file that may be valid, but is not supported; `str` says what it is and what to do."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """Size as stored, channels without alpha (1 or 3), pictures in the file, metadata, and what the decoder needs."""
+    """Size as stored, channels without alpha (1 or 3), images in the file, metadata, and data for the decoder."""
 
     height: int
     width: int
@@ -64,7 +64,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Pixels:
-    """Decoded values, notes on how they came about, and whether a profile was used up on the way."""
+    """Decoded values, notes about conversions, and whether the profile has been applied already."""
 
     channels: np.ndarray
     notes: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Format:
-    """How files of one kind begin, and how they are read; `lenient` decoders give what damage has left."""
+    """How files of one format begin, and how they are read; `lenient` decoders return what can still be decoded."""
 
     name: str
     matches: Callable[[bytes], bool]
@@ -109,8 +109,8 @@ def _png(data: bytes, header: Header, lenient: bool) -> Pixels:
             needed.append(data[start - 8 : end + 4])
     if name != b"IEND":
         raise DamagedError("the end of the image is missing")
-    data = b"".join(needed)  # libpng would say on standard error what it thinks of odd chunks beside the pixels
-    if data[28]:  # interlaced: imagecodecs' libpng says on standard error that it was not prepared for it
+    data = b"".join(needed)  # libpng would print messages about odd other chunks on standard error
+    if data[28]:  # interlaced: imagecodecs' libpng prints a warning on standard error
         return Pixels(_interlaced_png(data))
     return Pixels(_with_channels(imagecodecs.png_decode(data)))
 
@@ -121,10 +121,10 @@ def _interlaced_png(data: bytes) -> np.ndarray:
         raise DamagedError("its pixels are damaged")
     kind, depth, found = data[25], data[24], _with_channels(found)
     if kind == 4:
-        return np.ascontiguousarray(found[..., [0, 3]])  # OpenCV makes colours of grey with alpha
+        return np.ascontiguousarray(found[..., [0, 3]])  # OpenCV converts grey with alpha to colours
     if kind == 0:
         for name, start, end in png_chunks(data):
-            if name == b"tRNS" and end - start >= 2:  # which OpenCV does not see in grey files
+            if name == b"tRNS" and end - start >= 2:  # which OpenCV ignores in grey files
                 most = np.iinfo(found.dtype).max
                 key = int.from_bytes(data[start : start + 2], "big") * (most // (2**depth - 1))
                 return np.dstack([found, np.where(found == key, 0, most).astype(found.dtype)])
@@ -137,7 +137,7 @@ def _with_channels(image: np.ndarray) -> np.ndarray:
 
 
 def _by_pillow(kind: type[ImageFile.ImageFile], data: bytes) -> np.ndarray:
-    """What Pillow makes of a file, with what is missing as it is filled there."""
+    """Decode with Pillow, which fills missing parts."""
     before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
     try:
         with kind(io.BytesIO(data)) as image:
@@ -147,9 +147,9 @@ def _by_pillow(kind: type[ImageFile.ImageFile], data: bytes) -> np.ndarray:
 
 
 def pillow_channels(image: Image.Image) -> np.ndarray:
-    """The values of a PIL image, (H, W, C); palettes become colours, bits grey, key colours alpha.
+    """The values of a PIL image, (H, W, C); palettes become colours, bits grey, colour keys alpha.
 
-    Raises UnsupportedError for modes that have no one meaning as grey or RGB; CMYK is not among those handled here.
+    Raises UnsupportedError for modes that are not clearly grey or RGB; CMYK is not handled here.
     """
     if image.mode == "1":
         image = image.convert("L")
@@ -170,7 +170,7 @@ def pillow_channels(image: Image.Image) -> np.ndarray:
         target = {"P": image.palette.mode if image.palette else "RGB", "PA": "RGBA", "La": "LA", "RGBa": "RGBA"}
         image = image.convert(target.get(image.mode, "RGB"))
     if image.mode not in ("L", "LA", "RGB", "RGBA"):
-        raise UnsupportedError(f"mode {image.mode} is not restored; convert it to RGB, as in image.convert('RGB')")
+        raise UnsupportedError(f"mode {image.mode} is not supported; convert it to RGB, as in image.convert('RGB')")
     return _with_channels(np.array(image))
 
 
@@ -187,13 +187,13 @@ def _jpeg_header(data: bytes) -> Header:
 def _jpeg(data: bytes, header: Header, lenient: bool) -> Pixels:
     try:
         simplejpeg.decode_jpeg_header(data)
-    except ValueError:  # more than 8 bits, without loss, or rare subsampling: TurboJPEG does not begin
+    except ValueError:  # more than 8 bits, lossless, or rare subsampling: not supported by TurboJPEG
         return _rare_jpeg(data, header.state.bits)
     space = {1: "GRAY", 4: "CMYK"}.get(header.state.components, "RGB")
     found = simplejpeg.decode_jpeg(data, colorspace=space, strict=not lenient)
     if space != "CMYK":
         return Pixels(found)
-    return _from_cmyk(255 - found, header.metadata.icc)  # all who write CMYK into JPEG store it inverted, as Adobe does
+    return _from_cmyk(255 - found, header.metadata.icc)  # all programs store CMYK in JPEG inverted, as Adobe does
 
 
 def _rare_jpeg(data: bytes, bits: int) -> Pixels:
@@ -209,7 +209,7 @@ def _from_cmyk(values: np.ndarray, icc: bytes | None) -> Pixels:
 
 
 def scaled(values: np.ndarray, bits: int) -> np.ndarray:
-    """Unsigned values of `bits` bits so that all ones are white: as uint8, or as uint16 beyond 8 bits."""
+    """Unsigned values of `bits` bits, scaled so that the largest is white: uint8, or uint16 above 8 bits."""
     kind, top = (np.uint8, 255) if bits <= 8 else (np.uint16, 65535)
     most = 2**bits - 1
     if most == top:
@@ -241,18 +241,18 @@ def _tiff_header(data: bytes) -> Header:
 
 
 def tiff_header(file: BinaryIO, *, exif: bytes | None = None) -> Header:
-    """The header of an opened TIFF file, of which the directories alone are read."""
+    """The header of an opened TIFF file; only the directories are read."""
     import tifffile
 
     with tifffile.TiffFile(file) as opened:
         pages: list[Any] = [page.aspage() for page in opened.pages]
     for page in pages:
         numbers = (page.imagelength, page.imagewidth, page.subfiletype, page.photometric)
-        if not all(isinstance(number, int) for number in numbers):  # a count other than 1 makes them several
-            raise DamagedError("a size or a kind in its directory is no single number")
+        if not all(isinstance(number, int) for number in numbers):  # tuples if the count is not 1
+            raise DamagedError("a size or kind in its directory is not a single number")
     whole = [page for page in pages if not page.subfiletype & 1] or pages
     if not whole:
-        raise DamagedError("it holds no image")
+        raise DamagedError("it contains no image")
     page, others = whole[0], [one for one in pages if one is not whole[0]]
     others = [one for one in others if not _is_preview(one, page)]
     left_out = len(pages) - 1 - len(others)
@@ -306,7 +306,7 @@ def _tiff(data: bytes, header: Header, lenient: bool) -> Pixels:
 
 
 def _check_segments(page: Any) -> None:
-    """Raise DamagedError for strips that are absent or that libjpeg warns about, which tifffile fills or lets pass."""
+    """Raise DamagedError for strips that are missing or that libjpeg warns about, which tifffile tolerates."""
     wanted, offsets, counts = int(np.prod(page.chunked)), page.dataoffsets, page.databytecounts
     if len(offsets) < wanted or len(counts) < wanted or 0 in counts[:wanted]:
         raise DamagedError("some of its strips or tiles are missing")
@@ -327,23 +327,25 @@ def _refuse_rare(page: Any) -> None:
     photometric = {4: "a mask", 8: "CIELAB colours", 9: "ICCLAB colours", 10: "ITULAB colours"}
     photometric |= {32803: "raw data of a camera", 34892: "raw data of a camera", 32844: "LogL", 32845: "LogLuv"}
     if page.photometric in photometric:
-        raise UnsupportedError(f"holds {photometric[page.photometric]}, expected grey or RGB; convert it to PNG")
+        raise UnsupportedError(f"contains {photometric[page.photometric]}, expected grey or RGB; convert it to PNG")
     if page.photometric == 6 and page.compression not in (6, 7):
-        raise UnsupportedError("holds YCbCr colours without JPEG compression, expected grey or RGB; convert it to PNG")
+        raise UnsupportedError(
+            "contains YCbCr colours without JPEG compression, expected grey or RGB; convert it to PNG"
+        )
     if page.imagedepth != 1:
         raise UnsupportedError(
-            f"holds a volume of {page.imagedepth} layers, expected one picture; save the layer alone"
+            f"contains a volume of {page.imagedepth} layers, expected one image; save the layer separately"
         )
     if page.sampleformat not in (1, 3, 4) or (page.sampleformat != 3 and page.bitspersample > 16):
         kind = {2: "signed", 5: "complex", 6: "complex"}.get(page.sampleformat, "unsigned")
         raise UnsupportedError(
-            f"holds {kind} values of {page.bitspersample} bits ({page.dtype}), expected 8 or 16 bits unsigned, or "
+            f"contains {kind} values of {page.bitspersample} bits ({page.dtype}), expected 8 or 16 bits unsigned, or "
             "floats in [0, 1]; convert it"
         )
 
 
 def _segments(page: Any) -> np.ndarray:
-    """The page with black where a strip or tile cannot be decoded."""
+    """The page, with strips or tiles that cannot be decoded in black."""
     out = np.zeros(page.shaped[1:] if page.planarconfig == 1 else page.shaped, page.dtype)
     out = out.reshape(page.shaped)
     for index, (offset, count) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
@@ -360,7 +362,7 @@ def _segments(page: Any) -> np.ndarray:
 
 
 def _meaning(values: np.ndarray, page: Any, icc: bytes | None) -> Pixels:
-    """Stored samples (H, W, C) as grey or RGB with alpha."""
+    """Stored samples (H, W, C) as grey or RGB, with alpha if there is any."""
     notes: list[str] = []
     values, colour, rest, note = _as_colours(values, page, icc)
     notes += [note] if note else []
@@ -370,11 +372,11 @@ def _meaning(values: np.ndarray, page: Any, icc: bytes | None) -> Pixels:
     alpha = next(((one, kind) for one, kind in zip(rest, kinds, strict=False) if kind in (1, 2)), None)
     left_out = len(rest) - (alpha is not None)
     if left_out:
-        notes.append(f"{left_out} channels that are neither colour nor transparency are left out")
+        notes.append(f"{left_out} channels that are neither colour nor alpha are left out")
     if alpha is None:
         return Pixels(np.ascontiguousarray(colour), tuple(notes), is_srgb=page.photometric == 5)
     if alpha[1] == 1:
-        notes.append("its colours were multiplied by the transparency, and are divided by it")
+        notes.append("its colours were premultiplied by alpha, and are divided by it")
         colour = _unmultiplied(colour, alpha[0])
     return Pixels(np.dstack([colour, alpha[0]]), tuple(notes), is_srgb=page.photometric == 5)
 
@@ -412,12 +414,12 @@ def _floats(found: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 def _unit_floats(values: np.ndarray, notes: list[str]) -> np.ndarray:
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-    if not (low >= -1e-3 and high <= 1 + 1e-3):  # so that NaN is refused, too
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # also true for NaN
         raise UnsupportedError(
-            f"holds {values.dtype} values from {low:g} to {high:g}, expected them in [0, 1]; divide them, or save it "
+            f"contains {values.dtype} values from {low:g} to {high:g}, expected [0, 1]; scale them, or save it "
             "with 8 or 16 bits"
         )
-    notes.append(f"its {values.dtype} values are taken as they are, in [0, 1]")
+    notes.append(f"its {values.dtype} values are used as they are, in [0, 1]")
     return np.clip(values, 0, 1).astype(np.float32)
 
 
@@ -477,7 +479,7 @@ def _avif_header(data: bytes) -> Header:
 
 def _avif(data: bytes, header: Header, lenient: bool) -> Pixels:
     found = _with_channels(imagecodecs.avif_decode(data))
-    if found.shape[2] < 3:  # one rule, whichever version decodes: the format's own pictures are colours
+    if found.shape[2] < 3:  # the same for every version of the decoder: images of these formats have colours
         found = found[..., [0, 0, 0, 1][: 3 + (found.shape[2] == 2)]]
     at = data.find(b"av1C")
     deep = data[at + 6] if at >= 0 else 0
@@ -489,9 +491,7 @@ def _heif(data: bytes) -> Any:
     try:
         import pillow_heif
     except ImportError as error:
-        raise UnsupportedError(
-            "HEIC is read with pillow-heif; install it with: pip install 'diffir_sr[heif]'"
-        ) from error
+        raise UnsupportedError("HEIC needs pillow-heif; install it with: pip install 'diffir_sr[heif]'") from error
     return pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False, hdr_to_16bit=False)
 
 
@@ -499,7 +499,7 @@ def _heif_header(data: bytes) -> Header:
     found = _heif(data)
     image = found[found.primary_index]
     metadata = replace(pillow_metadata(image.info, None), colour_chunks=cicp_of_boxes(data), turn=1)
-    notes = (f"{len(found) - 1} further pictures in the file are left out",) if len(found) > 1 else ()
+    notes = (f"{len(found) - 1} further images in the file are left out",) if len(found) > 1 else ()
     width, height = image.size
     return Header(height, width, 1 if image.mode.startswith("L") else 3, replace(metadata, notes=notes), state=image)
 
@@ -534,7 +534,7 @@ FORMATS = (
 
 
 def format_of_content(path: Path) -> Format | None:
-    """The format that the first bytes of a file say, whatever its name; None for others and for unreadable files."""
+    """The format according to the first bytes of a file, not its name; None for others and for unreadable files."""
     try:
         with path.open("rb") as file:
             return format_of(file.read(64))
@@ -543,5 +543,5 @@ def format_of_content(path: Path) -> Format | None:
 
 
 def format_of(data: bytes) -> Format | None:
-    """The format that the first bytes of a file say, whatever its name."""
+    """The format according to the first bytes of a file, not its name."""
     return next((form for form in FORMATS if form.matches(data)), None)

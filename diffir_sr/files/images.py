@@ -1,8 +1,9 @@
-"""Image files read: one reader for restoring, training, measuring, preparing and examining, with one rule for each.
+"""Reading image files: one reader, with the same rules, for restoring, training, measuring, preparing and checking.
 
-Content decides the format, not the name. Grey stays grey, palettes and key colours become colours and alpha, CMYK
-becomes sRGB through its profile, 1 to 8 bits become uint8 and more uint16, floats are in [0, 1]. Pictures are turned
-upright as EXIF, else XMP, says. An error or warning of a decoder is a fault, unless damage is accepted.
+The format is detected from the content, not from the name. Grey stays grey, palettes and colour keys become colours and
+alpha, CMYK becomes sRGB through its profile, 1 to 8 bits become uint8 and more uint16, floats are in [0, 1]. Images are
+rotated upright according to EXIF, otherwise XMP. Errors and warnings of a decoder are errors, unless damage is
+accepted.
 """
 
 from __future__ import annotations
@@ -27,26 +28,26 @@ from diffir_sr.files.picture import Picture
 from diffir_sr.files.processes import free_memory
 from diffir_sr.parsing import ACCEPT_DAMAGED
 
-# Here and now, in the process that later forks workers: parallelism is across processes, and a forked child that
-# inherits OpenCV's thread pool hangs as soon as it touches the number of threads.
+# At import, before any worker is forked: parallelism is across processes, and a forked child that inherits OpenCV's
+# thread pool hangs as soon as it changes the number of threads.
 cv2.setNumThreads(0)
 
 logger = logging.getLogger("diffir_sr.files")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".tif", ".tiff")
 SUFFIXES += (".gif", ".avif", ".heic", ".heif", ".hif")
-# Pictures that nothing here reads; in a folder they are counted and named.
+# Unsupported image formats; in a folder they are counted and listed.
 NOT_READ = (".jp2", ".j2k", ".jxl", ".jxr", ".exr", ".hdr", ".psd", ".xcf", ".svg", ".tga", ".ico", ".dds", ".ppm")
 NOT_READ += (".pgm", ".pbm", ".pnm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".fits")
 _KNOWN_CONTENT = {
     b"\0\0\0\x0cJXL ": "JPEG XL", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cjP  ": "JPEG 2000", b"8BPS": "Photoshop",
     b"v/1\x01": "OpenEXR", b"#?RADIANCE": "Radiance HDR", b"%PDF": "PDF", b"<svg": "SVG", b"<!DOCTYPE": "HTML",
-    b"<html": "HTML", b"version https://git-lfs": "a pointer of Git LFS, whose file was not fetched",
+    b"<html": "HTML", b"version https://git-lfs": "a Git LFS pointer, whose file was not fetched",
 }  # fmt: skip
-_HEAD_BYTES = 4096  # enough for everything in front of the pixels of most PNG files
-_TAIL_BYTES = 2**15  # holds the head of at least one chunk of pixels as libpng cuts them
+_HEAD_BYTES = 4096  # enough for everything before the pixels of most PNG files
+_TAIL_BYTES = 2**15  # contains the header of at least one pixel chunk as written by libpng
 _JPEG_HEAD = 2**17
 _TURNING_CHUNKS = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
-_LARGE = 2**28  # bytes of pixels from which on free memory is looked at first
+_LARGE = 2**28  # bytes of pixels above which free memory is checked first
 
 
 def is_image_name(name: str) -> bool:
@@ -54,17 +55,17 @@ def is_image_name(name: str) -> bool:
 
 
 def is_picture_not_read(name: str) -> bool:
-    """Whether a file is by its name a picture of a kind that nothing here reads, and that a listing leaves out."""
+    """Whether a file is, by its name, an image of an unsupported format, which listings leave out."""
     return name.lower().endswith(NOT_READ) and not Path(name).name.startswith(".")
 
 
 def without_suffix(name: str) -> str:
-    """A name or relative path without its image suffix; other dots stay."""
+    """A name or relative path without its image suffix; other dots are kept."""
     return name[: name.rindex(".")] if name.lower().endswith(SUFFIXES) else name
 
 
 def read_file(path: Path) -> bytes:
-    """All bytes of a file; raises InputError that names it."""
+    """All bytes of a file; raises InputError, which names it."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -73,7 +74,7 @@ def read_file(path: Path) -> bytes:
 
 @dataclass(frozen=True)
 class Facts:
-    """What an image file says before it is decoded: size upright, channels without alpha (1 or 3), metadata."""
+    """Properties of an image file before decoding: upright size, channels without alpha (1 or 3), metadata."""
 
     format: str
     height: int
@@ -85,18 +86,20 @@ class Facts:
 
 
 def inspect(data: bytes, *, where: str) -> Facts:
-    """Format, size and metadata; raises InputError that names `where` for what is no single picture."""
+    """Format, size and metadata; raises InputError, which names `where`, if it is not a single image."""
     if not data:
         raise InputError(f"{where}: the file is empty; copy it again or remove it")
     form = format_of(data)
     if form is None:
-        raise InputError(f"{where}: {_described(data)}, no PNG, JPEG, WebP, TIFF or BMP; convert it, or leave it out")
+        raise InputError(
+            f"{where}: {_described(data)}, expected PNG, JPEG, WebP, TIFF or BMP; convert it, or leave it out"
+        )
     with _faults(where):
         header = form.header(data)
     if header.frames > 1:
         raise InputError(
-            f"{where}: animated or of several pages, {header.frames} pictures in one file, expected one; save the "
-            "picture you mean alone, or give a video"
+            f"{where}: animated or with several pages, {header.frames} images in one file, expected one; save the "
+            "image separately, or give a video"
         )
     metadata = header.metadata.plain()
     height, width = upright_shape(header.height, header.width, metadata.turn or 1)
@@ -106,13 +109,13 @@ def inspect(data: bytes, *, where: str) -> Facts:
 def _described(data: bytes) -> str:
     start = data[:256].lstrip()
     known = next((name for begin, name in _KNOWN_CONTENT.items() if start.startswith(begin)), None)
-    return f"holds {known}" if known else "damaged or cut short, or no image"
+    return f"contains {known}" if known else "damaged or truncated, or not an image"
 
 
 def read_picture(data: bytes, *, where: str, known: Facts | None = None) -> Picture:
-    """The picture of an encoded file, upright, with notes on what is worth telling.
+    """The upright image in an encoded file, with notes about conversions.
 
-    Raises InputError that names `where` for data that is damaged, cut short, no picture, or too large for memory.
+    Raises InputError, which names `where`, for data that is damaged, truncated, not an image, or too large for memory.
     """
     known = known or inspect(data, where=where)
     pixels = _pixels(data, known, where=where)
@@ -132,9 +135,9 @@ def read_picture(data: bytes, *, where: str, known: Facts | None = None) -> Pict
 
 
 def decode(data: bytes, *, where: str) -> np.ndarray:
-    """The values alone: (H, W, C), upright, C of 1, 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha).
+    """Only the values: (H, W, C), upright, with C of 1, 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha).
 
-    uint8, uint16, or float32 in [0, 1]. Raises as `read_picture` does; logs once what changes values.
+    uint8, uint16, or float32 in [0, 1]. Raises the errors of `read_picture`; logs each kind of conversion once.
     """
     image, notes = decode_with_notes(data, where=where)
     for note in notes:
@@ -143,7 +146,7 @@ def decode(data: bytes, *, where: str) -> np.ndarray:
 
 
 def decode_with_notes(data: bytes, *, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """`decode`, and sentences about how the values came about."""
+    """`decode`, and sentences about conversions."""
     known = inspect(data, where=where)
     pixels = _pixels(data, known, where=where)
     return upright(pixels.channels, known.metadata.turn or 1), pixels.notes
@@ -171,7 +174,7 @@ def _pixels(data: bytes, known: Facts, *, where: str) -> decoders.Pixels:
     if needed > _LARGE and needed > (free := free_memory()):
         raise InputError(
             f"{where}: its {known.height}x{known.width} pixels need about {needed / 2**30:.1f} GiB, "
-            f"{free / 2**30:.1f} GiB are free; cut it into parts"
+            f"{free / 2**30:.1f} GiB are free; split it into parts"
         )
     try:
         with _faults(where):
@@ -195,27 +198,27 @@ def _check_size(pixels: decoders.Pixels, header: Header) -> None:
 
 
 def accepts_damage() -> bool:
-    """Whether this process takes what a decoder can still give of damaged files."""
+    """Whether this process accepts partially decoded damaged files."""
     return os.environ.get(ACCEPT_DAMAGED, "0") not in ("", "0")
 
 
 @contextlib.contextmanager
 def _faults(where: str) -> Iterator[None]:
-    """Turn what decoders raise into InputError that names the file; damage has `DamagedError` as its cause."""
+    """Convert errors of decoders to InputError, which names the file; damage has `DamagedError` as its cause."""
     try:
         yield
     except InputError:
         raise
     except UnsupportedError as error:
         raise InputError(f"{where}: {error}") from error
-    except Exception as error:  # decoders raise anything at all for bytes that somebody has changed
+    except Exception as error:  # decoders raise all kinds of errors for corrupted bytes
         if isinstance(error, MemoryError) or "memory" in str(error).lower():
             raise InputError(
-                f"{where}: out of memory while it was decoded; free memory, or cut the picture into parts"
+                f"{where}: out of memory while decoding; free memory, or split the image into parts"
             ) from error
         cause = error if isinstance(error, DamagedError) else DamagedError(_in_words(error))
         raise InputError(
-            f"{where}: damaged or cut short, or no image ({cause}); copy the file again or remove it"
+            f"{where}: damaged or truncated, or not an image ({cause}); copy the file again or remove it"
         ) from cause
 
 
@@ -225,7 +228,7 @@ def _in_words(error: Exception) -> str:
 
 
 def upright(image: np.ndarray, turn: int) -> np.ndarray:
-    """(H, W, C) as it is meant to be seen, from its EXIF orientation, 1 (as it is) to 8."""
+    """(H, W, C) rotated and mirrored according to its EXIF orientation, 1 (unchanged) to 8."""
     if turn >= 5:
         image = image.transpose(1, 0, 2)
     if turn in (3, 4, 7, 8):
@@ -237,7 +240,7 @@ def upright(image: np.ndarray, turn: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Size:
-    """Pixels of an image as it is read (upright), and its channels without alpha: 1 or 3."""
+    """Size of an image as it is read (upright), and its channels without alpha: 1 or 3."""
 
     height: int
     width: int
@@ -245,7 +248,7 @@ class Size:
 
 
 def header(path: Path) -> Size:
-    """Size and channels of an image file, without decoding it; raises InputError as `inspect` does."""
+    """Size and channels of an image file, without decoding it; raises InputError like `inspect`."""
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
@@ -268,7 +271,7 @@ def header(path: Path) -> Size:
 
 
 def _plain_png(head: bytes, file: BinaryIO) -> Size | None:
-    """The size of a PNG that nothing can turn, from its head and tail alone; None for all others."""
+    """The size of a PNG without orientation, from its head and tail only; None for all others."""
     if not head.startswith(PNG_SIGNATURE) or len(head) < 33 or head[12:16] != b"IHDR":
         return None
     names = [name for name, _, _ in png_chunks(head)]
@@ -276,7 +279,7 @@ def _plain_png(head: bytes, file: BinaryIO) -> Size | None:
     if pixels < 0 or any(name in names or name in head[:pixels] for name in (*_TURNING_CHUNKS, b"acTL")):
         return None
     file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-    tail = file.read()  # what turns a picture may stand behind its pixels
+    tail = file.read()  # the orientation may be stored after the pixels
     if b"IDAT" not in tail or any(name in tail for name in _TURNING_CHUNKS):
         return None
     width, height = (int.from_bytes(head[at : at + 4], "big") for at in (16, 20))

@@ -1,14 +1,14 @@
-"""Reading the data file of an LMDB with plain reads: whatever is in the file, no read can end the process.
+"""Reading the data file of an LMDB with ordinary reads, so that a damaged file can never crash the process.
 
-LMDB itself maps the file into memory and trusts it. Where a page is missing (a copy that was cut short, a flipped bit
-in a page number, a file that shrinks while a training reads it, a disk that fails), touching it is SIGBUS, which no
-handler turns into a message. Here every page comes from a read that can fail, and is checked before it is used: it
-tells its own number and its kind, and what it names lies inside page and file. There is nothing to close before a fork,
-and nothing that two readers of one file must share.
+LMDB itself maps the file into memory and trusts it. If a page is missing (a truncated copy, a flipped bit in a page
+number, a file that shrinks while a training reads it, a failing disk), accessing it raises SIGBUS, which cannot be
+turned into an error message. Here, every page comes from a read that can fail, and is checked before use: its number
+and kind must be as expected, and everything it refers to must lie inside the page and the file. Nothing has to be
+closed before a fork, and readers of the same file share nothing.
 
-The formats of LMDB 0.9 and 1.0 on 64-bit machines of little-endian order; one table of keys and values, as BasicSR
-writes. Layout, with sizes in bytes, of 0.9 (in 1.0 a transaction number of 8 follows the page number, places are
-counted from behind the header, and values begin at even places):
+Supports the formats of LMDB 0.9 and 1.0 on 64-bit little-endian machines, with a single table of keys and values, as
+BasicSR writes. Layout of 0.9, with sizes in bytes (in 1.0, a transaction number of 8 follows the page number, offsets
+are relative to the end of the header, and values begin at even offsets):
 
     page    number 8, pad 2, flags 2, then lower 2, upper 2 (of an overflow page: pages 4), then places of nodes, 2 each
     meta    magic 4, version 4, address 8, map size 8, two tables of 48 (free pages, main), last page 8, transaction 8
@@ -30,19 +30,19 @@ from typing import IO, Any, NamedTuple
 from diffir_sr.errors import InputError
 
 _MAGIC = (0xBEEFC0DE).to_bytes(4, "little")
-_VERSIONS = {16: 1, 24: 3}  # bytes of a page's header, and the version of the format that goes with it
+_VERSIONS = {16: 1, 24: 3}  # bytes of a page header, and the corresponding version of the format
 _META = struct.Struct("<IIQQ48s48sQQ")
 _TABLE = struct.Struct("<IHHQQQQQ")
 _NODE = struct.Struct("<HHHH")
 _BRANCH, _LEAF, _OVERFLOW, _META_PAGE, _DIRTY = 1, 2, 4, 8, 16
-_ELSEWHERE = 1  # flag of a node whose value lies on overflow pages
+_ELSEWHERE = 1  # flag of a node whose value is on overflow pages
 _NO_PAGE = 2**64 - 1
 _DEEPEST = 32
-_KEPT = 4096  # pages of the tree that a process remembers: 16 MiB, the keys of some 200,000 images
+_KEPT = 4096  # cached pages of the tree per process: 16 MiB, the keys of about 200,000 images
 
 
 class Value(NamedTuple):
-    """Where a value lies in the file: first byte, number of bytes, and whether on pages of its own."""
+    """Location of a value in the file: first byte, number of bytes, and whether it has its own pages."""
 
     start: int
     size: int
@@ -50,11 +50,11 @@ class Value(NamedTuple):
 
 
 class _BrokenError(Exception):
-    """What is wrong with the file, in words."""
+    """Describes what is wrong with the file."""
 
 
 class _Page(NamedTuple):
-    """A branch or leaf page: its number, kind and bytes, and where its nodes begin."""
+    """A branch or leaf page: its number, kind and bytes, and the offsets of its nodes."""
 
     number: int
     kind: int
@@ -62,19 +62,19 @@ class _Page(NamedTuple):
     nodes: tuple[int, ...]
 
     def key(self, index: int) -> bytes:
-        """The key of a node; raises _BrokenError where it reaches beyond the page."""
+        """The key of a node; raises _BrokenError if it extends beyond the page."""
         at = self.nodes[index]
         size = int.from_bytes(self.data[at + 6 : at + 8], "little")
         if at + _NODE.size + size > len(self.data):
-            raise _BrokenError(f"page {self.number}: a key reaches beyond its page")
+            raise _BrokenError(f"page {self.number}: a key extends beyond its page")
         return self.data[at + 8 : at + 8 + size]
 
 
 class LmdbFile:
-    """The images of an LMDB by key; opened at the first reading, picklable, for any number of threads and processes.
+    """The values of an LMDB by key; opened at the first read, picklable, safe for many threads and processes.
 
-    A file that changes in place is opened anew. Every method raises InputError, with path and remedy, for a file that
-    is cut short, damaged, unreadable or of another kind.
+    A file that changes in place is reopened. Every method raises InputError, with path and remedy, for a file that is
+    truncated, damaged, unreadable or of another kind.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -86,32 +86,32 @@ class LmdbFile:
         return LmdbFile, (self.path,)
 
     def get(self, key: bytes) -> bytes | None:
-        """The value of a key; None for a key that is not there."""
+        """The value of a key; None if the key does not exist."""
         with self._told():
             opened = self._current()
             value = opened.find(key)
             return None if value is None else opened.read(value.start, value.size)
 
     def find(self, key: bytes) -> Value | None:
-        """Where the value of a key lies, for `read_at`; None for a key that is not there."""
+        """The location of the value of a key, for `read_at`; None if the key does not exist."""
         with self._told():
             return self._current().find(key)
 
     def read_at(self, start: int, size: int) -> bytes:
-        """Bytes of the file, a part of a value that was found."""
+        """Bytes of the file, part of a located value."""
         with self._told():
             return self._current().read(start, size)
 
     def all_keys(self) -> list[bytes]:
-        """All keys, sorted; every page that leads to a value is looked at, and every value lies inside the file.
+        """All keys, sorted, after checking every page of the tree and that every value lies inside the file.
 
-        Raises InputError also where keys are out of order or not as many as the file says.
+        Also raises InputError if keys are out of order or their number differs from that in the header.
         """
         with self._told():
             return self._current().all_keys()
 
     def check(self) -> None:
-        """Raise InputError unless all keys can be reached and all values lie inside the file; asked once for a file."""
+        """Raise InputError unless all keys are reachable and all values lie inside the file; runs once per file."""
         with self._told():
             identity = self._current().identity
             if identity not in _checked:
@@ -138,7 +138,7 @@ class LmdbFile:
             ) from error
 
 
-_checked: set[tuple[int, ...]] = set()  # files that were found whole, by what tells them apart
+_checked: set[tuple[int, ...]] = set()  # files that passed the check, by identity
 
 
 def _identity(file: IO[bytes]) -> tuple[int, ...]:
@@ -147,7 +147,7 @@ def _identity(file: IO[bytes]) -> tuple[int, ...]:
 
 
 class _Opened:
-    """An open file at one moment: its newest complete state, and the pages of its tree that were read."""
+    """A snapshot of an open file: its newest complete state, and the cached pages of its tree."""
 
     def __init__(self, path: Path) -> None:
         self.handle = open(path, "rb", buffering=0)  # noqa: SIM115 - closed with this object
@@ -158,18 +158,18 @@ class _Opened:
         self._header = head.find(_MAGIC)
         if self._header not in _VERSIONS:
             raise _BrokenError(_unknown(head, self._header))
-        self._pages_from = self._header if self._header == 24 else 0  # what places of nodes are counted from
+        self._pages_from = self._header if self._header == 24 else 0  # base of the offsets of nodes
         metas = [self._meta(self.read(0, self._header + _META.size))]
         self._page_size = metas[0][1]
         metas.append(self._meta(self.read(self._page_size, self._header + _META.size)))
         if metas[1][1] != self._page_size:
-            raise _BrokenError(f"its two heads tell pages of {self._page_size} and of {metas[1][1]} bytes")
+            raise _BrokenError(f"its two headers state pages of {self._page_size} and of {metas[1][1]} bytes")
         _, _, self._last, main = max(metas, key=lambda meta: meta[0])
         _, flags, self._depth, self._branches, self._leaves, _, self._entries, self._root = _TABLE.unpack(main)
         if flags & 0x7FFF:
-            raise _BrokenError(f"holds tables of another kind (flags {flags:#x}) than LMDBs of images")
+            raise _BrokenError(f"contains other kinds of tables (flags {flags:#x}) than LMDBs of images")
         if self._depth > _DEEPEST or self._last >= 2**48:
-            raise _BrokenError("its head is damaged")
+            raise _BrokenError("its header is damaged")
         self._known: dict[int, _Page] = {}
 
     def __del__(self) -> None:
@@ -177,37 +177,37 @@ class _Opened:
             self.handle.close()
 
     def _meta(self, data: bytes) -> tuple[int, int, int, bytes]:
-        """(transaction, page size, last page, main table) of a head page."""
+        """(transaction, page size, last page, main table) of a header page."""
         magic, version, _, _, free, main, last, transaction = _META.unpack_from(data, self._header)
         (size,) = struct.unpack_from("<I", free)
         flags = int.from_bytes(data[self._header - 6 : self._header - 4], "little")
         if magic != int.from_bytes(_MAGIC, "little") or not flags & _META_PAGE:
-            raise _BrokenError("one of its two heads is damaged")
+            raise _BrokenError("one of its two headers is damaged")
         if version != _VERSIONS[self._header]:
             raise _BrokenError(f"version {version} of the format, expected {_VERSIONS[self._header]}")
         if not 256 <= size <= 2**16 or size & (size - 1):
-            raise _BrokenError(f"its head tells pages of {size} bytes")
+            raise _BrokenError(f"its header states pages of {size} bytes")
         return transaction, size, last, main
 
     def read(self, start: int, size: int) -> bytes:
-        """Bytes of the file; raises _BrokenError where they are not there."""
+        """Bytes of the file; raises _BrokenError if they do not exist."""
         if start + size > self.size:
-            raise _BrokenError(f"cut short: byte {start + size:,d} is needed, {self.size:,d} are there")
+            raise _BrokenError(f"truncated: byte {start + size:,d} is needed, the file has {self.size:,d}")
         if hasattr(os, "pread"):
             data = os.pread(self.handle.fileno(), size, start)
-        else:  # Windows: one place to read from in each open file
+        else:  # Windows: one file position per open file
             with self._seeking:
                 self.handle.seek(start)
                 data = self.handle.read(size)
-        while 0 < len(data) < size:  # a system gives at most about 2 GiB at once
+        while 0 < len(data) < size:  # systems read at most about 2 GiB at once
             more = self.read(start + len(data), size - len(data))
             data += more
         if len(data) < size:
-            raise _BrokenError(f"cut short while it was read: byte {start + size:,d} is not there any more")
+            raise _BrokenError(f"truncated while reading: byte {start + size:,d} no longer exists")
         return data
 
     def _page(self, number: int, kind: int) -> _Page:
-        """A branch or leaf page; raises _BrokenError where it is not what its place says."""
+        """A branch or leaf page; raises _BrokenError if it is not as expected."""
         known = self._known.get(number)
         if known is not None and known.kind == kind:
             return known
@@ -216,7 +216,7 @@ class _Opened:
         header = self._header
         flags, lower, upper = struct.unpack_from("<HHH", data, header - 6)
         if int.from_bytes(data[:8], "little") != number or flags & ~_DIRTY != kind:
-            raise _BrokenError(f"page {number} is not what the pages before it say")
+            raise _BrokenError(f"page {number} is not as the previous pages say")
         base = self._pages_from
         count = (lower + base - header) // 2
         if lower + base < header or upper + base > len(data) or lower > upper or count < 1:
@@ -231,42 +231,42 @@ class _Opened:
 
     def _check_number(self, number: int) -> None:
         if not 2 <= number <= self._last:
-            raise _BrokenError(f"page {number} is named, the pages go from 2 to {self._last}")
+            raise _BrokenError(f"page {number} is referenced, but the pages range from 2 to {self._last}")
 
     def _child(self, page: _Page, index: int) -> int:
         low, high, top, _ = _NODE.unpack_from(page.data, page.nodes[index])
         return low | high << 16 | top << 32
 
     def _value(self, page: _Page, index: int) -> Value:
-        """Where the value of a leaf's node lies; inside the file."""
+        """The location of the value of a leaf node; inside the file."""
         at = page.nodes[index]
         low, high, flags, key_size = _NODE.unpack_from(page.data, at)
         size, start = low | high << 16, at + _NODE.size + key_size
         start += start & 1 if self._pages_from else 0
         if flags & ~_ELSEWHERE:
-            raise _BrokenError("holds tables inside its table, which LMDBs of images do not")
+            raise _BrokenError("contains nested tables, unlike LMDBs of images")
         if start + (8 if flags else size) > len(page.data):
-            raise _BrokenError(f"page {page.number}: a value reaches beyond its page")
+            raise _BrokenError(f"page {page.number}: a value extends beyond its page")
         if not flags:
             return Value(page.number * self._page_size + start, size, is_apart=False)
         number = int.from_bytes(page.data[start : start + 8], "little")
         self._check_number(number)
         pages = -(-(self._header + size) // self._page_size)
         if number + pages - 1 > self._last:
-            raise _BrokenError(f"page {page.number}: a value of {size:,d} bytes reaches beyond the last page")
+            raise _BrokenError(f"page {page.number}: a value of {size:,d} bytes extends beyond the last page")
         end = number * self._page_size + self._header + size
         if end > self.size:
-            raise _BrokenError(f"cut short: byte {end:,d} is needed, {self.size:,d} are there")
+            raise _BrokenError(f"truncated: byte {end:,d} is needed, the file has {self.size:,d}")
         return Value(number * self._page_size + self._header, size, is_apart=True)
 
     def _check_overflow(self, value: Value) -> None:
-        """Raise _BrokenError where other pages lie than those of a value."""
+        """Raise _BrokenError if the pages are not those of a value."""
         place = value.start - self._header
         head = self.read(place, self._header)
         number, flags = int.from_bytes(head[:8], "little"), int.from_bytes(head[-6:-4], "little")
         pages = int.from_bytes(head[-4:], "little")
         if number != place // self._page_size or flags & ~_DIRTY != _OVERFLOW:
-            raise _BrokenError(f"page {place // self._page_size} is not what the pages before it say")
+            raise _BrokenError(f"page {place // self._page_size} is not as the previous pages say")
         if pages < -(-(self._header + value.size) // self._page_size):
             raise _BrokenError(f"page {number}: {pages} pages are too few for {value.size:,d} bytes")
 
@@ -277,7 +277,7 @@ class _Opened:
         number = self._root
         for _ in range(self._depth - 1):
             page = self._page(number, _BRANCH)
-            # The first node has no key: it stands for all that are smaller than the second's.
+            # The first node has no key: it covers all keys smaller than that of the second.
             index = bisect.bisect_right(range(1, len(page.nodes)), key, key=page.key)
             number = self._child(page, index)
         page = self._page(number, _LEAF)
@@ -290,7 +290,7 @@ class _Opened:
         return value
 
     def all_keys(self) -> list[bytes]:
-        """All keys of a file whose tree is sound."""
+        """All keys; raises _BrokenError if the tree is inconsistent."""
         keys: list[bytes] = []
         if self._root != _NO_PAGE:
             seen: set[int] = set()
@@ -299,7 +299,7 @@ class _Opened:
                     keys.append(page.key(index))
                     self._value(page, index)
         if len(keys) != self._entries:
-            raise _BrokenError(f"{len(keys):,d} of {self._entries:,d} values are there")
+            raise _BrokenError(f"{len(keys):,d} of {self._entries:,d} values exist")
         if any(one >= other for one, other in zip(keys, keys[1:], strict=False)):
             raise _BrokenError("its keys are out of order")
         return keys
@@ -307,7 +307,7 @@ class _Opened:
     def _below(self, number: int, depth: int, seen: set[int]) -> Iterator[_Page]:
         """The leaves under a page, each once."""
         if number in seen or len(seen) > self._branches + self._leaves or depth < 1:
-            raise _BrokenError(f"page {number} is named twice")
+            raise _BrokenError(f"page {number} is referenced twice")
         seen.add(number)
         if depth == 1:
             yield self._page(number, _LEAF)
@@ -318,9 +318,9 @@ class _Opened:
 
 
 def _unknown(head: bytes, place: int) -> str:
-    """What a file is that does not begin as LMDBs of 64-bit little-endian machines do."""
+    """Describes a file that does not begin like an LMDB of a 64-bit little-endian machine."""
     if not head.strip(b"\0"):
         return "empty"
     if place == 12 or _MAGIC[::-1] in head:
-        return "an LMDB of a machine with another word size or byte order, which is not read here"
+        return "an LMDB of a machine with another word size or byte order, which is not supported"
     return "not the data file of an LMDB"

@@ -1,7 +1,7 @@
-"""What image files say beside their pixels: EXIF, XMP, colour profiles, resolution, text; and how they are turned.
+"""Metadata of image files: EXIF, XMP, colour profiles, resolution, text; and the orientation.
 
-Containers are walked here and not by a decoder: pixels must not be lost because something beside them is odd, nor a
-photograph be turned by one reader and not by another.
+Containers are parsed here and not by a decoder, so that odd metadata never prevents decoding, and all readers apply the
+same orientation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ORIENTATION = 0x0112
 _EXIF_PART, _GPS_PART, _INTEROPERABILITY = 0x8769, 0x8825, 0xA005
 _SIZES = (0xA002, 0xA003)
-_OF_IFD0 = (270, 271, 272, 305, 306, 315, 316, 33432)  # of a TIFF; its other tags describe the file
+_OF_IFD0 = (270, 271, 272, 305, 306, 315, 316, 33432)  # kept from a TIFF; its other tags describe the file
 _COLOUR_CHUNKS = (b"cICP", b"mDCV", b"cLLI", b"gAMA", b"cHRM", b"sRGB")
 _TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
 _XMP_IN_PNG = b"XML:com.adobe.xmp"
@@ -30,15 +30,15 @@ _XMP_IN_JPEG = b"http://ns.adobe.com/xap/1.0/\0"
 _TURN_IN_XMP = re.compile(rb"(tiff:Orientation\s*(?:=\s*[\"']|>)\s*)([0-9]+)")
 _RAW_EXIF = (b"Raw profile type exif", b"Raw profile type APP1")
 _LARGEST_TEXT = 2**24
-_METRE = 0.0254  # metres of an inch
+_METRE = 0.0254  # metres per inch
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a file says of its picture. `exif` is as found until `readable_exif` has made it plain.
+    """Metadata of an image. `exif` is as found in the file until `plain` has cleaned it.
 
     `colour_chunks` and `text` are chunks of a PNG (name, data), `dpi` is (horizontal, vertical), `notes` are sentences
-    about what was odd, `left_out` words for what is never carried.
+    about irregularities, `left_out` names metadata that is never kept.
     """
 
     icc: bytes | None = None
@@ -53,15 +53,17 @@ class Metadata:
     turn: int | None = None  # EXIF orientation, 1 (upright) to 8; None: look for it in EXIF, then in XMP
 
     def plain(self) -> Metadata:
-        """With `turn` found, and without what restoring makes untrue: orientation, sizes, previews.
+        """With `turn` determined, and without entries that restoring invalidates: orientation, sizes, previews.
 
-        What cannot be read is left out, with a note.
+        Unreadable parts are left out, with a note.
         """
         notes, exif, told = self.notes, None, None
         if self.exif:
             try:
                 exif, told = _plain_exif(self.exif)
-            except Exception:  # Pillow's parser raises anything at all; no fault of EXIF may cost a picture
+            except (
+                Exception
+            ):  # Pillow's parser raises all kinds of errors, and bad EXIF must not prevent reading the image
                 notes = (*notes, "its EXIF is unreadable and left out")
         if told is None and self.xmp and (found := _TURN_IN_XMP.search(self.xmp)):
             told = int(found[2])
@@ -72,9 +74,9 @@ class Metadata:
 
 
 def _plain_exif(data: bytes) -> tuple[bytes | None, int | None]:
-    """EXIF without orientation, size, preview and places in the file; and the orientation that it told."""
+    """EXIF without orientation, size, preview and file offsets; and its orientation."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of single tags that are odd, and leaves them out
+        warnings.simplefilter("ignore")  # Pillow warns about odd tags, and leaves them out
         return _without_untrue(data if data.startswith(b"Exif\0\0") else b"Exif\0\0" + data)
 
 
@@ -83,7 +85,7 @@ def _without_untrue(data: bytes) -> tuple[bytes | None, int | None]:
     found.load(data)
     told = found.get(ORIENTATION)
     plain = Image.Exif()
-    parts = (_EXIF_PART, _GPS_PART)  # their tags hold places in the file, which are others in the new one
+    parts = (_EXIF_PART, _GPS_PART)  # these tags are file offsets, which change in the new file
     plain.update({tag: value for tag, value in found.items() if tag not in (ORIENTATION, *parts)})
     kept = bool(len(plain))
     for part in parts:
@@ -95,7 +97,7 @@ def _without_untrue(data: bytes) -> tuple[bytes | None, int | None]:
 
 
 def upright_shape(height: int, width: int, turn: int) -> tuple[int, int]:
-    """(height, width) after turning as an EXIF orientation says."""
+    """(height, width) after applying an EXIF orientation."""
     return (width, height) if turn >= 5 else (height, width)
 
 
@@ -103,7 +105,7 @@ def upright_shape(height: int, width: int, turn: int) -> tuple[int, int]:
 
 
 def png_chunks(data: bytes, *, start: int = len(PNG_SIGNATURE)) -> Iterator[tuple[bytes, int, int]]:
-    """(name, start, end) of the data of each chunk that lies wholly in `data`, up to IEND."""
+    """(name, start, end) of the data of each chunk that lies completely in `data`, up to IEND."""
     at = start
     while at + 12 <= len(data):
         length, name = struct.unpack_from(">I4s", data, at)
@@ -116,12 +118,12 @@ def png_chunks(data: bytes, *, start: int = len(PNG_SIGNATURE)) -> Iterator[tupl
 
 
 def intact(data: bytes, start: int, end: int) -> bool:
-    """Whether the checksum of a PNG chunk fits."""
+    """Whether the checksum of a PNG chunk is correct."""
     return zlib.crc32(data[start - 4 : end]) == int.from_bytes(data[end : end + 4], "big")
 
 
 def png_metadata(data: bytes) -> Metadata:
-    """What the chunks of a PNG tell; damaged ones are left out, with a note."""
+    """The metadata in the chunks of a PNG; damaged chunks are left out, with a note."""
     found: dict[str, Any] = {}
     lists: dict[str, list[Any]] = dict(colour_chunks=[], text=[], notes=[])
     for name, start, end in png_chunks(data):
@@ -161,7 +163,7 @@ def _inflated(data: bytes) -> bytes:
     stream = zlib.decompressobj()
     found = stream.decompress(data, _LARGEST_TEXT)
     if not stream.eof:
-        raise ValueError("cut short, or of more than 16 MiB")
+        raise ValueError("truncated, or more than 16 MiB")
     return found
 
 
@@ -173,14 +175,14 @@ def _international_text(value: bytes) -> bytes:
 
 
 def _raw_profile(name: bytes, value: bytes) -> bytes:
-    """The bytes that ImageMagick writes as text: a name, a count, and hexadecimal digits."""
+    """Bytes that ImageMagick stores as text: a name, a count, and hexadecimal digits."""
     text = _inflated(value[1:]) if name == b"zTXt" else value
     _, _, digits = text.strip().split(b"\n", 2)
     return bytes.fromhex(digits.decode("ascii"))
 
 
 def with_png_chunks(data: bytes, chunks: list[tuple[bytes, bytes]]) -> bytes:
-    """A PNG with chunks more, in front of its pixels."""
+    """A PNG with additional chunks before its pixels."""
     after_header = 33  # signature 8, IHDR 25
     parts = (
         struct.pack(">I", len(value)) + name + value + struct.pack(">I", zlib.crc32(name + value))
@@ -190,7 +192,7 @@ def with_png_chunks(data: bytes, chunks: list[tuple[bytes, bytes]]) -> bytes:
 
 
 def png_chunks_of(metadata: Metadata, *, icc: bytes | None) -> list[tuple[bytes, bytes]]:
-    """The chunks that carry `metadata`, and `icc` where the picture may have it."""
+    """The chunks for `metadata`, and for `icc` if the image may have it."""
     chunks = list(metadata.colour_chunks)
     if icc:
         chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)))
@@ -213,7 +215,7 @@ def text_names(metadata: Metadata) -> list[str]:
 
 @dataclass(frozen=True)
 class JpegHeader:
-    """Size as stored, number of components, and what the segments in front of the scan tell."""
+    """Size as stored, number of components, and the metadata in the segments before the scan."""
 
     height: int
     width: int
@@ -223,7 +225,7 @@ class JpegHeader:
 
 
 def jpeg_header(data: bytes) -> JpegHeader | None:
-    """The header of a JPEG file; None where it has none, or is cut before it."""
+    """The header of a JPEG file; None if it has none or is truncated before it."""
     found: dict[str, Any] = {}
     profile: dict[int, bytes] = {}
     left_out: list[str] = []
@@ -278,7 +280,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 @dataclass(frozen=True)
 class WebpHeader:
-    """Size as stored, whether it holds alpha, number of frames, and metadata."""
+    """Size as stored, whether there is alpha, number of frames, and metadata."""
 
     height: int
     width: int
@@ -288,7 +290,7 @@ class WebpHeader:
 
 
 def webp_header(data: bytes) -> WebpHeader | None:
-    """The header of a WebP file; None where it has none."""
+    """The header of a WebP file; None if it has none."""
     size, alpha, frames, found = None, False, 0, {}
     for name, start, end in _riff_chunks(data):
         value = data[start:end]
@@ -321,7 +323,7 @@ def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def texts_of_exif(exif: bytes | None) -> tuple[dict[int, str], bool]:
-    """The plain texts of EXIF (tags that TIFF has, too), and whether that is all it holds."""
+    """The plain text tags of EXIF that also exist in TIFF, and whether EXIF contains nothing else."""
     if not exif:
         return {}, True
     found = Image.Exif()
@@ -331,7 +333,7 @@ def texts_of_exif(exif: bytes | None) -> tuple[dict[int, str], bool]:
 
 
 def tiff_exif(data: bytes) -> bytes | None:
-    """The EXIF of a TIFF file: of its first directory what describes the picture, and the parts of cameras."""
+    """The EXIF of a TIFF file: the tags of its first directory that describe the image, and those of cameras."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -348,7 +350,7 @@ def tiff_exif(data: bytes) -> bytes | None:
 
 
 def pillow_metadata(info: dict[str | tuple[int, int], Any], exif: Image.Exif | None) -> Metadata:
-    """The metadata of an opened PIL image: its `info`, and what `getexif()` gave if that could be read."""
+    """The metadata of an opened PIL image: its `info`, and the result of `getexif()` if readable."""
     notes: tuple[str, ...] = ()
     raw = info.get("exif")
     if exif is not None and len(exif):
@@ -358,7 +360,7 @@ def pillow_metadata(info: dict[str | tuple[int, int], Any], exif: Image.Exif | N
             raw, notes = None, ("its EXIF is unreadable and left out",)
     for name in _RAW_EXIF:
         if raw is None and isinstance(text := info.get(name.decode()), str):
-            with contextlib.suppress(ValueError):  # as text of a PNG that is no EXIF after all
+            with contextlib.suppress(ValueError):  # such as text of a PNG that is not EXIF after all
                 raw = _raw_profile(b"tEXt", text.encode())
     xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
     dpi = info.get("dpi") if info.get("jfif_unit") != 0 else None
@@ -374,7 +376,7 @@ def pillow_metadata(info: dict[str | tuple[int, int], Any], exif: Image.Exif | N
 
 
 def cicp_of_boxes(data: bytes) -> tuple[tuple[bytes, bytes], ...]:
-    """The cICP chunk that means what the colour box of an AVIF or HEIC file says; none for sRGB and unknown ones."""
+    """The cICP chunk equivalent to the colour box of an AVIF or HEIC file; none for sRGB and unknown ones."""
     at = data.find(b"colrnclx")
     if at < 0 or at + 15 > len(data):
         return ()
@@ -384,17 +386,17 @@ def cicp_of_boxes(data: bytes) -> tuple[tuple[bytes, bytes], ...]:
 
 
 def to_srgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, str]:
-    """A CMYK image as RGB, and a sentence on how: through its profile, or without one by the plain formula."""
+    """A CMYK image as RGB, and a sentence on how: with its profile, or without one by the plain formula."""
     if icc:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(icc))
             converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
             if converted is not None:
                 name = ImageCms.getProfileDescription(source).strip()
-                return converted, f"CMYK colours are converted to sRGB through the embedded profile ({name})"
+                return converted, f"CMYK colours are converted to sRGB with the embedded profile ({name})"
         except (ImageCms.PyCMSError, OSError):
             pass
         return image.convert("RGB"), (
-            "CMYK colours are converted to RGB by the plain formula, since the embedded profile cannot be used"
+            "CMYK colours are converted to RGB by the plain formula, because the embedded profile cannot be used"
         )
     return image.convert("RGB"), "CMYK colours without a profile are converted to RGB by the plain formula"

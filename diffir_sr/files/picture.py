@@ -1,4 +1,4 @@
-"""A picture in memory, and its bytes as PNG, JPEG, WebP, TIFF or BMP with what its file said beside the pixels."""
+"""A picture in memory, and its encoding as PNG, JPEG, WebP, TIFF or BMP, with the metadata of its file."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import write_atomically
 from diffir_sr.files.metadata import Metadata, png_chunks_of, text_names, texts_of_exif, with_png_chunks
 
-# What is written, by suffix.
+# Output formats by suffix.
 FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".jpe": "jpeg", ".jfif": "jpeg", ".webp": "webp"}
 FORMATS |= {".tif": "tiff", ".tiff": "tiff", ".bmp": "bmp", ".dib": "bmp"}
-_LARGEST = {"jpeg": 65535, "webp": 16383}  # pixels per side that a format can hold
+_LARGEST = {"jpeg": 65535, "webp": 16383}  # limits of formats, in pixels per side
 _HOLDS_EXIF = _HOLDS_XMP = ("png", "jpeg", "webp")
 _HOLDS_DPI = ("png", "jpeg", "tiff", "bmp")
-_HOLDS_ALPHA = ("png", "webp", "tiff")  # readers take the fourth channel of a BMP for nothing
-_LARGEST_JPEG_EXIF = 65533 - 6  # a segment's length counts itself; "Exif" and two zeros come before
+_HOLDS_ALPHA = ("png", "webp", "tiff")  # readers ignore the fourth channel of a BMP
+_LARGEST_JPEG_EXIF = 65533 - 6  # the length of a segment includes itself; "Exif" and two zeros come first
 _LARGEST_JPEG_XMP = 65533 - 29
 _XMP_TAG = 700  # of TIFF
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """Colours (H, W, 1 grey or 3 RGB) as uint8, uint16 or float in [0, 1], perhaps alpha (H, W) of the same type.
+    """Colours (H, W, 1 grey or 3 RGB) as uint8, uint16 or float in [0, 1], optionally with alpha (H, W) of that type.
 
-    It is upright; `icc`, `exif` and `metadata` (which holds neither of the two) are carried from and to files, without
-    orientation. `notes` are sentences about how it was read.
+    It is upright; `icc`, `exif` and `metadata` (which contains neither of the two) are kept from and for files, without
+    orientation. `notes` are sentences about conversions on reading.
     """
 
     colours: np.ndarray
@@ -51,7 +51,7 @@ class Picture:
 
     @property
     def channels(self) -> np.ndarray:
-        """(H, W, 1 to 4): colours and, where there is one, alpha."""
+        """(H, W, 1 to 4): colours and, if present, alpha."""
         return self.colours if self.alpha is None else np.dstack([self.colours, self.alpha])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -59,36 +59,36 @@ class Picture:
         return found if dtype is None else found.astype(dtype)
 
     def save(self, path: str | Path, *, quality: int = 95, overwrite: bool = False) -> None:
-        """Write a file, whole or not at all; its suffix says the format. What exists stays unless `overwrite`."""
+        """Write a file atomically, in the format of its suffix. An existing file is an error unless `overwrite`."""
         path = Path(os.path.expanduser(path))
         if path.exists() and not overwrite:
-            raise InputError(f"{path} exists and stays as it is; choose another name or overwrite=True")
+            raise InputError(f"{path} exists and is not overwritten; choose another name or overwrite=True")
         write_atomically(encode(self, format_of(path), quality=quality), path)
 
 
 def format_of(path: Path) -> str:
-    """The format that a file name asks for; raises InputError for an unknown suffix."""
+    """The format of a file name; raises InputError for an unknown suffix."""
     found = FORMATS.get(path.suffix.lower())
     if found is None:
-        raise InputError(f"{path}: no known image format; end the name with one of {' '.join(FORMATS)}")
+        raise InputError(f"{path}: unknown image format; use one of the suffixes {' '.join(FORMATS)}")
     return found
 
 
 def not_held(picture: Picture, form: str) -> list[str]:
-    """What of a picture its file in a format will lack, in words."""
+    """Names of the properties of a picture that will be lost in a file of the format."""
     lost, metadata = [], picture.metadata
     if picture.colours.dtype == np.uint16 and form not in ("png", "tiff"):
-        lost.append("the second 8 of its 16 bits")
+        lost.append("the lower 8 of its 16 bits")
     if picture.colours.dtype.kind == "f" and form != "tiff":
         lost.append(f"more than {16 if form == 'png' else 8} bits of its floats")
     if picture.icc and not _holds_profile(picture, form):
         lost.append("the colour profile")
     if picture.exif and not _holds_exif(picture.exif, form) and not (form == "tiff" and texts_of_exif(picture.exif)[1]):
-        lost.append("so much EXIF" if form in _HOLDS_EXIF else "EXIF")
+        lost.append("EXIF of this size" if form in _HOLDS_EXIF else "EXIF")
     if metadata.colour_chunks and form != "png":
-        lost.append(f"how its colours are meant ({', '.join(name.decode() for name, _ in metadata.colour_chunks)})")
+        lost.append(f"its colour space ({', '.join(name.decode() for name, _ in metadata.colour_chunks)})")
     if metadata.xmp and not _holds_xmp(metadata.xmp, form):
-        lost.append("so much XMP" if form == "jpeg" else "XMP")
+        lost.append("XMP of this size" if form == "jpeg" else "XMP")
     if metadata.dpi and form not in _HOLDS_DPI:
         lost.append("dpi")
     if metadata.text and form != "png":
@@ -99,7 +99,7 @@ def not_held(picture: Picture, form: str) -> list[str]:
 
 
 def _holds_profile(picture: Picture, form: str) -> bool:
-    """Whether a file will be of the kind that the picture's profile is for."""
+    """Whether a file will have the kind of colours that the profile of the picture is for."""
     if form == "bmp" or not picture.icc:
         return False
     is_grey = picture.colours.shape[2] == 1 and form != "webp"
@@ -116,14 +116,15 @@ def _holds_xmp(xmp: bytes, form: str) -> bool:
 
 
 def encode(picture: Picture, form: str, *, quality: int = 95) -> bytes:
-    """The file's bytes; `quality` 1 to 100 is for JPEG and WebP (100: without loss). Raises InputError where
-    the format cannot hold the picture.
+    """The encoded file; `quality` 1 to 100 is for JPEG and WebP (100: lossless).
+
+    Raises InputError if the format cannot represent the picture.
     """
     height, width = picture.size
     if max(height, width) > _LARGEST.get(form, 2**31):
-        raise InputError(f"{form} holds at most {_LARGEST[form]} pixels per side, not {height}x{width}; choose png")
+        raise InputError(f"{form} allows at most {_LARGEST[form]} pixels per side, not {height}x{width}; choose png")
     if picture.alpha is not None and form not in _HOLDS_ALPHA:
-        raise InputError(f"{form} cannot hold the transparency of this picture; choose png, webp or tiff")
+        raise InputError(f"{form} does not support the transparency of this image; choose png, webp or tiff")
     if form == "png":
         icc = picture.icc if _holds_profile(picture, form) else None
         metadata = replace(picture.metadata, exif=picture.exif)
@@ -138,7 +139,7 @@ def encode_png(image: np.ndarray, *, compress_level: int = 1) -> bytes:
     if image.ndim != 3 or not 1 <= image.shape[2] <= 4 or image.dtype not in (np.uint8, np.uint16) or not image.size:
         raise InputError(f"an array of shape {image.shape}, {image.dtype} cannot be stored as PNG")
     plain = image[..., 0] if image.shape[2] == 1 else image
-    usual = np.array(plain, order="C")  # with the strides that go with its shape, also where a side is of one pixel
+    usual = np.array(plain, order="C")  # with standard strides, also if a side has one pixel
     return bytes(imagecodecs.png_encode(usual, level=compress_level))
 
 

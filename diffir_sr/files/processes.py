@@ -1,4 +1,4 @@
-"""Other processes and the machine: who still runs, who holds a place, processors and memory that may be used."""
+"""Processes and the machine: running processes, file locks, available processors and memory."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from typing import Any
 
 from diffir_sr.errors import InputError
 
-_BEAT_S = 5.0  # how often a holder shows that it lives, to those that cannot ask for its number
+_BEAT_S = 5.0  # interval at which a holder renews its lock, for other machines, which cannot check its process id
 _SETTLE_S = 0.1
 
 
 def is_running(process: int) -> bool:
-    """Whether a process of this number runs on this machine."""
+    """Whether a process with this id runs on this machine."""
     import psutil
 
     try:
@@ -47,7 +47,7 @@ def follow_leader() -> None:
 
 
 def short_name(name: str, *, ending: str) -> str:
-    """A hidden name for a helper file of `name`, of at most about 110 bytes: far from every file system's limit."""
+    """A hidden name for an auxiliary file of `name`, of at most about 110 bytes, below the limit of all systems."""
     plain = f".{name}{ending}"
     if len(os.fsencode(plain)) <= 100:
         return plain
@@ -56,12 +56,12 @@ def short_name(name: str, *, ending: str) -> str:
 
 @contextlib.contextmanager
 def hold(target: Path, *, watch_s: float = 60.0) -> Iterator[None]:
-    """Keep other processes of this package from writing to `target` meanwhile.
+    """Prevent other processes of this package from writing to `target` meanwhile.
 
-    The lock is a file `.NAME.lock` beside `target` that says who holds it. It needs nothing of the system but that
-    making a file is atomic. Death releases it: on the same machine a holder is known by its number and start time, on
-    another by the file's time, which a living one renews; such a lock is watched for `watch_s` seconds. Raises
-    InputError where another process is at work or the lock cannot be written.
+    The lock is a file `.NAME.lock` next to `target` that names its holder. It only requires that creating a file is
+    atomic. The lock of a dead process is released: on the same machine, a holder is identified by its process id and
+    start time; on another machine, by the modification time of the file, which the holder renews and which is watched
+    for `watch_s` seconds. Raises InputError if another process holds the lock or it cannot be written.
     """
     lock = target.with_name(short_name(target.name, ending=".lock"))
     record = _record()
@@ -72,7 +72,7 @@ def hold(target: Path, *, watch_s: float = 60.0) -> Iterator[None]:
     except OSError as error:
         raise InputError(
             f"{target.absolute()}: cannot be written ({error.strerror or error}); check its permissions and the disk, "
-            "or choose another place"
+            "or choose another folder"
         ) from error
     done = threading.Event()
     threading.Thread(target=_show_life, args=(lock, done), daemon=True).start()
@@ -80,9 +80,9 @@ def hold(target: Path, *, watch_s: float = 60.0) -> Iterator[None]:
         yield
     finally:
         done.set()
-        # A child that was forked inside must not release what its parent holds.
+        # A forked child must not release the lock of its parent.
         if record["pid"] == os.getpid() and _read(lock) == record:
-            with contextlib.suppress(OSError):  # folders that were made for the lock alone go with it
+            with contextlib.suppress(OSError):  # also remove folders that were made only for the lock
                 lock.unlink()
                 for folder in made:
                     folder.rmdir()
@@ -100,7 +100,7 @@ def _record() -> dict[str, Any]:
 
 
 def _started(process: int) -> float | None:
-    """When a process began, in seconds; None where none of this number runs."""
+    """Start time of a process in seconds; None if no process with this id runs."""
     import psutil
 
     with contextlib.suppress(psutil.Error, OverflowError, ValueError):
@@ -128,7 +128,7 @@ def _take(lock: Path, record: dict[str, Any], target: Path, *, watch_s: float) -
 
 
 def _taken_over(lock: Path, text: str, record: dict[str, Any]) -> bool:
-    """Put our record in place of a dead one's; of several processes that do so the last has it, and all find out."""
+    """Replace the record of a dead process; if several processes do so, the last one wins, and all notice."""
     ours = lock.with_name(f"{lock.name}-{os.getpid()}")
     ours.write_text(text)
     os.replace(ours, lock)
@@ -137,7 +137,7 @@ def _taken_over(lock: Path, text: str, record: dict[str, Any]) -> bool:
 
 
 def _read(lock: Path) -> dict[str, Any] | None:
-    """What a lock says; None where there is none, nothing ({}) for one whose maker died before it had written."""
+    """The record of a lock; None if there is no lock, {} if its process died before writing the record."""
     for _ in range(20):
         try:
             found = json.loads(lock.read_text(encoding="utf-8", errors="replace"))
@@ -157,7 +157,9 @@ def _lives(lock: Path, found: dict[str, Any], *, watch_s: float) -> bool:
     if found.get("host") == platform.node():
         now = _started(process)
         return now is not None and isinstance(started, int | float) and abs(now - started) < 2
-    sys.stderr.write(f"{lock}: held on {found.get('host')}; watching for {watch_s:.0f} s whether that process lives\n")
+    sys.stderr.write(
+        f"{lock}: held on {found.get('host')}; watching for {watch_s:.0f} s whether that process is alive\n"
+    )
     before, end = _time_of(lock), time.monotonic() + watch_s
     while time.monotonic() < end:
         time.sleep(min(1.0, watch_s))
@@ -168,7 +170,7 @@ def _lives(lock: Path, found: dict[str, Any], *, watch_s: float) -> bool:
 
 def _time_of(lock: Path) -> int | None:
     try:
-        with lock.open("rb") as file:  # opening asks a network folder's server, looking may not
+        with lock.open("rb") as file:  # on network folders, opening contacts the server; stat may not
             return os.fstat(file.fileno()).st_mtime_ns
     except FileNotFoundError:
         return None
@@ -177,7 +179,7 @@ def _time_of(lock: Path) -> int | None:
 def _busy(target: Path, found: dict[str, Any]) -> InputError:
     who = f"process {found.get('pid')} on {found.get('host')}, since {found.get('since')}"
     return InputError(
-        f"{target.absolute()}: another process writes there: {found.get('command')} ({who}); wait until it has ended, "
+        f"{target.absolute()}: another process is writing there: {found.get('command')} ({who}); wait until it ends, "
         "or choose another name"
     )
 
@@ -188,15 +190,15 @@ def _show_life(lock: Path, done: threading.Event) -> None:
             os.utime(lock)
 
 
-# What this process may use: processors and memory of the machine, or of the container where that is less.
+# Available processors and memory: of the machine, or of the container if that is less.
 
 
 _GROUPS = Path("/sys/fs/cgroup")
-_UNLIMITED = 2**60  # the first kind of groups tells a number near 2**63 where there is no limit
+_UNLIMITED = 2**60  # cgroups v1 reports a number near 2**63 if there is no limit
 
 
 def available_cpus() -> int:
-    """Cores that this process may use: by affinity and by the container's quota."""
+    """Number of cores that this process may use, by affinity and by the quota of the container."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for group in _groups("cpu"):
         quota, period = _number(group, "cpu.cfs_quota_us"), _number(group, "cpu.cfs_period_us")
@@ -209,7 +211,7 @@ def available_cpus() -> int:
 
 
 def memory_bytes() -> int:
-    """Memory of the machine, or of the container where that is less."""
+    """Total memory in bytes: of the machine, or of the container if that is less."""
     import psutil
 
     limits = (_limit(group) for group in _groups("memory"))
@@ -217,7 +219,7 @@ def memory_bytes() -> int:
 
 
 def free_memory() -> int:
-    """Bytes that this process may still take: of the machine and of its containers."""
+    """Bytes that this process can still allocate, limited by the machine and its containers."""
     import psutil
 
     found = [psutil.virtual_memory().available]
@@ -227,7 +229,7 @@ def free_memory() -> int:
         if limit is not None and used is not None:
             words = [line.split() for line in _text(group, "memory.stat").splitlines()]
             counts = {line[0]: int(line[1]) for line in words if len(line) == 2 and line[1].isdigit()}
-            cached = counts.get("file", counts.get("total_cache", 0))  # given back when memory is short
+            cached = counts.get("file", counts.get("total_cache", 0))  # freed when memory is short
             found.append(max(0, limit - used + cached))
     return min(found)
 
@@ -238,7 +240,7 @@ def _limit(group: Path) -> int | None:
 
 
 def _groups(kind: str) -> Iterator[Path]:
-    """The control groups of this process and those around it, of both kinds; none where the system has none."""
+    """The cgroups of this process and their parents, of v1 and v2; none if the system has none."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:

@@ -1,1 +1,1 @@
-"""Restoring pictures: one code path for Python, the command, validation and test."""
+"""Restoring images and videos: one code path for Python, the command line, validation and testing."""

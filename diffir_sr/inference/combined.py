@@ -1,4 +1,4 @@
-"""Several weights files at once: mixed into one network, or one network after the other."""
+"""Several weights files: interpolated into one network, or applied one after the other as a cascade."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from diffir_sr.inference.plain import engine_for
 
 
 class Cascade(nn.ModuleList):
-    """The networks of a cascade, the first one first."""
+    """The networks of a cascade, in order."""
 
 
 def engine_of(network: nn.Module, **how: Any) -> Engine:
-    """The engine of a network (`inference.plain.engine_for`), or of all that are in a cascade."""
+    """The engine of a network (`inference.plain.engine_for`), or of all networks of a cascade."""
     if not isinstance(network, Cascade):
         return engine_for(network, **how)
     return CascadeEngine([engine_for(one, **how) for one in network])
@@ -31,7 +31,7 @@ def engine_of(network: nn.Module, **how: Any) -> Engine:
 
 @dataclass(frozen=True)
 class CascadePlan:
-    """How each network goes about its picture."""
+    """The plan of each network for its image."""
 
     plans: Sequence[Any]
 
@@ -44,9 +44,9 @@ class CascadePlan:
 
 
 class CascadeEngine:
-    """Restores with one engine after the other; it is its own network. What lies between is clipped to [0, 1].
+    """Restores with one engine after the other; it is its own network. Intermediate results are clipped to [0, 1].
 
-    Only the first network may need something beside the picture; every network has noise of its own.
+    Only the first network may have conditions besides the image; every network has its own noise.
     """
 
     multiple_of = 1  # every engine pads for itself
@@ -61,7 +61,7 @@ class CascadeEngine:
             self.scale *= engine.network.scale
             if number > 1 and engine.network.conditions:
                 needed = ", ".join(sorted(engine.network.conditions))
-                raise OptionError(f"network {number} of the cascade needs {needed}, which only the first is given")
+                raise OptionError(f"network {number} of the cascade needs {needed}, which only the first one receives")
 
     @property
     def network(self) -> Restores:
@@ -87,24 +87,24 @@ class CascadeEngine:
         return CascadePlan(plans)
 
 
-# Networks out of weights files, alone or mixed: the dial between faithful and sharp.
+# Networks from weights files, single or interpolated: a trade-off between fidelity and sharpness.
 
 
 def interpolated(first: Path, second: Path, share: float) -> tuple[nn.Module, str]:
-    """The network whose weights are (1 - share) of `first` and share of `second`, which must be of one make.
+    """The network with weights (1 - share) * `first` + share * `second`, which must have the same architecture.
 
-    Interpolating the weights of a network and of the same one fine-tuned with a discriminator trades fidelity for
-    sharpness without steps (deep network interpolation, Wang et al. 2019).
+    Interpolating the weights of a network and of the same network fine-tuned with a discriminator trades fidelity for
+    sharpness continuously (deep network interpolation, Wang et al. 2019).
     """
     if not 0 <= share <= 1:
-        raise InputError(f"blend: expected a share from 0 ({first.name} alone) to 1 ({second.name} alone), got {share}")
+        raise InputError(f"blend: expected a share from 0 (only {first.name}) to 1 (only {second.name}), got {share}")
     one, two = load_network(first), load_network(second)
     shapes = [[(name, weight.shape) for name, weight in net.network.named_parameters()] for net in (one, two)]
     makes = [(net.identity.arch, net.identity.arguments) for net in (one, two)]
     if makes[0] != makes[1] or shapes[0] != shapes[1]:
         raise CheckpointError(
-            f"blend: {first} is {one.identity} and {second} is {two.identity}; only weights of one network can "
-            "be mixed, such as a stage 2 and the GAN training that started from it"
+            f"blend: {first} is {one.identity} and {second} is {two.identity}; only weights of the same network can "
+            "be blended, such as a stage 2 and the GAN training that started from it"
         )
     with torch.no_grad():
         for weight, towards in zip(one.network.parameters(), two.network.parameters(), strict=True):

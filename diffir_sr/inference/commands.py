@@ -1,4 +1,4 @@
-"""`diffir restore`: pictures, folders, videos and streams to restored ones."""
+"""`diffir restore`: restores images, folders, videos and streams."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def add_restore_parser(commands: Any) -> None:
     """Add `diffir restore`."""
     parser = commands.add_parser(
         "restore",
-        help="restore pictures, folders and videos",
-        description="Restores pictures and videos with a model of 'diffir models list' (by default the shipped one), "
-        "or with any weights file, which says which network it holds.",
+        help="restore images, folders and videos",
+        description="Restores images and videos with a model of 'diffir models list' (by default a shipped one), "
+        "or with any weights file, from which the architecture is read.",
     )
     parser.add_argument("inputs", nargs="+", metavar="IN", help="files, folders, quoted globs, or - (standard input)")
     parser.add_argument(
@@ -40,7 +40,10 @@ def add_restore_parser(commands: Any) -> None:
         help="folder, file name, or - (standard output)",
     )
     parser.add_argument(
-        "-m", "--model", metavar="NAME", help="default: realsr_x4 if it is here, else sr_x4; with --mask inpaint"
+        "-m",
+        "--model",
+        metavar="NAME",
+        help="name of a model (default: realsr_x4 if available, otherwise sr_x4; with --mask, inpaint)",
     )
     parser.add_argument(
         "-w",
@@ -48,55 +51,61 @@ def add_restore_parser(commands: Any) -> None:
         type=Path,
         action="append",
         metavar="FILE",
-        help="in place of --model: .pth or .safetensors; given again, that network restores what the first made",
+        help="weights instead of --model (.pth, .safetensors, ...); further -w make a cascade",
     )
     parser.add_argument(
         "--blend",
         nargs=2,
         metavar=("FILE", "SHARE"),
-        help="mix in the weights of FILE: 0 is --weights alone, 1 is FILE alone (such as a GAN training's)",
+        help="interpolate with the weights in FILE, such as those of a GAN training: 0 is only --weights, 1 only FILE",
     )
     parser.add_argument(
         "--mask",
         type=os.path.expanduser,
-        help="inpainting: what is missing, as file, folder of files, or colour like '#ff00ff'",
+        help="inpainting: missing pixels, as a mask file, a folder of masks, or a colour such as '#ff00ff'",
     )
-    parser.add_argument("--seed", type=int, default=0, help="with the picture's content it sets the start noise (0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the initial noise, together with the content of the image (0)"
+    )
     parser.add_argument(
         "--samples",
         type=int,
         metavar="K",
-        help="K start noises: K results, their mean, sensitivity map (default: 1, or the mean of those of --schedule)",
+        help="write K results from K initial noises, their mean, a sensitivity map (default: 1, or as in --schedule)",
     )
     parser.add_argument(
-        "--average", action="store_true", help="write the mean of --samples alone, under the plain name"
+        "--average", action="store_true", help="write only the mean of --samples, under the normal name"
     )
     _add_sampling(parser)
     _add_autodir(parser)
-    parser.add_argument("--format", choices=_FORMATS, help="format of results (default: each keeps its own)")
-    parser.add_argument("--quality", type=int, default=95, help="of JPEG and WebP, 1 to 100 (95)")
+    parser.add_argument("--format", choices=_FORMATS, help="format of results (default: that of the input)")
+    parser.add_argument("--quality", type=int, default=95, help="quality of JPEG and WebP, 1 to 100 (95)")
     add_accept_damaged(parser)
-    parser.add_argument("--overwrite", action="store_true", help="replace what exists (default: it is kept)")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing results (default: keep them)")
     parser.add_argument(
         "--json",
         type=os.path.expanduser,
         metavar="FILE",
-        help="write what became of each input here; - is standard output",
+        help="write the outcome of each input to FILE; - is standard output",
     )
     _add_machine(parser)
     parser.set_defaults(run=_restore)
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    """What networks that walk from noise to a picture can be asked for (SR3, DvSR)."""
-    parser.add_argument("--steps", type=int, metavar="N", help="diffusion: steps from noise to the picture")
-    parser.add_argument("--sampler", choices=["ddpm", "ddim"], help="diffusion: kind of the steps")
-    parser.add_argument("--eta", type=float, help="--sampler ddim: share of ddpm's noise that steps add, 0 to 1 (0)")
+    """Options for networks that sample images by diffusion (SR3, DvSR)."""
+    parser.add_argument("--steps", type=int, metavar="N", help="diffusion: number of sampling steps")
+    parser.add_argument("--sampler", choices=["ddpm", "ddim"], help="diffusion: sampler")
     parser.add_argument(
-        "--variance", choices=["fixed_small", "fixed_large"], help="--sampler ddpm: noise that steps add"
+        "--eta", type=float, help="--sampler ddim: noise added by the steps, as a share of that of ddpm, 0 to 1 (0)"
     )
     parser.add_argument(
-        "--schedule", type=Path, metavar="FILE", help="diffusion: how to sample, as diffir search-schedule found it"
+        "--variance",
+        choices=["fixed_small", "fixed_large"],
+        help="--sampler ddpm: variance of the noise added by the steps",
+    )
+    parser.add_argument(
+        "--schedule", type=Path, metavar="FILE", help="diffusion: schedule file written by diffir search-schedule"
     )
 
 
@@ -148,16 +157,20 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         "--tile-mode",
         choices=["exact", "tiles", "prior"],
         default="exact",
-        help="exact: the result of the whole picture (default); tiles: overlapping parts, less memory, another result "
-        "(DiffIR's share the picture's prior; 'prior' is the older name)",
+        help="exact: the result of the whole image (default); tiles: overlapping parts, less memory, different result "
+        "(with DiffIR, they share the prior of the image; 'prior' is the older name)",
     )
-    parser.add_argument("--tile", type=int, default=256, help="pixels of a tile's side, --tile-mode tiles (256)")
-    parser.add_argument("--overlap", type=int, default=32, help="pixels that tiles share, --tile-mode tiles (32)")
-    parser.add_argument("--memory", type=float, metavar="GIB", help="what the network may take (default: what is free)")
+    parser.add_argument("--tile", type=int, default=256, help="side of a tile in pixels, with --tile-mode tiles (256)")
+    parser.add_argument(
+        "--overlap", type=int, default=32, help="overlap of tiles in pixels, with --tile-mode tiles (32)"
+    )
+    parser.add_argument(
+        "--memory", type=float, metavar="GIB", help="memory limit of the network (default: the free memory)"
+    )
 
 
 def _restore(args: argparse.Namespace) -> int:
-    # What follows takes a while to import, and most commands do without it.
+    # Slow imports, which most commands do not need.
     from diffir_sr.diffusion.sampling import read_schedule
     from diffir_sr.inference.files import STREAM, plan_jobs
     from diffir_sr.inference.restorer import load_restorer
@@ -170,10 +183,10 @@ def _restore(args: argparse.Namespace) -> int:
         args.average |= args.samples > 1
     _check_numbers(args)
     if args.tile_mode == "prior":
-        sys.stderr.write("warning: --tile-mode prior is now called --tile-mode tiles\n")
+        sys.stderr.write("warning: --tile-mode prior is now named --tile-mode tiles\n")
     if args.output == args.json == STREAM:
-        raise InputError("-o - and --json - would both write to standard output; name a file for one of them")
-    # What cannot be is known before weights are loaded.
+        raise InputError("-o - and --json - would both write to standard output; give a file for one of them")
+    # Invalid arguments are reported before weights are loaded.
     jobs = plan_jobs(args.inputs, args.output, form=args.format, mask=args.mask)
     named: list[Path] = args.weights or []
     chosen = choose(named[0] if named else None, args.model, masked=args.mask is not None, dashes="--")
@@ -209,7 +222,7 @@ def _restore(args: argparse.Namespace) -> int:
             restorer.settings(samples=args.samples, average=args.average, quality=args.quality),
             restorer.device,
         )
-        data = text.encode(errors="backslashreplace")  # a name that is no text becomes an escape of JSON
+        data = text.encode(errors="backslashreplace")  # undecodable bytes in names become JSON escapes
         write_out(data) if args.json == STREAM else write_atomically(data, Path(args.json))
     parts = [f"{outcome.restored} restored"]
     parts += [f"{outcome.kept} kept"] if outcome.kept else []
@@ -239,7 +252,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
     if args.samples < 1:
         raise InputError(f"--samples: expected 1 or more, got {args.samples}")
     if args.average and args.samples < 2:
-        raise InputError("--average: needs --samples 2 or more to average over")
+        raise InputError("--average: needs --samples 2 or more")
     if not 1 <= args.quality <= 100:
         raise InputError(f"--quality: expected 1 to 100, got {args.quality}")
     if args.memory is not None and not 0 < args.memory <= _MOST_GIB:  # so that NaN is refused, too

@@ -1,4 +1,4 @@
-"""From what the command line names to a list of jobs, and the journal of what was written where and from what."""
+"""The list of jobs from the arguments of the command line, and the journal of written results and their inputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from diffir_sr.files.picture import FORMATS
 from diffir_sr.inference.masks import is_mask_of_another
 
 logger = logging.getLogger("diffir_sr.inference")
-# Videos: the first are written, too; those of the others become .mkv.
+# Videos: the first group is also written; videos of the second become .mkv.
 _WRITTEN = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".ts", ".mts", ".m2ts", ".flv", ".3gp")
 VIDEOS = (*_WRITTEN, ".mpg", ".mpeg", ".vob", ".wmv", ".asf", ".ogv", ".3g2", ".mxf", ".f4v", ".divx", ".rm", ".rmvb")
 STREAM = "-"
@@ -33,11 +33,11 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Job:
-    """One picture or video: where it comes from and where its result goes; None is standard input or output."""
+    """One image or video: its source and the target of its result; None is standard input or output."""
 
     source: Path | None
     target: Path | None
-    relative: str  # under its input folder, or the bare name
+    relative: str  # relative to its input folder, or the bare name
 
     @property
     def is_video(self) -> bool:
@@ -52,21 +52,21 @@ def is_video(path: Path) -> bool:
 
 
 def is_restored(name: str) -> bool:
-    """Whether a folder's file of this name is a picture or video that is read here."""
+    """Whether a file of this name is a supported image or video."""
     return is_image_name(name) or (is_video(Path(name)) and not Path(name).name.startswith("."))
 
 
 def plan_jobs(inputs: Sequence[str], output: str, *, form: str | None = None, mask: str | None = None) -> list[Job]:
-    """Jobs for files, folders (their tree is kept), globs and '-', sorted within each input.
+    """Jobs for files, folders (keeping their structure), globs and '-', sorted within each input.
 
-    `form` is the format asked for (a key of SUFFIX_OF); without it a result has the format of its picture. `output` is
-    a folder, or for one picture a file name with a known suffix, or '-'. Where `mask` names a file or folder, masks
-    among the pictures are no jobs. Raises InputError for what does not exist.
+    `form` is the requested format (a key of SUFFIX_OF); by default a result has the format of its input. `output` is a
+    folder, or for a single input a file name with a known suffix, or '-'. If `mask` is a file or folder, masks among
+    the images are skipped. Raises InputError for inputs that do not exist.
     """
     try:
         return _planned(inputs, os.path.expanduser(output), form, mask)
     except OSError as error:
-        raise InputError(f"{error.filename}: cannot be reached ({error.strerror}); check its permissions") from error
+        raise InputError(f"{error.filename}: cannot be accessed ({error.strerror}); check its permissions") from error
 
 
 def _planned(inputs: Sequence[str], output: str, form: str | None, mask: str | None) -> list[Job]:
@@ -76,7 +76,7 @@ def _planned(inputs: Sequence[str], output: str, form: str | None, mask: str | N
     found = found if mask is None else _without_masks(found, Path(os.path.expanduser(mask)))
     if output == STREAM:
         if len(found) != 1 or is_video(found[0][0]):
-            raise InputError(f"-o -: standard output takes one picture, found {len(found)} inputs; name a folder")
+            raise InputError(f"-o -: standard output takes one image, found {len(found)} inputs; give a folder")
         return [Job(found[0][0], None, found[0][1])]
     target = Path(output)
     if _names_a_file(target, found):
@@ -89,7 +89,7 @@ def _planned(inputs: Sequence[str], output: str, form: str | None, mask: str | N
 
 
 def _without_masks(found: list[tuple[Path, str]], mask: Path) -> list[tuple[Path, str]]:
-    """The pictures that are no mask, by the name that LaMa's layout gives masks, or because `mask` names them."""
+    """The images that are not masks, by the names of masks in LaMa's layout or because they are in `mask`."""
     if not mask.exists():
         return found
     stems = {without_suffix(str(path)) for path, _ in found}
@@ -99,7 +99,7 @@ def _without_masks(found: list[tuple[Path, str]], mask: Path) -> list[tuple[Path
     known = set(kept)
     masks = [relative for one, relative in found if (one, relative) not in known]
     if masks:
-        logger.warning("%d masks among the pictures are not restored: %s.", len(masks), _some(masks))
+        logger.warning("%d masks among the images are not restored: %s.", len(masks), _some(masks))
     return kept
 
 
@@ -112,28 +112,28 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _tell_left_out(where: str, names: Sequence[str]) -> None:
-    """Say what looks like a picture or a video by its name, and is not read."""
+    """Warn about files that look like images or videos by their names, but are not supported."""
     alike = [name for name in names if is_picture_not_read(name) or name.lower().endswith(_OTHER_VIDEOS)]
     if alike:
-        logger.warning("%s: %d files of kinds that are not read are left out: %s.", where, len(alike), _some(alike))
+        logger.warning("%s: %d files of unsupported kinds are left out: %s.", where, len(alike), _some(alike))
 
 
 def _check_suffix(target: Path, form: str | None) -> None:
     told = FORMATS.get(target.suffix.lower())
     if form and told and told != FORMATS[SUFFIX_OF[form]]:
-        raise InputError(f"-o {target}: asks for {told}, --format for {form}; leave one of them out")
+        raise InputError(f"-o {target}: requests {told}, --format {form}; leave one of them out")
 
 
 def _never_in_place(jobs: list[Job]) -> list[Job]:
     for job in jobs:
         if job.source and job.target and job.source.resolve() == job.target.resolve():
-            raise InputError(f"{job.source}: the result would take the place of the picture; choose another folder")
+            raise InputError(f"{job.source}: the result would replace the input; choose another folder")
     return jobs
 
 
 def _stream(inputs: Sequence[str], output: str) -> Job:
     if len(inputs) > 1:
-        raise InputError("-: standard input is one picture; give it alone")
+        raise InputError("-: standard input is a single image; give no other inputs")
     target = None if output == STREAM else Path(output)
     if target is not None and target.suffix.lower() not in FORMATS:
         raise InputError(f"-o {output}: the result of standard input needs a file name such as out.png, or '-'")
@@ -141,19 +141,19 @@ def _stream(inputs: Sequence[str], output: str) -> Job:
 
 
 def _files(given: str) -> Iterator[tuple[Path, str]]:
-    """The files that one argument means, each with its path under the folder that was named."""
+    """The files of one argument, each with its path relative to the folder given."""
     path = Path(os.path.expanduser(given))
     if path.is_dir():
         everything = sorted(_under(path))
         names = [name for name in everything if is_restored(name) or (path / name).is_dir()]
         _tell_left_out(str(path), [name for name in everything if name not in set(names)])
         if not names:
-            raise InputError(f"{path.resolve()}: 0 pictures or videos; looked for {' '.join((*SUFFIXES, *VIDEOS))}")
+            raise InputError(f"{path.resolve()}: no images or videos; supported: {' '.join((*SUFFIXES, *VIDEOS))}")
         yield from ((path / name, name) for name in names)
     elif path.exists():
         if path.suffix.lower() not in SUFFIXES and not is_video(path) and format_of_content(path) is None:
             raise InputError(
-                f"{path}: neither an image nor a video by its name or content; known: {' '.join((*SUFFIXES, *VIDEOS))}"
+                f"{path}: neither an image nor a video by name or content; supported: {' '.join((*SUFFIXES, *VIDEOS))}"
             )
         yield path, path.name
     elif glob.has_magic(given):
@@ -161,14 +161,14 @@ def _files(given: str) -> Iterator[tuple[Path, str]]:
         known = [Path(match) for match in matches if Path(match).suffix.lower() in (*SUFFIXES, *VIDEOS)]
         _tell_left_out(given, matches)
         if not known:
-            raise InputError(f"{given}: matches no picture or video (and {len(matches)} other names)")
+            raise InputError(f"{given}: matches no image or video (and {len(matches)} other files)")
         yield from ((match, match.name) for match in known)
     else:
         raise InputError(f"{path.absolute()}: no such file or folder; correct the path")
 
 
 def _under(folder: Path) -> Iterator[str]:
-    """Files that are not hidden, and the folders that cannot be listed: those fail in their turn, and others go on.
+    """Files that are not hidden, and folders that cannot be listed, which fail as jobs without stopping the others.
 
     Raises the OSError of `folder` itself.
     """
@@ -194,21 +194,21 @@ def _names_a_file(target: Path, found: Sequence[tuple[Path, str]]) -> bool:
     known = target.suffix.lower() in (*FORMATS, *VIDEOS)
     if target.suffix.lower() in _NOT_WRITTEN and not target.is_dir():
         raise InputError(
-            f"-o {target}: {target.suffix[1:]} is not written; name a folder, or end with {' '.join(FORMATS)}"
+            f"-o {target}: cannot write {target.suffix[1:]}; give a folder, or a suffix of {' '.join(FORMATS)}"
         )
     if not known or target.is_dir():
         return False
     if is_video(target) and target.suffix.lower() not in _WRITTEN:
-        raise InputError(f"-o {target}: {target.suffix[1:]} is not written; end with one of {' '.join(_WRITTEN)}")
+        raise InputError(f"-o {target}: cannot write {target.suffix[1:]}; use one of the suffixes {' '.join(_WRITTEN)}")
     if len(found) > 1:
-        raise InputError(f"-o {target}: one file name for {len(found)} inputs; name a folder")
+        raise InputError(f"-o {target}: one file name for {len(found)} inputs; give a folder")
     if is_video(found[0][0]) != is_video(target):
-        raise InputError(f"-o {target}: a video becomes a video and a picture a picture; change the suffix")
+        raise InputError(f"-o {target}: videos become videos and images become images; change the suffix")
     return True
 
 
 def _renamed(relative: str, form: str | None) -> str:
-    """The name of a result: that of its input, with another suffix after it where one is asked for or needed."""
+    """The name of a result: that of its input, with another suffix appended if requested or needed."""
     path = PurePosixPath(relative)
     if is_video(Path(relative)) and path.suffix.lower() not in _WRITTEN:
         return f"{relative}.mkv"
@@ -220,9 +220,9 @@ def _renamed(relative: str, form: str | None) -> str:
 
 
 def _distinct(names: list[str], sources: list[Path], form: str | None) -> list[str]:
-    """`names`, with the folders of their sources in front (and at last a number) where two would be one file.
+    """`names`, prefixed with the folders of their sources (and finally numbered) if two would collide.
 
-    Letters of different case count as the same: on many file systems they are.
+    Case is ignored, as on many file systems.
     """
     counts = Counter(name.casefold() for name in names)
     doubled = [path for path, name in zip(sources, names, strict=True) if counts[name.casefold()] > 1]
@@ -251,12 +251,13 @@ def _check_apart(inputs: Sequence[str], output: Path) -> None:
         folder = Path(os.path.expanduser(given))
         if folder.is_dir() and folder.resolve() in (output.resolve(), *output.resolve().parents):
             raise InputError(
-                f"-o {output}: is the input folder {folder} or lies in it, and its pictures would be restored again "
-                "the next time; choose a folder beside it"
+                f"-o {output}: is the input folder {folder} or inside it, so results would be restored again "
+                "the next time; choose a folder next to it"
             )
 
 
-# What was written where and from what, so that an interrupted run goes on and nothing foreign is taken for done.
+# The journal of results and their inputs, so that an interrupted run can continue and foreign files do not count as
+# done.
 
 
 NAME = "restored.jsonl"
@@ -267,7 +268,7 @@ def digest(data: bytes) -> str:
 
 
 def digest_of_file(path: Path) -> str:
-    """The digest of a file's content, read in pieces."""
+    """The digest of the content of a file."""
     found = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while piece := file.read(2**22):
@@ -276,11 +277,11 @@ def digest_of_file(path: Path) -> str:
 
 
 class Journal:
-    """One line of JSON per written file in `<folder>/restored.jsonl`: output, its digest, input's digest, settings.
+    """A line of JSON per written file in `<folder>/restored.jsonl`: output, its digest, digest of the input, settings.
 
-    A line is written before its file gets its name, so that a run that is killed in between does that file again.
-    With `overwrite`, what other runs made is made again; what this very run would make is kept all the same. Without
-    a folder nothing is noted, and what exists is an error.
+    A line is written before its file gets its final name, so that a run killed in between makes that file again. With
+    `overwrite`, results of other runs are replaced, but results with the same settings are kept. Without a folder
+    nothing is recorded, and existing files are an error.
     """
 
     def __init__(self, folder: Path | None, settings: Mapping[str, object], *, overwrite: bool = False) -> None:
@@ -298,16 +299,16 @@ class Journal:
     def _entries(text: str) -> list[tuple[str, dict[str, object]]]:
         known = []
         for line in text.splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # a killed run leaves half a line
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a killed run may leave an incomplete line
                 entry = json.loads(line)
                 if all(isinstance(entry[key], str) for key in ("output", "sha", "source")) and "settings" in entry:
                     known.append((entry["output"], entry))
         return known
 
     def is_done(self, target: Path, source: str) -> bool:
-        """Whether `target` is what this run would make of the input with digest `source`.
+        """Whether `target` already is the result of this run for the input with digest `source`.
 
-        Raises InputError where something else has its name.
+        Raises InputError if it is a different file.
         """
         if not target.exists():
             return False
@@ -317,17 +318,21 @@ class Journal:
         if same or self.overwrite:
             return same
         if not ours or entry is None:
-            raise InputError(f"{target} exists and is not of this run; --overwrite replaces it, or choose another name")
-        differing = "another picture" if entry["source"] != source else "other settings or weights"
-        raise InputError(f"{target} exists, made from {differing}; --overwrite makes it again, or choose a folder")
+            raise InputError(
+                f"{target} exists and was not made by this run; use --overwrite to replace it, or choose another name"
+            )
+        differing = "another input" if entry["source"] != source else "other settings or weights"
+        raise InputError(
+            f"{target} exists, made from {differing}; use --overwrite to replace it, or choose another folder"
+        )
 
     def write(self, target: Path, data: bytes, *, source: str, seconds: float) -> None:
-        """Write a result whole, its line first."""
+        """Write a result atomically, after its line in the journal."""
         self.note(target, digest(data), source=source, seconds=seconds)
         write_atomically(data, target)
 
     def note(self, target: Path, sha: str, *, source: str, seconds: float) -> None:
-        """Add the line of a file that is about to get its name."""
+        """Add the line of a file that is about to get its final name."""
         if self.folder is None:
             return
         entry = {"output": self._name(target), "sha": sha, "source": source, "seconds": round(seconds, 3)}
@@ -350,7 +355,7 @@ def _text_of(journal: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else f"it is not UTF-8 text: {error.reason}"
         raise InputError(
-            f"{journal}: the record of what was restored here cannot be read ({why}); nothing was restored; mend its "
-            "permissions or move it away (what is in the folder then counts as not of this run), or choose another "
+            f"{journal}: the journal of restored files cannot be read ({why}); nothing was restored; fix its "
+            "permissions or move it away (files in the folder then count as foreign), or choose another "
             "folder"
         ) from error

@@ -1,4 +1,4 @@
-"""What a caller may give as a picture, and the same kind back: path, Picture, PIL image, array; one or several."""
+"""Supported inputs (path, Picture, PIL image, array; one or several), and converting results back to the same kind."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ ConvertBack = Callable[[Picture], Any]
 
 
 def load_input(image: Any, *, check: Callable[[int, int, str], None]) -> tuple[Picture, ConvertBack, str]:
-    """One picture, how to give a result back as the same kind, and what to call it in messages.
+    """The picture, a function that converts a result back to the same kind, and a name for messages.
 
-    `check(height, width, where)` may refuse a size before pixels are decoded. Raises InputError for anything else.
+    `check(height, width, where)` may reject a size before pixels are decoded. Raises InputError for unsupported inputs.
     """
     if isinstance(image, str | os.PathLike):
         where = os.fspath(image)
@@ -37,15 +37,15 @@ def load_input(image: Any, *, check: Callable[[int, int, str], None]) -> tuple[P
         found, back, where = _from_array(image), _to_array(image), "array"
     else:
         raise InputError(
-            f"expected a path, a PIL image, a numpy array, or a list of them, got {type(image).__name__}; "
-            "a torch tensor goes as .numpy() with channels last"
+            f"expected a path, a PIL image, a NumPy array, or a list of them, got {type(image).__name__}; "
+            "convert torch tensors with .numpy(), channels last"
         )
     check(*found.size, where)
     return found, back, where
 
 
 def from_bytes(data: bytes, *, where: str, check: Callable[[int, int, str], None]) -> Picture:
-    """The picture of an encoded file, refused by `check` before it is decoded."""
+    """The picture in an encoded file; `check` may reject it before decoding."""
     known = inspect(data, where=where)
     check(known.height, known.width, where)
     return read_picture(data, where=where, known=known)
@@ -68,9 +68,9 @@ def _from_array(image: np.ndarray) -> Picture:
         )
     if image.dtype.kind == "f":
         low, high = float(image.min()), float(image.max())
-        if not (low >= -1e-3 and high <= 1 + 1e-3):  # so that NaN is refused, too
+        if not (low >= -1e-3 and high <= 1 + 1e-3):  # also true for NaN
             raise InputError(
-                f"a float array holds values in [0, 1], found {low:g} to {high:g}; divide it, or give uint8 or uint16"
+                f"expected float values in [0, 1], found {low:g} to {high:g}; scale them, or give uint8 or uint16"
             )
         image = np.clip(image, 0, 1)
     elif image.dtype not in (np.uint8, np.uint16):
@@ -91,11 +91,11 @@ def _to_array(given: np.ndarray) -> ConvertBack:
 
 def _from_pil(image: Image.Image, where: str) -> Picture:
     if getattr(image, "n_frames", 1) > 1 and getattr(image, "is_animated", True) and image.format != "MPO":
-        raise InputError(f"{where}: {image.n_frames} pictures in one, expected one; give the frame you mean")  # type: ignore[attr-defined]
-    image.load()  # what stands behind the pixels counts, too
+        raise InputError(f"{where}: {image.n_frames} frames, expected one; select a frame")  # type: ignore[attr-defined]
+    image.load()  # also reads metadata after the pixels
     try:
         exif = image.getexif()
-    except Exception:  # Pillow's parser raises anything at all; no fault of EXIF may cost a picture
+    except Exception:  # Pillow's parser raises all kinds of errors, and bad EXIF must not prevent restoring
         exif = None
     metadata = pillow_metadata(image.info, exif).plain()
     notes, icc = metadata.notes, metadata.icc

@@ -1,4 +1,4 @@
-"""Masks for inpainting: white, or a colour in the picture itself, is what is missing."""
+"""Masks for inpainting: missing pixels are white in a mask, or have a given colour in the image."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from diffir_sr.files.decoders import pillow_channels
 from diffir_sr.files.images import decode, is_image_name, read_file, without_suffix
 from diffir_sr.files.picture import Picture
 
-_NEARLY_ALL = 0.95  # of a picture, from which on a mask is more likely a mistake
+_NEARLY_ALL = 0.95  # share of an image above which a mask is probably a mistake
 _MASK_MODES = ("1", "L", "LA", "RGB", "RGBA", "I", "F", "I;16", "P")
 _OF_LAMA = re.compile(r"_mask\d*$")  # image1.png has the masks image1_mask.png, image1_mask000.png, ...
 
 
 @dataclass(frozen=True)
 class Mask:
-    """Missing pixels (H, W), bool, and what is worth telling about how they were found."""
+    """Missing pixels (H, W), bool, and notes about how they were determined."""
 
     missing: np.ndarray
     notes: tuple[str, ...] = ()
 
 
 def mask_for(picture: Picture, given: Any, *, where: str) -> Mask:
-    """The mask of a picture from a path, PIL image, array, or the name of a colour ('#ff00ff', 'white').
+    """The mask of an image from a path, PIL image, array, or the name of a colour ('#ff00ff', 'white').
 
-    Values of half or more of the full range are missing; the range of a float mask is [0, 1], and that of an integer
-    mask whose values are 0 and 1 alone is 1. Raises InputError for a mask of another size, or with no such values.
+    Values from half of the full range on are missing; the range is [0, 1] for float masks and for integer masks with
+    only the values 0 and 1. Raises InputError for a mask of another size or with invalid values.
     """
     if isinstance(given, str) and not Path(os.path.expanduser(given)).exists():
         return _by_colour(picture, given, where)
@@ -52,7 +52,9 @@ def _values(given: Any) -> np.ndarray:
         return pillow_channels(given if given.mode in _MASK_MODES else given.convert("RGB"))
     if not isinstance(given, np.ndarray) or given.dtype.kind not in "bfu" or given.ndim not in (2, 3):
         kind = f"{given.dtype} {given.shape}" if isinstance(given, np.ndarray) else type(given).__name__
-        raise InputError(f"a mask is a path, a PIL image or an array (H, W) of bool, uint8 or float, got {kind}")
+        raise InputError(
+            f"expected a mask as a path, a PIL image or an array (H, W) of bool, uint8 or float, got {kind}"
+        )
     return given
 
 
@@ -60,27 +62,27 @@ def _checked(values: np.ndarray, picture: Picture, name: str, where: str) -> Mas
     height, width = picture.size
     if values.shape[:2] != (height, width):
         raise InputError(
-            f"{where}: its mask {name} is {values.shape[0]}x{values.shape[1]}, expected {height}x{width} as the "
-            "picture; make the mask from this very picture"
+            f"{where}: its mask {name} is {values.shape[0]}x{values.shape[1]}, expected {height}x{width} like the "
+            "image; make the mask from this image"
         )
     channels = values.reshape(height, width, -1)
     if not 1 <= channels.shape[2] <= 4:
-        raise InputError(f"{where}: its mask {name} has the shape {values.shape}; give it as (H, W)")
+        raise InputError(f"{where}: its mask {name} has the shape {values.shape}; expected (H, W)")
     colours, is_alpha = mask_values(channels)
     low, high = float(colours.min()), float(colours.max())
     if values.dtype.kind == "f" and not (low >= -1e-3 and high <= 1 + 1e-3):  # so that NaN is refused, too
         raise InputError(
-            f"{where}: its mask {name} is of floats, which are expected in [0, 1], found {low:g} to {high:g}; divide "
+            f"{where}: its mask {name} has float values from {low:g} to {high:g}, expected [0, 1]; scale "
             "it, or give bool or uint8"
         )
     top = np.iinfo(values.dtype).max if values.dtype.kind == "u" and high > 1 else 1
     share = colours.mean(axis=2) / top
-    notes = (f"{name}: its colours are uniform, so its alpha is the mask",) if is_alpha else ()
+    notes = (f"{name}: its colours are uniform, so its alpha is used as the mask",) if is_alpha else ()
     between = float(((share > 0) & (share < 1)).mean())
     if between:
         notes = (
             *notes,
-            f"{name}: {between:.1%} of the mask is grey; from half white on, a pixel counts as missing",
+            f"{name}: {between:.1%} of the mask is grey; pixels from 50 % on count as missing",
         )
     return _told(share >= 0.5, notes, name, f"{name}: the mask is black: no pixel is missing")
 
@@ -96,22 +98,25 @@ def _by_colour(picture: Picture, colour: str, where: str) -> Mask:
         same = np.rint(picture.colours * 255) == wanted
     else:
         same = picture.colours == np.array(wanted) * (np.iinfo(picture.colours.dtype).max // 255)
-    return _told(same.all(axis=2), (), where, f"{where}: no pixel has exactly the colour {colour}: none is missing")
+    return _told(same.all(axis=2), (), where, f"{where}: no pixel has exactly the colour {colour}, so none is missing")
 
 
 def _told(missing: np.ndarray, notes: tuple[str, ...], name: str, when_none: str) -> Mask:
     if missing.mean() >= _NEARLY_ALL:
-        covers = "everything" if missing.all() else f"{missing.mean():.1%} of the picture"
-        notes = (*notes, f"{name}: the mask covers {covers}, so little is left to go by; white is what is missing")
+        covers = "everything" if missing.all() else f"{missing.mean():.1%} of the image"
+        notes = (
+            *notes,
+            f"{name}: the mask covers {covers}, which leaves little information; white marks missing pixels",
+        )
     return Mask(missing, notes if missing.any() else (*notes, when_none))
 
 
 def find_mask(given: str, relative: str, source: Path | None = None) -> str:
-    """What `--mask` means for one picture: the file or colour itself, or of a folder the file of the same name.
+    """The mask for one image: the file or colour given as `--mask`, or the file of the same name in that folder.
 
-    `relative` is the picture's path under its input folder, `source` the picture's own, which is never its mask. A
-    mask may have another image suffix, in upper or lower case, or `_mask`, `_mask000`, ... after its name: the first
-    of these is taken. Raises InputError where the folder has none.
+    `relative` is the path of the image relative to its input folder, `source` its own path, which is never its mask. A
+    mask may have another image suffix, in upper or lower case, or `_mask`, `_mask000`, ... after its name; the first
+    one is used. Raises InputError if the folder has none.
     """
     folder = Path(os.path.expanduser(given))
     if not folder.is_dir():
@@ -126,12 +131,12 @@ def find_mask(given: str, relative: str, source: Path | None = None) -> str:
         for file in beside.get(candidate, ()):
             if file.resolve() != own:
                 return str(file)
-    raise InputError(f"{relative}: no mask of this name in {folder.resolve()}; looked for {stem}.png, {stem}_mask.png")
+    raise InputError(f"{relative}: no mask of this name in {folder.resolve()}; expected {stem}.png or {stem}_mask.png")
 
 
 @lru_cache(maxsize=4)
 def _images_by_stem(folder: Path, changed: int) -> dict[str, list[Path]]:
-    """The images of a folder by name without suffix; `changed` is when it was, so that no listing is kept too long."""
+    """The images of a folder by name without suffix; `changed`, its modification time, invalidates the cache."""
     found: dict[str, list[Path]] = {}
     for file in sorted(folder.iterdir()) if folder.is_dir() else ():
         if is_image_name(file.name):
@@ -140,7 +145,7 @@ def _images_by_stem(folder: Path, changed: int) -> dict[str, list[Path]]:
 
 
 def is_mask_of_another(relative: str, stems: Collection[str]) -> bool:
-    """Whether a picture is by its name the mask of another one, of `stems` (relative paths without suffix)."""
+    """Whether an image is, by its name, the mask of one of `stems` (relative paths without suffix)."""
     stem = without_suffix(relative)
     found = _OF_LAMA.search(stem)
     return found is not None and stem[: found.start()] in stems

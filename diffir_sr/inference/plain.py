@@ -1,4 +1,4 @@
-"""The engine of every network without one of its own: padded, under autocast, whole or in tiles, in planned memory."""
+"""The engine for all networks without a specific one: padding, autocast, tiles, and a memory plan."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def tile_starts(length: int, *, tile: int, overlap: int) -> list[int]:
 def in_tiles(
     run: Callable[[Tensor, tuple[int, int]], Tensor], lq: Tensor, *, tile: int, overlap: int, scale: int
 ) -> Tensor:
-    """`run(part, (top, left))` on every tile of `lq` (B, C, H, W), the results faded into each other.
+    """`run(part, (top, left))` on every tile of `lq` (B, C, H, W), with blended results.
 
-    They are (B, 3, H * scale, W * scale) together.
+    Returns (B, 3, H * scale, W * scale).
     """
     height, width = lq.shape[-2:]
     result = torch.zeros((len(lq), 3, height * scale, width * scale))
@@ -55,21 +55,21 @@ def in_tiles(
 
 
 def _feather(length: int, overlap: int) -> Tensor:
-    """Weights that rise over the overlap from both ends, never zero."""
+    """Blending weights that increase over the overlap from both ends, never zero."""
     distance = torch.arange(1, length + 1, dtype=torch.float32)
     return torch.minimum(distance, distance.flip(0)).clamp(max=max(1, overlap)) / max(1, overlap)
 
 
 TileMode = Literal["exact", "tiles", "prior"]  # 'prior' is the older name of 'tiles'
-TILE, OVERLAP = 256, 32  # pixels of the degraded picture
+TILE, OVERLAP = 256, 32  # pixels of the degraded image
 logger = logging.getLogger("diffir_sr.inference")
 
 
 def engine_for(network: nn.Module, *, tile_mode: TileMode = "exact", **how: Any) -> Engine:
-    """The engine of a network: its family's for exactly this class, else the plain one.
+    """The engine of a network: that of its family for exactly this class, otherwise the plain one.
 
-    `how` is what every engine takes: device, dtype, memory_limit, tile, overlap. Raises OptionError for values that
-    cannot be, InputError for a network whose size rule cannot be found.
+    `how` are the arguments of every engine: device, dtype, memory_limit, tile, overlap. Raises OptionError for invalid
+    values, InputError for a network whose size rule cannot be determined.
     """
     if tile_mode not in get_args(TileMode):
         raise OptionError(f"tile mode: expected one of {', '.join(get_args(TileMode))}, got {tile_mode!r}")
@@ -77,18 +77,18 @@ def engine_for(network: nn.Module, *, tile_mode: TileMode = "exact", **how: Any)
     if fast is not None:
         return fast(network, tile_mode="prior" if tile_mode == "tiles" else tile_mode, **how)
     if tile_mode == "prior":
-        raise OptionError("tile mode prior: this network has no prior to share; take 'tiles'")
+        raise OptionError("tile mode prior: this network has no prior to share; use 'tiles'")
     how.pop("optimized", None)
     return PlainEngine(network, tiles=tile_mode == "tiles", **how)
 
 
-# First guesses by the place of their part of the picture, None for the whole.
+# First guesses by the position of their part of the image, None for the whole.
 Guesses = dict[tuple[int, int] | None, Tensor]
 
 
 @dataclass(frozen=True)
 class PlainPlan:
-    """How a picture is restored: whole or in tiles, and the bytes that this is expected to take."""
+    """How an image is restored: whole or in tiles, and the expected memory in bytes."""
 
     height: int
     width: int
@@ -104,9 +104,9 @@ class PlainPlan:
 class PlainEngine:
     """Restores pictures with any network: one that has `restore` (`families.base.Restores`), or is called as net(lq).
 
-    `tiles` restores parts of `tile` pixels that overlap by `overlap` and fade into each other, each a picture of its
-    own to the network: less memory, another result. Whole pictures otherwise. `memory_limit` in bytes, beyond weights
-    and input; None means what is free.
+    With `tiles`, parts of `tile` pixels with an overlap of `overlap` pixels are restored independently and blended:
+    this needs less memory and gives a different result. Otherwise whole images are restored. `memory_limit` is in
+    bytes, beyond weights and input; None means the free memory.
     """
 
     def __init__(
@@ -136,12 +136,12 @@ class PlainEngine:
 
     @torch.inference_mode()
     def __call__(self, lq: Tensor, *, noise: Noise, guesses: Guesses | None = None, **conditions: Tensor) -> Tensor:
-        """See `families.base.Engine`; `guesses` keeps what restorations of one picture have in common."""
+        """See `families.base.Engine`; `guesses` caches what restorations of the same image have in common."""
         guesses = {} if guesses is None else guesses
         check_image(lq, channels=3, name="lq")
         needed, given = self.network.conditions, {name for name, value in conditions.items() if value is not None}
         if needed != given:
-            raise InputError(f"this network is given {sorted(given)} beside the picture and needs {sorted(needed)}")
+            raise InputError(f"this network was given the conditions {sorted(given)} and needs {sorted(needed)}")
         if isinstance(self.network, HasLeastSize):
             self.network.check_size(*lq.shape[-2:])
         self.plan(*lq.shape[-2:])
@@ -153,7 +153,7 @@ class PlainEngine:
             given = dict(zip(names, others, strict=True))
             return self._whole(image, noise=noise, place=place, guesses=guesses, **given)
 
-        if "gt" in needed:  # of another size than lq, so it cannot be cut with it
+        if "gt" in needed:  # its size differs from that of lq, so it cannot be tiled with it
             return self._whole(lq, noise=noise, place=None, guesses=guesses, **conditions)
         stack = torch.cat([lq, *(conditions[name].to(lq) for name in names)], dim=1)
         try:
@@ -167,10 +167,10 @@ class PlainEngine:
             raise InputError(f"out of memory: {height}x{width} pixels; {self._advice()}") from error
 
     def plan(self, height: int, width: int) -> PlainPlan:
-        """What a picture of this size takes; raises InputError if that is more than may be used.
+        """The plan for an image of this size; raises InputError if it needs more memory than allowed.
 
-        Bytes are measured once on a small picture, as the peak of living tensors, and grow with the pixels; attention
-        over a whole picture takes more than that.
+        Memory is measured once on a small image, as the peak of live tensors, and scaled with the number of pixels;
+        attention over a whole image needs more than that.
         """
         multiple = self.network.multiple_of
         high, wide = (side if self._tile is None else min(side, self._tile) for side in (height, width))
@@ -182,20 +182,20 @@ class PlainEngine:
         if needed > limit:
             raise InputError(
                 f"{height}x{width} pixels need about {needed / 2**30:.1f} GiB with this network, {limit / 2**30:.1f} "
-                f"GiB may be used; {self._advice()}"
+                f"GiB are allowed; {self._advice()}"
             )
         return PlainPlan(height, width, self._tile, needed)
 
     def _advice(self) -> str:
-        tiles = "take tiles" if self._tile is None else f"take tiles smaller than {self._tile} pixels"
-        return f"{tiles}, allow or free more memory, or cut the picture up"
+        tiles = "use tiles" if self._tile is None else f"use tiles smaller than {self._tile} pixels"
+        return f"{tiles}, allow or free more memory, or split the image"
 
     def _whole(
         self, lq: Tensor, *, noise: Noise, place: tuple[int, int] | None, guesses: Guesses, **conditions: Any
     ) -> Tensor:
-        """A picture, or the part of one that is at `place`; parts share the picture's noise where they overlap.
+        """Restore an image, or its part at `place`; overlapping parts share the noise of the image.
 
-        `guesses` keeps what samples of one picture have in common.
+        `guesses` caches what samples of the same image have in common.
         """
         net, (height, width) = self.network, lq.shape[-2:]
         image = pad_to_multiple(lq.to(self.device, torch.float32), multiple_of=net.multiple_of)
@@ -216,13 +216,13 @@ class PlainEngine:
                 made = net.restore(image, noise=noise, **padded)
         expected = (len(lq), 3, image.shape[-2] * net.scale, image.shape[-1] * net.scale)
         if tuple(made.shape) != expected:
-            raise InputError(f"{_name(net)} gave {tuple(made.shape)} for a picture padded to {tuple(image.shape)}; "
+            raise InputError(f"{_name(net)} returned {tuple(made.shape)} for an image padded to {tuple(image.shape)}; "
                              f"expected {expected}")  # fmt: skip
         return made[..., : height * net.scale, : width * net.scale].float().cpu()
 
     @torch.inference_mode()
     def _measured(self) -> float:
-        """Bytes per pixel of the network's input, at the peak of restoring a small picture."""
+        """Peak memory in bytes per input pixel, measured on a small image."""
         net = self.network
         side = -(-48 // net.multiple_of) * net.multiple_of
         run = net.restore
@@ -238,7 +238,7 @@ class PlainEngine:
 
 
 def _is_one(images: Tensor) -> bool:
-    """Whether a batch (B, C, H, W) is one picture B times, as samples that are drawn together are."""
+    """Whether a batch (B, C, H, W) is the same image B times, as for samples drawn together."""
     return len(images) > 1 and torch.equal(images, images[:1].expand_as(images))
 
 
@@ -250,7 +250,7 @@ class _Zeros:
 
 
 class LivingBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that operations make, and their largest sum alive at one time in `peak`."""
+    """Counts the bytes of tensors made by operations; `peak` is the largest sum alive at one time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -280,9 +280,9 @@ class LivingBytes(TorchDispatchMode):
 
 
 def as_restoring(network: nn.Module) -> Restores:
-    """`network` itself where it has `restore`, or what calls it as BasicSR's networks are called.
+    """`network` itself if it has `restore`, otherwise an adapter that calls it like BasicSR's networks.
 
-    What a class defines last counts: a class that overrides `forward` of a restoring network is called.
+    The most derived definition counts: a class that overrides `forward` of a restoring network is called.
     """
     if isinstance(network, Restores) and not _forward_is_newer(type(network)):
         return network
@@ -296,7 +296,7 @@ def _forward_is_newer(kind: type) -> bool:
 
 
 class CalledNetwork:
-    """A network that restores by net(lq); its scale and size rule are its attributes, or found by trying it."""
+    """Adapter for a network called as net(lq); scale and size rule are its attributes, or found by trying."""
 
     conditions = frozenset[str]()
 
@@ -314,14 +314,14 @@ _LEAST_SIDE = 16
 
 @torch.no_grad()
 def size_rule(network: nn.Module) -> tuple[int, int]:
-    """(multiple of pixels that sides must have, scale) of a network that is called as net(lq).
+    """(required multiple of side lengths in pixels, scale) of a network called as net(lq).
 
-    A network that has `multiple_of` says so. Others are tried on small black pictures whose sides are odd multiples of
-    1, 2, 4, ...: the first that gives a picture of an integer scale. Raises InputError where none does.
+    A network may state `multiple_of`. Others are tried on small black images whose sides are odd multiples of 1, 2, 4,
+    ...; the first one that gives an image with an integer scale counts. Raises InputError if none does.
     """
     declared = getattr(network, "multiple_of", None)
     device = next((weight.device for weight in network.parameters()), torch.device("cpu"))
-    was_training, failure = network.training, "it gave no picture"
+    was_training, failure = network.training, "it returned no image"
     network.eval()
     try:
         for multiple in (declared,) if isinstance(declared, int) else _MULTIPLES:
@@ -335,17 +335,17 @@ def size_rule(network: nn.Module) -> tuple[int, int]:
             scale = made.shape[-2] // side if made.ndim == 4 else 0
             if scale and tuple(made.shape) == (1, 3, side * scale, wide * scale):
                 return multiple, scale
-            failure = f"it gave {tuple(made.shape)} for (1, 3, {side}, {wide})"
+            failure = f"it returned {tuple(made.shape)} for (1, 3, {side}, {wide})"
     finally:
         network.train(was_training)
     raise InputError(
-        f"{_name(network)} does not restore a picture of any size that was tried ({failure}); a network needs "
+        f"{_name(network)} does not restore images of any size tried ({failure}); a network needs "
         "net(lq) -> (B, 3, H * scale, W * scale), or the attributes of diffir_sr.families.base.Restores"
     )
 
 
 def _image_of(made: Any) -> Tensor:
-    """The picture that a network gave: itself, or the last of several, as multi-stage networks return them."""
+    """The image returned by a network: the output itself, or the last of several, as of multi-stage networks."""
     if isinstance(made, list | tuple) and made:
         made = made[-1]
     if not isinstance(made, Tensor):
@@ -358,7 +358,7 @@ def _name(network: Any) -> str:
 
 
 def check_tiles(tile: int, overlap: int) -> None:
-    """Raise OptionError for pixels of tiles that cannot be."""
+    """Raise OptionError for invalid tile sizes."""
     if overlap < 0:
         raise OptionError(f"overlap: expected 0 pixels or more, got {overlap}")
     if tile < 1:
@@ -368,16 +368,16 @@ def check_tiles(tile: int, overlap: int) -> None:
 
 
 def check_memory(memory_limit: int | None) -> None:
-    """Raise OptionError for a bound on memory that cannot be."""
+    """Raise OptionError for an invalid memory limit."""
     if memory_limit is not None and not memory_limit > 0:  # so that NaN is refused, too
         raise OptionError(f"memory: expected more than 0 bytes, got {memory_limit}")
 
 
 def restored_under(engine: Engine, lq: Tensor, *, noise: Noise, **conditions: Any) -> Tensor:
-    """The restored pictures (B, 3, H * scale, W * scale) of `lq` in [0, 1], float32 on the CPU.
+    """The restored images (B, 3, H * scale, W * scale) of `lq` in [0, 1], float32 on the CPU.
 
-    `lq` is (B, 3, H, W), or (B, 4, H, W) with the mask of missing pixels as its fourth channel; pixels that are not
-    missing are then those of `lq`.
+    `lq` is (B, 3, H, W), or (B, 4, H, W) with the mask of missing pixels as fourth channel; known pixels are then
+    copied from `lq`.
     """
     lq = lq.cpu()
     if lq.shape[1] != 4:
@@ -394,9 +394,9 @@ def samples_under(
     together: int = 1,
     guesses: Guesses | None = None,
 ) -> Iterator[Tensor]:
-    """Restorations (1, 3, H * scale, W * scale) of one picture (1, C, H, W), one under each noise.
+    """Restorations (1, 3, H * scale, W * scale) of one image (1, C, H, W), one per noise.
 
-    What they have in common is computed once, for all calls that share `guesses`. `together` are computed as a batch.
+    Common parts are computed once for all calls that share `guesses`. `together` are computed as a batch.
     """
     kept = {"guesses": {} if guesses is None else guesses} if isinstance(engine, PlainEngine) else {}
     for start in range(0, len(noises), together):
@@ -405,26 +405,26 @@ def samples_under(
         yield from restored_under(engine, lq.expand(len(group), -1, -1, -1), noise=noise, **kept).split(1)
 
 
-# Whether a restored picture fits into memory, told before anything large is allocated.
+# Checking whether an image fits into memory before anything large is allocated.
 
 
-_PER_INPUT_PIXEL = 24  # bytes: decoded twice over, and as float32
-_PER_OUTPUT_PIXEL = 24  # float32 twice over while it is clipped and rounded; its bytes; the file
+_PER_INPUT_PIXEL = 24  # bytes: two decoded copies, and float32
+_PER_OUTPUT_PIXEL = 24  # bytes: two float32 copies while clipping and rounding; the 8-bit image; the file
 
 
 def check_fits_in_memory(height: int, width: int, *, scale: int, where: str, available: int | None = None) -> None:
-    """Raise InputError where input and result alone (the network has its own plan) exceed the memory that is free."""
+    """Raise InputError if input and result alone exceed the free memory; the network has its own plan."""
     available = free_memory() if available is None else available
     needed = height * width * (_PER_INPUT_PIXEL + _PER_OUTPUT_PIXEL * scale * scale)
     if needed > available:
         raise InputError(
             f"{where}: {height}x{width} restored to {height * scale}x{width * scale} needs about "
-            f"{needed / 2**30:.1f} GiB for the pictures alone, {available / 2**30:.1f} GiB are free; cut it into parts"
+            f"{needed / 2**30:.1f} GiB for input and result, {available / 2**30:.1f} GiB are free; split it into parts"
         )
 
 
 def available(device: torch.device) -> int:
-    """Bytes of memory that are free on a device."""
+    """Free memory of a device in bytes."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached

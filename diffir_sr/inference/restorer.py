@@ -1,4 +1,4 @@
-"""Restoring pictures from Python: `load_restorer(weights)` and the `Restorer` it gives."""
+"""Restoring images from Python: `load_restorer(weights)` returns a `Restorer`."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Samples:
-    """Several restorations of one picture, which differ in their start noise alone.
+    """Several restorations of one image, which differ only in their initial noise.
 
-    `spread` (H, W) float32 is their standard deviation (root mean square over colours, of values in [0, 1]): how
-    much the result depends on the estimated prior. It does not measure how far from the truth the result is.
+    `spread` (H, W) float32 is their standard deviation (root mean square over colours, of values in [0, 1]). It
+    measures how much the result depends on the estimated prior, not its error.
     """
 
     restored: list[Any]
@@ -58,9 +58,9 @@ class Samples:
 
 
 class Restorer:
-    """A loaded network that restores pictures; it keeps nothing about them, so threads may share it.
+    """A loaded network that restores images; it holds no state about them, so threads may share it.
 
-    `seed` and the picture's content decide the start noise, and so the result: equal bytes in any batch and order.
+    `seed` and the content of the image determine the initial noise, so results are the same in any batch and order.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class Restorer:
         sources: Callable[[], Mapping[str, object]] | None = None,
         **how: Any,
     ) -> None:
-        """`how` is what `inference.plain.engine_for` takes (for each network of a cascade), `sources` gives the
-        digests of the weights files when a folder's record needs them.
+        """`how` are the arguments of `inference.plain.engine_for` (for each network of a cascade).
 
-        Raises InputError for a network that needs the ground truth.
+        `sources` returns the digests of the weights files for the journal of a folder. Raises InputError for a network
+        that needs the ground truth.
         """
         self.network = network
         self.seed = seed
@@ -85,12 +85,14 @@ class Restorer:
         self.engine: Engine = engine_of(network, **how)
         restoring = self.engine.network
         if "gt" in restoring.conditions:
-            raise InputError(f"{type(network).__name__} restores with the ground truth, which a photograph has not")
+            raise InputError(
+                f"{type(network).__name__} needs the ground truth, which is not available for a photograph"
+            )
         self.scale = restoring.scale
         self.takes_mask = "mask" in restoring.conditions
-        # What the network is for, such as "sr" or "deblur"; None where it does not say so.
+        # The task of the network, such as "sr" or "deblur"; None if it does not state it.
         self.task: str | None = getattr(network, "task", None)
-        # What samples differ by: all of the result, or the prior of a network that adds no other noise.
+        # What samples vary: the whole result, or only the prior if the network adds no other noise.
         self.starts_at = "noise" if _walking(network) else "prior"
 
     @property
@@ -104,29 +106,27 @@ class Restorer:
         return self
 
     def describe(self) -> str:
-        """What the network is, in several lines, as `diffir describe` tells it."""
+        """A description of the network in several lines, as printed by `diffir describe`."""
         return self._about
 
     def __call__(self, image: Any, *, mask: Any = None, seed: int | None = None) -> Any:
-        """`image` restored, as the same kind: Picture (also for a path), PIL image, array; or a list or batch of them.
+        """Restore `image`; the result has the same kind: Picture (also for a path), PIL image, array, list or batch.
 
         Arrays are (H, W), (H, W, C) or (N, H, W, C), uint8, uint16 or float in [0, 1], RGB. Inpainting needs `mask`
-        (for a list, one each). Alpha is carried, enlarged bicubically. Raises InputError for what cannot be restored.
+        (for a list, one per image). Alpha is enlarged bicubically. Raises InputError for unsupported inputs.
         """
         if is_batch(image):
             masks = mask if isinstance(mask, list | tuple) else [mask] * len(image)
             if len(masks) != len(image):
-                raise InputError(
-                    f"{len(image)} pictures and {len(masks)} masks; give one mask for each, or one for all"
-                )
+                raise InputError(f"{len(image)} images and {len(masks)} masks; give one mask per image, or one for all")
             if isinstance(image, np.ndarray) and not len(image):
-                raise InputError(f"expected a batch (N, H, W, C) of 1 picture or more, got {image.shape}")
+                raise InputError(f"expected a batch (N, H, W, C) of 1 image or more, got {image.shape}")
             results = self._batch(list(image), list(masks), seed=seed)
             return np.stack(results) if isinstance(image, np.ndarray) else type(image)(results)
         return self._batch([image], [mask], seed=seed)[0]
 
     def _batch(self, images: list[Any], masks: list[Any], *, seed: int | None) -> list[Any]:
-        """Pictures restored in order; neighbours of one size together where the device gains by it."""
+        """Restore pictures in order; consecutive ones of the same size as a batch if the device benefits."""
         results: list[Any] = []
         waiting: list[tuple[Picture, Any, Tensor]] = []
 
@@ -156,11 +156,11 @@ class Restorer:
 
     @property
     def _pixels_at_once(self) -> int:
-        """Pixels of a batch. A CPU is busy with one picture; accelerators need more of them when they are small."""
+        """Pixels per batch. One image is enough for a CPU; accelerators need several small ones."""
         return 1 if self.device.type == "cpu" else _PIXELS_AT_ONCE
 
     def samples(self, image: Any, count: int, *, mask: Any = None, seed: int | None = None) -> Samples:
-        """`count` restorations of one picture, their mean and spread; the first is what a plain call gives."""
+        """`count` restorations of one image, their mean and spread; the first is the result of a normal call."""
         if count < 2:
             raise InputError(f"samples: expected 2 or more, got {count}")
         picture, back, where = load_input(image, check=self.check_fits_in_memory)
@@ -170,17 +170,17 @@ class Restorer:
         for sample, drawn in enumerate(self._drawn(lq, count, seed=seed)):
             made = drawn.clamp(0, 1)
             results.append(back(self.finished(picture, made, lq)))
-            step = made - mean  # Welford 1962: no large sums that cancel
+            step = made - mean  # Welford 1962, to avoid cancellation
             mean = mean + step / (sample + 1)
             squares = squares + step * (made - mean)
         spread = (squares / count).mean(dim=1)[0].sqrt().numpy()
         return Samples(results, back(self.finished(picture, mean, lq)), spread)
 
     def average(self, image: Any, count: int, *, mask: Any = None, seed: int | None = None) -> Any:
-        """The mean of `count` restorations of one picture, taken before values are clipped, as the same kind.
+        """The mean of `count` restorations of one image, before clipping, as the same kind.
 
-        Of samples of a posterior it comes near to the posterior's mean: closer to the truth than one sample, and
-        less sharp.
+        For samples of a posterior it approximates the posterior mean: closer to the truth than one sample, but less
+        sharp.
         """
         if count < 2:
             raise InputError(f"samples: expected 2 or more, got {count}")
@@ -193,7 +193,7 @@ class Restorer:
         return back(self.finished(picture, mean, lq))
 
     def _drawn(self, lq: Tensor, count: int, *, seed: int | None) -> Iterator[Tensor]:
-        """`count` restorations of one prepared picture (1, C, H, W), together where the device gains by it."""
+        """`count` restorations of one prepared image (1, C, H, W), as batches if the device benefits."""
         together = max(1, self._pixels_at_once // (lq[0, 0].numel() * self.scale**2))
         noises = [self.start(lq, seed=seed, sample=sample) for sample in range(count)]
         for made in samples_under(self.engine, lq, noises=noises, together=together):
@@ -213,11 +213,11 @@ class Restorer:
         overwrite: bool = False,
         progress: Progress | None = None,
     ) -> RunSummary:
-        """Restore pictures, folders and videos into a folder (or one file), as `diffir restore` does, resuming too.
+        """Restore images, folders and videos into a folder (or one file) like `diffir restore`, including resuming.
 
-        `progress(done, total, file)` is called after each file, and after each frame of a video with the files done so
-        far; it stops the work there by returning False. What fails is listed in the outcome's `failures`; the others go
-        on. Raises InputError for inputs or an output that cannot be.
+        `progress(done, total, file)` is called after each file, and after each frame of a video with the number of
+        finished files; returning False stops the work. Failed files are listed in `failures` of the outcome, and the
+        others are processed. Raises InputError for invalid inputs or outputs.
         """
         from diffir_sr.inference.files import plan_jobs
         from diffir_sr.inference.runner import RestoreSettings, restore_jobs
@@ -236,20 +236,20 @@ class Restorer:
         overwrite: bool = False,
         progress: Callable[[int, int], bool | None] | None = None,
     ) -> VideoOutcome:
-        """Restore one video into the file `target`, whose suffix says the container.
+        """Restore one video into the file `target`, whose suffix selects the container.
 
-        `quality` 95 is visually lossless, 100 lossless. `progress(frames done, frames in all or 0)` is called after
-        each frame; it stops the work by returning False, and the next call goes on there, as after a kill. What a user
-        should know of the result is logged as warnings. Raises InputError for what cannot be read or written, and where
-        `target` exists unless `overwrite`.
+        `quality` 95 is visually lossless, 100 lossless. `progress(frames done, total frames or 0)` is called after each
+        frame; returning False stops the work, and the next call continues there, as after a kill. Losses and
+        conversions are logged as warnings. Raises InputError if a file cannot be read or written, or if `target`
+        exists, unless `overwrite`.
         """
         from diffir_sr.inference.files import plan_jobs
         from diffir_sr.inference.runner import restore_frames
 
         source, target = Path(os.path.expanduser(source)), Path(os.path.expanduser(target))
-        plan_jobs([str(source)], str(target))  # refuses names that are none of videos
+        plan_jobs([str(source)], str(target))  # rejects names that are not those of videos
         if target.exists() and not overwrite:
-            raise InputError(f"{target} exists and stays as it is; choose another name or overwrite=True")
+            raise InputError(f"{target} exists and is not overwritten; choose another name or overwrite=True")
         target.parent.mkdir(parents=True, exist_ok=True)
         return restore_frames(
             self,
@@ -263,7 +263,7 @@ class Restorer:
         )
 
     def settings(self, *, samples: int, quality: int, average: bool = False) -> dict[str, object]:
-        """What decides the bytes of result files: results made with others are not taken for done."""
+        """The settings that determine result files; results made with other settings do not count as done."""
         tiled = self._how.get("tile_mode", "exact") != "exact"
         return {
             **(self._sources() if self._sources else {"weights": _digest_of(self.network), "blend": None}),
@@ -277,20 +277,20 @@ class Restorer:
             **({"restoring": self.network.settings()} if isinstance(self.network, Adjustable) else {}),
         }
 
-    # Its steps, for callers that hold pictures already
+    # Individual steps, for callers that already have pictures
 
     def check_fits_in_memory(self, height: int, width: int, where: str) -> None:
-        """Raise InputError for a picture whose result would not fit into memory."""
+        """Raise InputError if the result of an image would not fit into memory."""
         check_fits_in_memory(height, width, scale=self.scale, where=where)
 
     def start(self, lq: Tensor, *, seed: int | None = None, sample: int = 0) -> PictureNoise:
-        """The noise of prepared pictures (B, C, H, W)."""
+        """The initial noise of prepared images (B, C, H, W)."""
         return PictureNoise(lq, seed=self.seed if seed is None else seed, sample=sample)
 
     def run(self, lq: Tensor, noise: Noise) -> Tensor:
-        """Prepared pictures restored, (B, 3, H * scale, W * scale), not clipped.
+        """Restore prepared images to (B, 3, H * scale, W * scale), without clipping.
 
-        Raises InputError where the network computes values that are not finite, which would be shown as black.
+        Raises InputError if the network computes values that are not finite, which would appear black.
         """
         made = restored_under(self.engine, lq, noise=noise)
         self._check_finite(made)
@@ -307,31 +307,31 @@ class Restorer:
         broken = [name for name, tensor in tensors if tensor.is_floating_point() and not tensor.isfinite().all()]
         if broken:
             return (
-                f"{said}: NaN or infinity is in {len(broken)} of its weight tensors, first in {broken[0]}; take "
+                f"{said}: {len(broken)} of its weight tensors contain NaN or infinity, the first is {broken[0]}; use "
                 "another weights file, such as an earlier checkpoint of the training"
             )
         width = str(self.engine.dtype).removeprefix("torch.")
         if self.engine.dtype != torch.float32:
             return f"{said} when computed in {width}; compute in float32"
-        return f"{said}, though its weights are; take another weights file, such as an earlier checkpoint"
+        return f"{said}, although its weights are; use another weights file, such as an earlier checkpoint"
 
     def prepared(self, picture: Picture, mask: Any, *, where: str) -> tuple[Tensor, Mask | None]:
-        """What the network is given, (1, C, H, W) in [0, 1], and the mask that it is given with."""
+        """The input of the network, (1, C, H, W) in [0, 1], and its mask."""
         colours = picture.colours
         lq = to_tensor(colours)[None] if colours.dtype.kind == "u" else _from_float(colours)
         if not self.takes_mask:
             if mask is not None:
-                kind = f"is for {self.task}" if self.task else "fills no holes"
+                kind = f"is for {self.task}" if self.task else "does not inpaint"
                 raise InputError(f"{where}: this network {kind} and takes no mask; leave the mask out")
             return lq, None
         if mask is None:
-            raise InputError(f"{where}: this network fills in what is missing; say what is with a mask")
+            raise InputError(f"{where}: this network inpaints missing pixels; give a mask of them")
         found = mask if isinstance(mask, Mask) else mask_for(picture, mask, where=where)
         missing = torch.from_numpy(found.missing).float()[None, None]
         return torch.cat([lq * (1 - missing), missing], dim=1), found
 
     def finished(self, picture: Picture, made: Tensor, lq: Tensor) -> Picture:
-        """The result as a picture of the same type, grey where the input is, with its alpha and metadata."""
+        """The result as a picture of the same type, grey if the input is, with its alpha and metadata."""
         kind = picture.colours.dtype
         values = made[0].clamp(0, 1).permute(1, 2, 0).numpy()
         if picture.colours.shape[2] == 1:
@@ -356,7 +356,7 @@ class Restorer:
 def _tell(picture: Picture, found: Mask | None, where: str, *, unless: Any) -> None:
     for note in picture.notes:
         logger.warning("%s: %s.", where, note)
-    if found and found is not unless:  # whoever gives a Mask has read its notes
+    if found and found is not unless:  # a caller that passes a Mask has seen its notes
         for note in found.notes:
             logger.warning("%s.", note)
 
@@ -382,18 +382,18 @@ def load_restorer(
     memory_limit: int | None = None,
     optimized: bool = True,
 ) -> Restorer:
-    """A restorer with the network of a weights file, whose architecture and arguments are read from the file.
+    """Load a restorer; architecture and arguments of the network are read from the weights file.
 
-    `model` takes the place of `weights`: a name of `diffir models list`, such as "sr_x4". Without either the shipped
-    default restores (see `weights.search.choose`). Several `weights` make a cascade: each network restores what the one
-    before made. `sampling` changes how networks that walk from noise to a picture do it: steps, sampler (ddpm, ddim),
-    eta, variance, beta_schedule (`diffusion.sampling.Sampling`); so does `schedule`, a file that search-schedule wrote,
-    before it. `blend` (file, share) mixes in the weights of a second
-    file, 0 to 1. `device` is auto (the accelerator that torch finds, else the CPU), cpu, cuda, cuda:N, mps or xpu.
-    `tile_mode` exact gives the result of the whole picture; tiles works in tiles of `tile` pixels, `overlap` shared
-    (DiffIR: under the picture's one prior). `memory_limit` (bytes) bounds what the network takes beyond weights and
-    input. `optimized` False runs the network as it is trained, slower and in one piece. Raises CheckpointError for a
-    file that holds no network that restores pictures, OptionError for sampling that a network does not have.
+    `model` is a name of `diffir models list`, such as "sr_x4", instead of `weights`; without either, the default model
+    is used (see `weights.search.choose`). Several `weights` make a cascade: each network restores the result of the
+    previous one. `sampling` changes the sampling of diffusion networks: steps, sampler (ddpm, ddim), eta, variance,
+    beta_schedule (`diffusion.sampling.Sampling`); `schedule`, a file written by search-schedule, sets them first.
+    `blend` (file, share) interpolates with the weights of a second file, 0 to 1. `device` is auto (an accelerator if
+    torch finds one, else the CPU), cpu, cuda, cuda:N, mps or xpu. `tile_mode` exact gives the result of the whole
+    image; tiles processes tiles of `tile` pixels with an overlap of `overlap` (with DiffIR, they share the prior of the
+    image). `memory_limit` (bytes) bounds the memory of the network beyond weights and input. `optimized` False runs the
+    network as it is trained, slower and in one piece. Raises CheckpointError for a file without a restoration network,
+    OptionError for sampling options that a network does not have.
     """
     given = weights if isinstance(weights, list | tuple) else [weights]
     files = [choose(cast("PathLike | None", file), model).path for file in given]
@@ -424,7 +424,7 @@ def load_restorer(
 
 
 def _walking(network: nn.Module) -> list[WalksInSteps]:
-    """The networks that walk from noise to a picture: this one, or those in a cascade."""
+    """The diffusion networks: this one, or those in a cascade."""
     networks = list(network) if isinstance(network, Cascade) else [network]
     return [one for one in networks if isinstance(one, WalksInSteps)]
 
@@ -436,9 +436,7 @@ def _sample_as(network: nn.Module, sampling: Mapping[str, Any]) -> None:
         network.adjust(**changes)
         return
     if changes and not walking:
-        raise OptionError(
-            f"{', '.join(changes)}: {type(network).__name__} has no sampler that could be chosen; leave it out"
-        )
+        raise OptionError(f"{', '.join(changes)}: {type(network).__name__} has no sampler; leave it out")
     for one in walking:
         one.sampling = one.sampling.changed(**changes)
 
@@ -477,9 +475,9 @@ def restore(
     dtype: str | torch.dtype = "float32",
     seed: int = 0,
 ) -> Any:
-    """`image` restored by the network of `weights`, by the model of this name, or by the shipped default.
+    """Restore `image` with the network of `weights`, with the model of this name, or with the default model.
 
-    With a mask the default is the model that fills holes. To restore many, keep what `load_restorer` gives.
+    With a mask, the default is the inpainting model. To restore many images, keep a restorer from `load_restorer`.
     """
     weights = choose(weights, model, masked=mask is not None).path
     return load_restorer(weights, device=device, dtype=dtype, seed=seed)(image, mask=mask)

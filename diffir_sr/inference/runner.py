@@ -1,4 +1,4 @@
-"""The loop of `diffir restore`: job by job, failures told and left behind, what is done kept."""
+"""The loop of `diffir restore`: processes jobs one by one, continues after failures, and keeps finished results."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ _NO_POINT_IN_GOING_ON = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _BAR = "{desc}{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_inv_fmt}]"
 
 
-# progress(files done, files in all, the file), after each file and each frame of a video; False stops there.
+# progress(files done, total files, the file), after each file and each frame of a video; False stops the work.
 Progress = Callable[[int, int, Path | None], bool | None]
 
 
 @dataclass(frozen=True)
 class RestoreSettings:
-    """What the command line asks for beside inputs and outputs."""
+    """Settings of the command line besides inputs and outputs."""
 
     form: str | None = None
     mask: str | None = None
     samples: int = 1
-    average: bool = False  # the mean of the samples alone
+    average: bool = False  # write only the mean of the samples
     quality: int = 95
     trace: bool = False  # a record of each round of AutoDIR beside each result
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """What became of one job: restored, kept (it was there) or failed, with the reason."""
+    """The outcome of one job: restored, kept (existed already) or failed, with the reason."""
 
     source: str
     target: str | None
@@ -61,18 +61,18 @@ class JobResult:
 
 @dataclass
 class RunSummary:
-    """What became of the jobs."""
+    """The outcome of all jobs."""
 
     restored: int = 0
     kept: int = 0
     failures: list[str] = field(default_factory=list)
     jobs: list[JobResult] = field(default_factory=list)
     seconds: float = 0.0
-    stopped: bool = False  # by the progress callback, before all was done
+    stopped: bool = False  # by the progress callback, before the end
 
 
 class Runner:
-    """Restores jobs one after the other and says on standard error what a user should know."""
+    """Restores jobs one after the other and reports on standard error."""
 
     def __init__(
         self, restorer: Restorer, wishes: RestoreSettings, journal: Journal, *, progress: Progress | None = None
@@ -86,7 +86,7 @@ class Runner:
         self._trace = trace_of(restorer.network) if wishes.trace else None
 
     def run(self, jobs: Sequence[Job]) -> RunSummary:
-        """Do all jobs; raises InputError where going on is in vain (no room on the disk)."""
+        """Process all jobs; raises InputError if continuing is pointless (the disk is full)."""
         quiet = len(jobs) < 2 or self._progress is not None
         with progress_bar(total=len(jobs), unit="image", bar_format=_BAR, disable=quiet) as bar:
             for done, job in enumerate(jobs, start=1):
@@ -105,7 +105,7 @@ class Runner:
         return self.outcome
 
     def _report(self, done: int, total: int, file: Path | None) -> bool:
-        """Tell of the progress; returns whether to go on."""
+        """Report progress; returns whether to continue."""
         return self._progress is None or self._progress(done, total, file) is not False
 
     def _note(self, job: Job, before: tuple[int, int], seconds: float) -> None:
@@ -124,8 +124,8 @@ class Runner:
     def _fail(self, job: Job, error: Exception) -> None:
         if isinstance(error, OSError) and error.errno in _NO_POINT_IN_GOING_ON:
             raise InputError(
-                f"{job.target}: {error.strerror}; {self.outcome.restored} restored so far; make room and start the "
-                "same command again, it goes on from there"
+                f"{job.target}: {error.strerror}; {self.outcome.restored} restored so far; free disk space and run the "
+                "same command again, which continues from there"
             ) from error
         said = describe_failure(error, job)
         self.outcome.failures.append(said)
@@ -173,11 +173,11 @@ class Runner:
         for note in picture.notes:
             self.say(f"{job}: {note}")
         if lost := not_held(picture, form):
-            self.say(f"{job}: {form} does not hold {', '.join(lost)}")
-        if picture.metadata.left_out:  # which no format is given
+            self.say(f"{job}: {form} does not support {', '.join(lost)}")
+        if picture.metadata.left_out:  # supported in no output format
             self.say(f"{job}: its {', '.join(picture.metadata.left_out)} is left out")
         if picture.alpha is not None:
-            self.say(f"{job}: its transparency is carried, {_how_carried(self.restorer.scale)}, not restored")
+            self.say(f"{job}: its transparency is kept, {_how_carried(self.restorer.scale)}, not restored")
         lq, found = self.restorer.prepared(picture, mask, where=str(job))
         for note in found.notes if found else ():
             self.say(note)
@@ -191,9 +191,9 @@ class Runner:
         return [(job.target, encode(made, form, quality=self.wishes.quality))]
 
     def _tell_plan(self, job: Job, height: int, width: int) -> None:
-        """Say how the network goes about the first picture, and about each whose strips memory makes narrower."""
+        """Print the plan for the first image, and for each whose strips are limited by memory."""
         engine = self.restorer.engine
-        if not getattr(engine, "optimized", True):  # it runs in one piece, whatever memory there is
+        if not getattr(engine, "optimized", True):  # it runs in one piece, independent of memory
             return
         plan = engine.plan(height, width)
         if plan.narrowed or not self._told_plan:
@@ -206,7 +206,7 @@ class Runner:
 
     def _sampled(self, job: Job, picture: Picture, form: str, mask: object) -> list[tuple[Path | None, bytes]]:
         if job.target is None:
-            raise InputError("--samples writes several files; name a folder with -o")
+            raise InputError("--samples writes several files; give a folder with -o")
         drawn = self.restorer.samples(picture, self.wishes.samples, mask=mask)
         pictures = [encode(one, form, quality=self.wishes.quality) for one in (*drawn.restored, drawn.mean)]
         shown, largest = sensitivity_map(drawn.spread)
@@ -214,7 +214,7 @@ class Runner:
             f"{job}: sensitivity to the {self.restorer.starts_at} (standard deviation over {self.wishes.samples} start "
             f"noises): mean {drawn.spread.mean():.2g}, largest {largest:.2g} of 1, which is white in "
             f"{map_name(job.target).name}; it "
-            "says how far the start noise moves the result, not how far the result is from the truth"
+            "measures how much the result depends on the initial noise, not its error"
         )
         return list(zip(self._targets(job.target), [*pictures, encode(shown, "png")], strict=True))
 
@@ -236,7 +236,7 @@ class Runner:
         with progress_bar(unit="frame", desc=target.name, leave=False) as bar:
 
             def progress(done: int, total: int) -> bool:
-                bar.initial = bar.initial or done - 1  # what an earlier run did tells nothing of the speed
+                bar.initial = bar.initial or done - 1  # frames of an earlier run do not count for the speed
                 bar.total = total or None
                 bar.update(done - bar.n)
                 return report()
@@ -268,15 +268,15 @@ def restore_frames(
     progress: Callable[[int, int], bool | None],
     finish: Callable[[Path], None],
 ) -> VideoOutcome:
-    """`restore_video` of the file with digest `sha` by a restorer, all frames under the start noise of the first."""
+    """`restore_video` for the file with digest `sha`, with the initial noise of the first frame for all frames."""
     if restorer.takes_mask:
-        raise InputError(f"{source}: this network fills in what is missing, which no mask tells of a video")
+        raise InputError(f"{source}: inpainting of videos is not supported")
     noise: list[Noise] = []
 
     def restore(frame: np.ndarray, first: np.ndarray) -> np.ndarray:
         picture = Picture(frame)
         lq, _ = restorer.prepared(picture, None, where=str(source))
-        if not noise:  # that of each frame would make them flicker
+        if not noise:  # separate noise for each frame would cause flicker
             noise.append(restorer.start(restorer.prepared(Picture(first), None, where=str(source))[0]))
         return restorer.finished(picture, restorer.run(lq, noise[0]), lq).colours
 
@@ -303,10 +303,10 @@ def restore_jobs(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> RunSummary:
-    """Do jobs that were planned for `output`; a folder keeps the record of what was made in it."""
+    """Process jobs planned for `output`; a folder gets a journal of its results."""
     is_folder = all(job.target is not None and job.target != output for job in jobs)
     settings = restorer.settings(samples=wishes.samples, average=wishes.average, quality=wishes.quality)
-    # No lock: several processes may share the pictures of a folder, each result and each line is written whole.
+    # No lock: several processes may work on the same folder, since each result and each line is written atomically.
     for target in {job.target.parent: job.target for job in jobs if job.target is not None}.values():
         sweep(target.parent, of=None if is_folder else target.name)
     journal = Journal(output if is_folder else None, settings, overwrite=overwrite)
@@ -314,24 +314,24 @@ def restore_jobs(
 
 
 def describe_failure(error: Exception, job: Job) -> str:
-    """One sentence about what went wrong with a job; raises the error again if it is a fault of this program."""
+    """One sentence about the failure of a job; reraises errors that are bugs of this program."""
     told = sentence(error)
     if told is None:
         raise error
     if out_of_memory(error):
-        return f"{job}: {told}; a picture needs less with --tile-mode tiles and a small --tile"
+        return f"{job}: {told}; --tile-mode tiles with a small --tile needs less memory"
     if isinstance(error, OSError) and error.filename is None:
         return f"{job.target}: {told}"
     return told if str(job) in told or isinstance(error, OSError) else f"{job}: {told}"
 
 
 def map_name(target: Path) -> Path:
-    """Where the sensitivity map of a result goes; the whole name stays, so that a.png and a.jpg have one each."""
+    """The path of the sensitivity map of a result; it contains the whole name, so a.png and a.jpg do not collide."""
     return target.with_name(f"{target.name}.sensitivity.png")
 
 
 def sensitivity_map(spread: np.ndarray) -> tuple[Picture, float]:
-    """The spread (H, W) as a grey picture of 16 bits, white where it is largest, and that largest value."""
+    """The spread (H, W) as a 16-bit grey image, scaled to white at its largest value, and that value."""
     largest = float(spread.max())
     share = spread / largest if largest > 0 else spread
     return Picture(np.rint(share * 65535).astype(np.uint16)[..., None]), largest

@@ -1,4 +1,4 @@
-"""Standard output, which may be closed, full, or a pipe that nobody reads any more."""
+"""Writing to standard output, which may be closed, full, or a broken pipe."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from diffir_sr.errors import InputError
 
 
 def write_out(content: str | bytes) -> None:
-    """Write to standard output, at once; raises InputError where that cannot take it."""
+    """Write to standard output immediately; raises InputError if that fails."""
     out = sys.stdout
-    if out is None:  # started with it closed
-        raise InputError("standard output cannot be written (closed); leave it open, or send it to a file")
+    if out is None:  # it was closed at start
+        raise InputError("standard output cannot be written (closed); open it, or redirect it to a file")
     try:
         if isinstance(content, bytes):
             out.buffer.write(content)
@@ -22,11 +22,11 @@ def write_out(content: str | bytes) -> None:
         out.flush()
     except OSError as error:
         close_standard_output()
-        raise InputError(f"standard output cannot be written ({error.strerror}); check where it is sent to") from error
+        raise InputError(f"standard output cannot be written ({error.strerror}); check its redirection") from error
 
 
 def close_standard_output() -> None:
-    """Send what is still to be written nowhere, or Python would fail on it once more when it ends."""
+    """Discard buffered output, so that Python does not fail again when it exits."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

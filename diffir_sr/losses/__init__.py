@@ -1,1 +1,1 @@
-"""Losses that BasicSR does not have, and the weights that its perceptual loss needs."""
+"""Losses that BasicSR lacks, and the weights for its perceptual loss."""

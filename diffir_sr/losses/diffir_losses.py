@@ -1,6 +1,6 @@
-"""Losses of DiffIR's own: between two priors, of known pixels, and an adversary that sees the holes.
+"""Losses of DiffIR: between priors, and for inpainting: masked L1, masked adversarial, feature matching, perceptual.
 
-Holes are masks (B, 1, H, W), 1 = missing.
+Masks are (B, 1, H, W), 1 = missing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from diffir_sr.weights.search import find
 
 
 def needs_holes(view: View, at: tuple[str, ...]) -> Found:
-    """Losses that see the holes belong to the models that fill them."""
+    """Losses with masks require inpainting models."""
     if not view.declares("FILLS_HOLES"):
         fill = " and ".join(view.models_with("FILLS_HOLES"))
         yield (*at, "type"), f"{view.get(*at, 'type')} needs masks, which only {fill} have"
@@ -40,8 +40,10 @@ class MaskedGANArguments(Section):
     """Arguments of MaskedGANLoss."""
 
     loss_weight: NotNegative = Field(description="Factor on the generator's loss; the discriminator's is always 1.")
-    gp_coef: NotNegative = Field(description="Factor on the penalty of the discriminator's slope at true images (R1).")
-    mask_as_fake_target: bool = Field(description="Whether the discriminator learns that known pixels are true.")
+    gp_coef: NotNegative = Field(description="Factor on the gradient penalty of the discriminator at real images (R1).")
+    mask_as_fake_target: bool = Field(
+        description="Whether known pixels of restored images count as real for the discriminator."
+    )
 
 
 class FeatureMatchingArguments(Section):
@@ -51,9 +53,9 @@ class FeatureMatchingArguments(Section):
 
 
 class MaskedL1Loss(nn.Module):
-    """Mean absolute difference of images (B, 3, H, W) over all pixels, known and missing ones weighted apart.
+    """Mean absolute difference of images (B, 3, H, W), with separate weights for known and missing pixels.
 
-    The published recipe counts known pixels 10 and missing ones 0: what fills a hole is left to the other losses.
+    The published recipe uses weight 10 for known pixels and 0 for missing ones, which are left to the other losses.
     """
 
     ARGUMENTS = MaskedL1Arguments
@@ -70,10 +72,10 @@ class MaskedL1Loss(nn.Module):
 
 
 class MaskedGANLoss(nn.Module):
-    """Non-saturating adversarial loss with R1, whose discriminator learns that known pixels of a fake are real.
+    """Non-saturating adversarial loss with R1; known pixels of restored images count as real for the discriminator.
 
-    forward(logits) is the generator's loss, times `loss_weight`. The discriminator's has weight 1 and three parts:
-    `real_loss`, `fake_loss` and `penalty`. As LaMa, which the published recipe takes it from.
+    forward(logits) is the generator's loss, times `loss_weight`. The discriminator's loss has weight 1 and three parts:
+    `real_loss`, `fake_loss` and `penalty`. From LaMa, as in the published recipe.
     """
 
     ARGUMENTS = MaskedGANArguments
@@ -90,11 +92,11 @@ class MaskedGANLoss(nn.Module):
         return self.loss_weight * F.softplus(-logits).mean()
 
     def real_loss(self, logits: Tensor) -> Tensor:
-        """How far the logits of true images are from telling so."""
+        """The discriminator's loss for the logits of real images."""
         return F.softplus(-logits).mean()
 
     def fake_loss(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """The same of restored images with `mask`, which is scaled to the logits by nearest neighbour."""
+        """The same for restored images with `mask`, which is scaled to the logits by nearest neighbour."""
         if not self.mask_as_fake_target:
             return F.softplus(logits).mean()
         missing = F.interpolate(mask, size=logits.shape[-2:], mode="nearest")
@@ -124,7 +126,7 @@ class FeatureMatchingLoss(nn.Module):
         return self.loss_weight * torch.stack(distances).mean()
 
 
-# The perceptual loss with a wide field of view: features of a dilated ResNet50 trained to segment ADE20K.
+# The perceptual loss with a large receptive field: features of a dilated ResNet50 trained for segmentation on ADE20K.
 
 
 _NAME = "ade20k_resnet50"
@@ -134,8 +136,8 @@ _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet,
 class DilatedResNet50(nn.Module):
     """The encoder of the MIT scene parsing benchmark: ResNet50 with three 3x3 convolutions at the start.
 
-    The last two stages keep their resolution and dilate instead, so that features are 1/8 of the image and see far.
-    Parameters are named as in the published file.
+    The last two stages use dilation instead of strides, so features have 1/8 of the resolution and a large receptive
+    field. Parameters are named as in the published file.
     """
 
     def __init__(self) -> None:
@@ -146,7 +148,7 @@ class DilatedResNet50(nn.Module):
             self.add_module(f"bn{number}", nn.BatchNorm2d(out))
         self.maxpool = trunk.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4
-        # The start has 128 channels, torchvision's 64.
+        # The stem has 128 channels, torchvision's has 64.
         first = self.layer1[0]
         first.add_module("conv1", nn.Conv2d(128, 64, 1, bias=False))
         first.get_submodule("downsample").add_module("0", nn.Conv2d(128, 256, 1, bias=False))
@@ -167,18 +169,15 @@ class ADE20KArguments(Section):
     """Arguments of the loss."""
 
     perceptual_weight: NotNegative = Field(description="Factor on the loss.")
-    weights_path: str = Field(
-        description="File with the weights of the dilated ResNet50; by default they are looked for."
-    )
-    sha256: str = Field(description="Checksum that the file must have; by default none is asked for.")
+    weights_path: str = Field(description="File with the weights of the dilated ResNet50; by default searched for.")
+    sha256: str = Field(description="Required checksum of the file; by default it is not checked.")
 
 
 class ADE20KPerceptualLoss(nn.Module):
     """Sum over four stages of the mean squared difference of features, times `perceptual_weight` (published: 30).
 
-    LaMa's high-receptive-field perceptual loss. Its weights come from `weights_path`, or else from where published
-    trainings have them (see `weights.search`); nothing is downloaded, and nothing takes
-    their place. `sha256` pins the file.
+    LaMa's high-receptive-field perceptual loss. Its weights come from `weights_path`, or else from the search (see
+    `weights.search`); nothing is downloaded, and there is no fallback. `sha256` pins the file.
     """
 
     ARGUMENTS = ADE20KArguments
@@ -202,12 +201,12 @@ class ADE20KPerceptualLoss(nn.Module):
         return self.perceptual_weight * torch.stack(distances).sum(), None
 
     def _features(self, image: Tensor) -> list[Tensor]:
-        self.net.eval()  # its batch norms are those of the file, whatever the training does
+        self.net.eval()  # batch norms always use the statistics of the file
         return self.net((image - self.mean) / self.deviation)
 
 
 def backbone_file(weights_path: str | None) -> Path:
-    """The file of the backbone; raises CheckpointError that says where it was looked for and what to do."""
+    """The file of the backbone; raises CheckpointError, which lists the places searched and what to do."""
     return find(_NAME, given=weights_path, option="train.perceptual_opt.weights_path").path
 
 
@@ -220,7 +219,7 @@ def load_backbone(path: Path, *, sha256: str | None = None) -> DilatedResNet50:
     tensors = read_tensors(path)
     with torch.device("meta"):
         net = DilatedResNet50()
-    # Files of PyTorch 0.4 do not count batches, and the published one has buffers of its parallel batch norm.
+    # Files of PyTorch 0.4 have no batch counters, and the published one has buffers of its parallel batch norm.
     wanted = {name: value for name, value in net.state_dict().items() if not name.endswith("num_batches_tracked")}
     told = _difference(tensors, wanted)
     if told:
@@ -245,21 +244,21 @@ def _difference(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> str | 
     return None
 
 
-# The loss between two priors: how far stage 2's estimate is from what stage 1 saw with the ground truth.
+# The loss between two priors: stage 2's estimate and stage 1's prior of the ground truth.
 
 
 class KDArguments(Section):
     """Arguments of the loss."""
 
     loss_weight: NotNegative = Field(description="Factor on the distance between the priors.")
-    temperature: Positive = Field(description="Of the KL divergence, which is logged and not trained on.")
+    temperature: Positive = Field(description="Temperature of the KL divergence, which is logged but not optimised.")
     criterion: Literal["l1", "l2", "kl"] = Field(
         description="Distance between the priors: l1 (published, best in the paper), l2 or kl."
     )
 
 
 class KDLoss(nn.Module):
-    """KL divergence and distance of priors (B, D), both weighted; training optimises the distance alone.
+    """KL divergence and distance of priors (B, D), both weighted; training optimises only the distance.
 
     `criterion` is the distance: l1 (published), l2 or kl.
 
@@ -278,7 +277,7 @@ class KDLoss(nn.Module):
         self.temperature = temperature
 
     def forward(self, teacher: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
-        """(KL, distance) of stage 1's prior and stage 2's estimate; no gradient reaches the teacher, KL gives none."""
+        """(KL, distance) of stage 1's prior and stage 2's estimate; without gradient for the teacher and for KL."""
         teacher = teacher.detach()
         kl = self._divergence(teacher, estimate)
         distance = {"l1": F.l1_loss, "l2": F.mse_loss, "kl": self._divergence}[self.criterion]

@@ -1,1 +1,1 @@
-"""Image quality measures as pure functions."""
+"""Image quality metrics as pure functions."""

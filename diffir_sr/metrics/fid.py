@@ -1,6 +1,6 @@
-"""How far two sets of images are from each other: Fréchet and kernel distance of their features.
+"""Distances between two sets of images: Fréchet and kernel distance of their features.
 
-FID and KID are these distances on the features of one network, TensorFlow's Inception of 2015, and on no others.
+FID and KID are these distances on the features of one specific network, TensorFlow's Inception of 2015.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SUBSET = 1000  # images in each draw of KID, as published
 
 @dataclass(frozen=True)
 class Features:
-    """What turns images (N, 3, H, W) in [0, 1] into vectors (N, D), and the name under which its distances go."""
+    """A function from images (N, 3, H, W) in [0, 1] to vectors (N, D), and the name of its distances."""
 
     name: str
     network: nn.Module
@@ -39,46 +39,46 @@ class Features:
 def inception_features(path: str | None = None) -> Features:
     """The 2048 features on which FID is defined; images are resized to 299 pixels as pytorch-fid does.
 
-    `path` is the file of the weights, which is looked for if not given (see `weights.search`). Raises
-    CheckpointError where there is none, or one that is not the published one.
+    `path` is the file of the weights, by default searched for (see `weights.search`). Raises CheckpointError if there
+    is none, or if it is not the published one.
     """
     entry = entry_of("inception")
     place = find("inception", given=path, option="--inception")
-    check(replace(place, sha256=entry.sha256), entry)  # a named file, too: no other network gives an FID
+    check(replace(place, sha256=entry.sha256), entry)  # also for a given file, since no other network gives an FID
     from basicsr.archs import inception
 
     inception.LOCAL_FID_WEIGHTS = str(place.path)  # where BasicSR looks before it downloads
-    network = inception.InceptionV3((3,))  # pyright: ignore[reportArgumentType] - a list of blocks, whatever it says
+    network = inception.InceptionV3((3,))  # pyright: ignore[reportArgumentType] - takes a list of blocks, contrary to its annotation
     return Features("Inception 2048", _First(network), is_inception=True)
 
 
 def vgg16_features(path: str | None = None) -> Features:
-    """Means of VGG16's last stage, 512 numbers: orders sets of images without FID's weights, and is not FID."""
+    """Means of the last stage of VGG16, 512 numbers: ranks sets of images without FID's weights, but is not FID."""
     return Features("VGG16 conv5_3", _Pooled(VGGStages(features_of("vgg16", given=path)[0])))
 
 
 def patches_of(images: Tensor, *, height: int, width: int) -> Tensor:
     """Images (N, C, H, W) cut into (N * rows * columns, C, height, width), row by row, every pixel in one of them.
 
-    Raises InputError where the sides do not divide.
+    Raises InputError if the sides are not divisible.
     """
     count, channels, high, wide = images.shape
     if high % height or wide % width or not (high and wide):
         raise InputError(
-            f"{high}x{wide} pixels (height x width) do not divide into patches of {height}x{width}; cut the "
-            "picture to whole patches"
+            f"{high}x{wide} pixels (height x width) cannot be divided into patches of {height}x{width}; crop the "
+            "image to whole patches"
         )
     cut = images.unflatten(3, (wide // width, width)).unflatten(2, (high // height, height))
     return cut.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, height, width)
 
 
 class SetDistance:
-    """Distance between a set of restored images and one of true ones, which need not be partners.
+    """Distance between a set of restored images and a set of ground truth, which need not be pairs.
 
     "frechet" is the squared Fréchet distance of Gaussians fitted to the features (Heusel et al. 2017). "kernel" is
-    the unbiased squared MMD under (x.y / D + 1)^3 (Bińkowski et al. 2018) over all images; where a set has more than
-    1000, or the other one fewer, the mean over 100 seeded draws of as many from each. The arithmetic is that of
-    torchmetrics, in float64. Features are taken on the GPU where there is one.
+    the unbiased squared MMD with the kernel (x.y / D + 1)^3 (Bińkowski et al. 2018) over all images; if a set has more
+    than 1000, or the sets differ in size, the mean over 100 seeded draws of equal size. The arithmetic is that of
+    torchmetrics, in float64. Features are computed on the GPU if there is one.
     """
 
     def __init__(self, features: Features, kind: Kind = "frechet") -> None:
@@ -92,19 +92,19 @@ class SetDistance:
 
     @property
     def title(self) -> str:
-        """FID or KID where the features are Inception's; else what it is and whose features they are."""
+        """FID or KID for features of Inception; otherwise the kind of distance and the features."""
         if self._features.is_inception:
             return _INCEPTION_TITLES[self.kind]
         return f"{_TITLES[self.kind]}, features: {self._features.name}"
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Images added so far: restored ones, true ones."""
+        """Number of images added so far: restored, ground truth."""
         restored, true = (sum(map(len, self._vectors[real])) for real in (False, True))
         return restored, true
 
     def update(self, images: Tensor, *, real: bool) -> None:
-        """Add images (N, 3, H, W) in [0, 1] to the true set or to the restored one; sizes may differ."""
+        """Add images (N, 3, H, W) in [0, 1] to the ground truth or to the restored set; sizes may differ."""
         check_tensors(images, images, channels=(3,))
         with torch.no_grad():
             vectors = self._network(images.float().to(self._device)).cpu()
@@ -113,14 +113,14 @@ class SetDistance:
         self._vectors[real].append(vectors)
 
     def compute(self) -> float:
-        """The distance between the two sets; raises InputError where one has fewer than two images."""
+        """The distance between the two sets; raises InputError if one has fewer than two images."""
         sets = {real: torch.cat(parts) if parts else torch.empty(0, 1) for real, parts in self._vectors.items()}
         for real, vectors in sets.items():
             if len(vectors) < 2:
                 which = "true" if real else "restored"
                 raise InputError(f"{self.title}: {len(vectors)} {which} images, two or more are needed")
         counts = [len(vectors) for vectors in sets.values()]
-        # Drawing is the seeded part; the state of PyTorch's generator is the caller's.
+        # Only the draws are random; the state of PyTorch's generator is restored for the caller.
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*will save all extracted features", category=UserWarning)
             torch.manual_seed(0)
@@ -146,7 +146,7 @@ class SetDistance:
 
 
 class _AsTheyAre(nn.Module):
-    """For torchmetrics, which asks a network for features that are there already."""
+    """For torchmetrics, which expects a network although the features are already computed."""
 
     def __init__(self, dimensions: int) -> None:
         super().__init__()

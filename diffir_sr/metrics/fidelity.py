@@ -1,6 +1,6 @@
-"""How near a restored image is to its ground truth: PSNR and SSIM in the conventions of published tables.
+"""PSNR and SSIM in the conventions of published tables, and the checks of inputs shared by all metrics.
 
-What every metric takes is checked here: pairs of one size, tensors in [0, 1] or 8-bit arrays.
+Metrics take pairs of equal size: tensors in [0, 1] or 8-bit arrays.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from diffir_sr.errors import InputError
 
 
 def check_tensors(restored: Tensor, gt: Tensor, *, channels: tuple[int, ...] = (1, 3), smallest: int = 1) -> None:
-    """Raise InputError unless both are (N, C, H, W), of one shape, in [0, 1], with sides of `smallest` or more."""
+    """Raise InputError unless both are (N, C, H, W) with equal shapes, in [0, 1], with sides of at least `smallest`."""
     _check_same_shape(restored, gt)
     for name, image in (("restored", restored), ("gt", gt)):
         if image.ndim != 4 or image.shape[1] not in channels or not image.shape[0]:
@@ -30,11 +30,13 @@ def check_tensors(restored: Tensor, gt: Tensor, *, channels: tuple[int, ...] = (
             raise InputError(f"{name}: expected floating-point values in [0, 1], found {image.dtype}; divide by 255")
         low, high = (float(extreme) for extreme in image.detach().aminmax())
         if not (low >= 0 and high <= 1):  # false for NaN as well
-            raise InputError(f"{name}: expected values in [0, 1], found {low:g} to {high:g}; clamp or rescale it first")
+            raise InputError(
+                f"{name}: expected values in [0, 1], found {low:g} to {high:g}; clamp or rescale them first"
+            )
 
 
 def check_arrays(restored: np.ndarray, gt: np.ndarray, *, smallest: int = 1) -> None:
-    """Raise InputError unless both are (H, W), (H, W, 1) or (H, W, 3), of one shape, uint8."""
+    """Raise InputError unless both are (H, W), (H, W, 1) or (H, W, 3) with equal shapes, uint8."""
     _check_same_shape(restored, gt)
     for name, image in (("restored", restored), ("gt", gt)):
         if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
@@ -53,15 +55,15 @@ def _check_same_shape(restored: Any, gt: Any) -> None:
 
 def _check_side(side: int, smallest: int, name: str) -> None:
     if side < smallest:
-        raise InputError(f"{name}: {side} pixels at its shorter side, this metric needs {smallest} or more")
+        raise InputError(f"{name}: its shorter side has {side} pixels, this metric needs {smallest} or more")
 
 
 def as_unit_tensor(image: np.ndarray) -> Tensor:
-    """(1, C, H, W) float32 in [0, 1] from an array (H, W, C) of uint8."""
+    """Convert a uint8 array (H, W, C) to float32 (1, C, H, W) in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].float() / 255
 
 
-# How a metric was measured, in the words that stand beside its value.
+# The protocol of a metric as text.
 
 
 def protocol(opt: Mapping[str, Any]) -> str:
@@ -81,7 +83,7 @@ def protocol(opt: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-# How near a restored image is to its ground truth: PSNR and SSIM, in the conventions that published tables use.
+# PSNR and SSIM.
 
 
 Convention = Literal["basicsr", "matlab"]
@@ -94,11 +96,11 @@ Images = TypeVar("Images", Tensor, np.ndarray)
 
 
 def psnr(restored: Images, gt: Images, *, border: int = 0, luma: bool = False) -> Tensor | float:
-    """Peak signal-to-noise ratio in dB; equal images give infinity.
+    """Peak signal-to-noise ratio in dB; infinite for equal images.
 
     Tensors are (N, C, H, W) in [0, 1], C of 1 or 3 (RGB), are not rounded, and give (N,) in float64. Arrays are
-    (H, W[, C]) of uint8 and give a number. `border` pixels are left out at each side. `luma` compares Y of BT.601
-    (16 to 235, not rounded) instead of RGB. BasicSR's `calculate_psnr` is the same; MATLAB's psnr() is, on RGB.
+    (H, W[, C]) of uint8 and give a number. `border` pixels are ignored at each side. `luma` compares Y of BT.601
+    (16 to 235, not rounded) instead of RGB. Equal to BasicSR's `calculate_psnr` and, on RGB, to MATLAB's psnr().
     """
     return _of_each(restored, gt, border, smallest=1, measure=lambda a, b: calculate_psnr(a, b, 0, test_y_channel=luma))
 
@@ -106,12 +108,12 @@ def psnr(restored: Images, gt: Images, *, border: int = 0, luma: bool = False) -
 def ssim(
     restored: Images, gt: Images, *, border: int = 0, luma: bool = False, convention: Convention = "basicsr"
 ) -> Tensor | float:
-    """Structural similarity, at most 1; equal images give 1. Images and arguments are as those of `psnr`.
+    """Structural similarity, at most 1, and 1 for equal images. Images and arguments are those of `psnr`.
 
     Both conventions use a Gaussian window of 11 pixels, sigma 1.5. "basicsr" (Wang et al. 2004) takes the mean over
-    channels, each on its own, and over places where the window fits. "matlab" is MATLAB's ssim(): edges are
-    continued with their own value and every pixel counts, and an image of three channels is a volume whose window is
-    11 x 11 x 11, so that channels mix; the paper's deblurring table is measured so. Its Y of uint8 is rounded.
+    channels, each separately, and over positions where the window fits. "matlab" is MATLAB's ssim(): edges are extended
+    and every pixel counts, and an image with three channels is a volume with a window of 11 x 11 x 11, so channels mix;
+    the paper's deblurring table uses it. Its Y of uint8 is rounded.
     """
     if convention not in get_args(Convention):
         raise InputError(f"convention: expected one of {', '.join(get_args(Convention))}, found {convention!r}")
@@ -123,7 +125,7 @@ def ssim(
 def _of_each(
     restored: Images, gt: Images, border: int, smallest: int, measure: Callable[[np.ndarray, np.ndarray], float]
 ) -> Tensor | float:
-    """`measure` of every pair, as (H, W, C) in BGR from 0 to 255, without its border."""
+    """`measure` for every pair, as (H, W, C) in BGR from 0 to 255, without its border."""
     if border < 0:
         raise InputError(f"border: expected 0 or more pixels, found {border}")
     if isinstance(restored, Tensor) and isinstance(gt, Tensor):
@@ -147,7 +149,7 @@ def _inner(image: np.ndarray, border: int) -> np.ndarray:
 
 
 def _planes(image: np.ndarray, luma: bool) -> np.ndarray:
-    """(H, W, C) as MATLAB holds it; its rgb2ycbcr() rounds Y where the image is of uint8."""
+    """(H, W, C) as in MATLAB, whose rgb2ycbcr() rounds Y of uint8 images."""
     values = (to_y_channel(image) if luma else image).astype(np.float64)
     return np.floor(values + 0.5) if luma and image.dtype == np.uint8 else values
 
@@ -162,7 +164,7 @@ def _volumetric_ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _smooth(volume: np.ndarray) -> np.ndarray:
-    """Weighted mean around every value of (H, W, C); along C only where there is more than one channel."""
+    """Weighted mean around every value of (H, W, C), also along C if there is more than one channel."""
     offsets = np.arange(_WINDOW) - _WINDOW // 2
     weights = np.exp(-(offsets**2) / (2 * _SIGMA**2))
     for axis in range(3 if volume.shape[2] > 1 else 2):

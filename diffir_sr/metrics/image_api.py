@@ -1,4 +1,4 @@
-"""Metrics under the names and with the calls that `val.metrics` of BasicSR's option files uses."""
+"""Metrics with the names and signatures used in `val.metrics` of BasicSR's option files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def calculate_ssim_matlab(
     test_y_channel: bool = False,
     better: Better = "higher",
 ) -> float:
-    """SSIM of two BGR arrays of uint8 as MATLAB's ssim() computes it, on RGB with a window over the channels too."""
+    """SSIM of two BGR arrays of uint8 as computed by MATLAB's ssim(), on RGB with a window that includes channels."""
     a, b = _rgb(img, img2, crop_border, input_order)
     return float(ssim(a, b, luma=test_y_channel, convention="matlab"))
 
@@ -40,7 +40,7 @@ def calculate_lpips(
     backbone: str | None = None,
     better: Better = "lower",
 ) -> float:
-    """LPIPS of two BGR arrays of uint8, on the GPU where there is one; see `perceptual.lpips`."""
+    """LPIPS of two BGR arrays of uint8, on the GPU if there is one; see `perceptual.lpips`."""
     return lpips(*_tensors(img, img2, crop_border, input_order), net=net, backbone=backbone).item()
 
 
@@ -52,12 +52,12 @@ def calculate_dists(
     backbone: str | None = None,
     better: Better = "lower",
 ) -> float:
-    """DISTS of two BGR arrays of uint8 at full size, on the GPU where there is one; see `perceptual.dists`."""
+    """DISTS of two BGR arrays of uint8 at full size, on the GPU if there is one; see `perceptual.dists`."""
     return dists(*_tensors(img, img2, crop_border, input_order), backbone=backbone).item()
 
 
 def check_metrics(metrics: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise CheckpointError, which names the entry, where one of `val.metrics` lacks its package or weights."""
+    """Raise CheckpointError, which names the entry, if a metric of `val.metrics` lacks its package or weights."""
     for name, opt in metrics.items():
         backbone = opt.get("backbone")
         try:

@@ -1,4 +1,4 @@
-"""How alike two images look to networks: LPIPS and DISTS, both 0 for equal images."""
+"""Perceptual distances: LPIPS and DISTS, both 0 for equal images."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from diffir_sr.weights.backbones import features_of, tensors_of
 Net = Literal["alex", "vgg"]
 _BACKBONES = {"alex": "alexnet", "vgg": "vgg16"}
 CHANNELS = (64, 128, 256, 512, 512)
-# Places of each stage's convolutions in torchvision's `features`.
+# Indices of the convolutions of each stage in torchvision's `features`.
 _STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
-_SMALLEST = 32  # AlexNet's last layer has nothing left of smaller images
+_SMALLEST = 32  # smaller images vanish before AlexNet's last layer
 
 
 class VGGStages(nn.Module):
     """Outputs of the last ReLU of each stage: (N, 64, H, W), (N, 128, H/2, W/2), ... (N, 512, H/16, W/16).
 
-    Takes RGB in [0, 1], which it normalises as ImageNet is. `tensors` are as `weights.backbones.features_of`
-    gives them. With `with_image` the image itself, not normalised, comes first.
+    The input is RGB in [0, 1] and is normalised for ImageNet. `tensors` come from `weights.backbones.features_of`. With
+    `with_image`, the image itself, not normalised, comes first.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class VGGStages(nn.Module):
         names = [f"features.{place}.{kind}" for stage in _STAGES for place in stage for kind in ("weight", "bias")]
         absent = [name for name in names if name not in tensors]
         if absent:
-            raise CheckpointError(f"these are not the weights of VGG16: {absent[0]} is missing")
+            raise CheckpointError(f"not the weights of VGG16: {absent[0]} is missing")
         for name in names:
             self.register_buffer(name.replace(".", "_"), tensors[name], persistent=False)
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
@@ -61,9 +61,9 @@ class VGGStages(nn.Module):
 def lpips(restored: Tensor, gt: Tensor, *, net: Net = "alex", backbone: str | None = None) -> Tensor:
     """Learned perceptual distance (LPIPS 0.1, Zhang et al. 2018) of each pair, (N,): 0 for equal images.
 
-    Images are (N, 3, H, W) RGB in [0, 1], 32 pixels or more; they are taken as they are, not resized. `net` is the
-    trunk: the paper's super-resolution table uses alex, the real-world and inpainting ones vgg. `backbone` is the
-    file of its ImageNet weights, which are looked for if not given (see `weights.search`).
+    Images are (N, 3, H, W) RGB in [0, 1], with sides of 32 pixels or more; they are not resized. `net` is the backbone:
+    the paper's super-resolution table uses alex, the real-world and inpainting tables vgg. `backbone` is the file of
+    its ImageNet weights, by default searched for (see `weights.search`).
     """
     if net not in get_args(Net):
         raise InputError(f"net: expected one of {', '.join(get_args(Net))}, found {net!r}")
@@ -76,8 +76,8 @@ def lpips(restored: Tensor, gt: Tensor, *, net: Net = "alex", backbone: str | No
 def dists(restored: Tensor, gt: Tensor, *, backbone: str | None = None) -> Tensor:
     """Distance of structure and texture (DISTS, Ding et al. 2020) of each pair, (N,): 0 for equal images.
 
-    Images and `backbone` are as those of `lpips`. Images are measured at their full size, as in the paper's tables;
-    the authors of DISTS themselves shrink them to 256 pixels first.
+    Images and `backbone` are those of `lpips`. Images are measured at full size, as in the paper's tables; the authors
+    of DISTS resize them to 256 pixels first.
     """
     check_tensors(restored, gt, channels=(3,), smallest=_SMALLEST)
     stages, alpha, beta = _dists_network(backbone)
@@ -91,7 +91,7 @@ def dists(restored: Tensor, gt: Tensor, *, backbone: str | None = None) -> Tenso
 
 
 def _likeness(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Equations 4 and 5 of DISTS: likeness of means (texture) and of variation (structure), each (N, channels)."""
+    """Equations 4 and 5 of DISTS: similarity of means (texture) and of covariances (structure), each (N, channels)."""
     tiny = 1e-6
     mean_a, mean_b = a.mean((2, 3)), b.mean((2, 3))
     variance_a = (a - mean_a[..., None, None]).square().mean((2, 3))
@@ -102,7 +102,7 @@ def _likeness(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def prepare(metric: Literal["lpips", "dists"], *, net: Net = "alex", backbone: str | None = None) -> None:
-    """Load what `lpips` or `dists` will need; raises CheckpointError where a package or weights are absent."""
+    """Load what `lpips` or `dists` needs; raises CheckpointError if a package or weights are missing."""
     if metric == "lpips":
         _lpips_network(net, backbone)
     else:
@@ -115,14 +115,14 @@ def _lpips_network(net: Net, backbone: str | None) -> nn.Module:
     trunk = features_of(_BACKBONES[net], given=backbone)[0]
     from lpips import LPIPS
 
-    # Its weights are drawn before they are replaced; a training's own draws must not change with what it measures.
+    # Weights are drawn before they are replaced; measuring must not change the random state of a training.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*'?pretrained'?|.*weight enum", category=UserWarning)
         network = LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             known = heads if name.startswith("lin") else trunk
-            # lpips names layers net.slice<part>.<place in features>.weight
+            # lpips names layers net.slice<part>.<index in features>.weight
             place = name if name.startswith("lin") else f"features.{name.split('.', 2)[2]}"
             if place not in known or known[place].shape != parameter.shape:
                 raise CheckpointError(f"LPIPS {net}: the weights have no {place} of shape {tuple(parameter.shape)}")
@@ -140,7 +140,7 @@ def _dists_network(backbone: str | None) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def _hann_pool(x: Tensor) -> Tensor:
-    """Root of the mean square under a 3 x 3 Hann window, every second pixel: what DISTS has for max-pooling."""
+    """Root mean square under a 3 x 3 Hann window with stride 2, which replaces max-pooling in DISTS."""
     line = x.new_tensor([0.25, 0.5, 0.25])
     window = torch.outer(line, line).expand(x.shape[1], 1, 3, 3)
     return (F.conv2d(x.square(), window, stride=2, padding=1, groups=x.shape[1]) + 1e-12).sqrt()

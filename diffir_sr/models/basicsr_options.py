@@ -14,7 +14,7 @@ class BuiltOnce(Section):
     """What every training here builds."""
 
     optim_g: Built = Field(description="Optimizer of network_g: a class of torch.optim and its arguments.")
-    scheduler: Built = Field(description="How the learning rate changes.")
+    scheduler: Built = Field(description="Schedule of the learning rate.")
 
 
 class Adversarial(Section):
@@ -27,8 +27,10 @@ class Adversarial(Section):
 class Alternating(Section):
     """How the steps of network_g and network_d follow each other."""
 
-    net_d_iters: Count = Field(1, description="Discriminator steps for each step of network_g.")
-    net_d_init_iters: CountOrZero = Field(0, description="Iterations in which the discriminator trains alone.")
+    net_d_iters: Count = Field(1, description="Discriminator steps per step of network_g.")
+    net_d_init_iters: CountOrZero = Field(
+        0, description="Initial iterations in which only the discriminator is trained."
+    )
 
 
 class SRGANTraining(BuiltOnce, Adversarial, Alternating):
@@ -65,15 +67,15 @@ class PerceptualArguments(Section):
     """Arguments of PerceptualLoss."""
 
     layer_weights: dict[str, Number] = Field(
-        min_length=1, description="How much each VGG layer counts, by name (conv5_4: before its activation)."
+        min_length=1, description="Weight of each VGG layer, by name (conv5_4: before its activation)."
     )
     vgg_type: Literal["vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"] = Field(
-        description="Which VGG."
+        description="VGG variant."
     )
     use_input_norm: bool = Field(description="Whether images are normalised as VGG expects.")
-    range_norm: bool = Field(description="Whether images come in [-1, 1] instead of [0, 1].")
-    perceptual_weight: NotNegative = Field(description="Factor on the loss; 0 switches it off.")
-    style_weight: NotNegative = Field(description="Factor on the style loss; 0 switches it off.")
+    range_norm: bool = Field(description="Whether images are in [-1, 1] instead of [0, 1].")
+    perceptual_weight: NotNegative = Field(description="Factor on the loss; 0 disables it.")
+    style_weight: NotNegative = Field(description="Factor on the style loss; 0 disables it.")
     criterion: Literal["l1", "fro"] = Field(description="l1 or fro (Frobenius norm).")
 
 

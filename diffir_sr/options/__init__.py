@@ -1,4 +1,4 @@
-"""Option files: read without running code and checked against everything that will read them."""
+"""Option files: read without executing code, and checked against the classes that will read them."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ __all__ = ["LoadedOptions", "load_options"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when asked for: checking needs BasicSR, listing recipes and adding parsers does not."""
+    """Import on first use: checking needs BasicSR, listing recipes and adding parsers does not."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from diffir_sr.options import load

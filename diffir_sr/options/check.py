@@ -1,6 +1,6 @@
-"""Checking one section: against fields, against the signature of what will be called, against what classes declare.
+"""Checking a section: against fields, against the signature of a constructor, against the declarations of classes.
 
-Each option is checked on its own, so that one mistake never hides another.
+Each option is checked individually, so that one mistake never hides another.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from diffir_sr.families import declaring
 from diffir_sr.option_types import Built, Keys, Section, explain, found, inherited
 from diffir_sr.options.report import Report, nearest
 
-Known = Mapping[str, tuple[type[Section], str]]  # option: the section and the field whose rules it follows
-_SUFFIX = "_basicsr"  # BasicSR registers some of its classes under names with this ending and finds them without
+Known = Mapping[str, tuple[type[Section], str]]  # option: the section and the field that define it
+_SUFFIX = (
+    "_basicsr"  # BasicSR registers some of its classes under names with this suffix, and also finds them without it
+)
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -50,10 +52,10 @@ def check_section(
     skip: Iterable[str] = (),
     optional: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """`given` with every value as its field wants it (5000.0 as 5000 where a count belongs).
+    """`given` with every value converted as its field requires (5000.0 to 5000 for a count).
 
-    `skip` names options that others check, `optional` those that may be absent although their field is required.
-    Problems go to the report; values with problems stay as they are.
+    `skip` names options that are checked elsewhere, `optional` those that may be absent although their field is
+    required. Problems go to the report; values with problems stay unchanged.
     """
     values, skip = dict(given), set(skip)
     for name in [name for name in given if name not in skip]:
@@ -69,7 +71,7 @@ def check_section(
 
 
 def check_model(schema: type[BaseModel], given: Mapping[str, Any], keys: Keys, report: Report) -> dict[str, Any]:
-    """`given` as a plugin's pydantic model wants it; the model's own rules across options hold too."""
+    """`given` converted by a plugin's pydantic model, whose own rules across options are applied, too."""
     try:
         checked = schema.model_validate(dict(given))
     except ValidationError as error:
@@ -94,7 +96,7 @@ def _fields_at(schema: type[BaseModel], way: Sequence[str | int]) -> Iterable[st
 
 
 def as_mapping(value: Any, keys: Keys, report: Report) -> dict[str, Any]:
-    """`value` if it is a section; otherwise nothing, and a problem unless it is absent or ~."""
+    """`value` if it is a section; otherwise an empty one, and a problem unless it is absent or ~."""
     if isinstance(value, dict):
         return value
     if value is not None:
@@ -103,7 +105,7 @@ def as_mapping(value: Any, keys: Keys, report: Report) -> dict[str, Any]:
 
 
 def nested_section(info: FieldInfo) -> type[Section] | None:
-    """The section that a field is, or None."""
+    """The section type of a field, or None."""
     for kind in (info.annotation, *typing.get_args(info.annotation)):
         if isinstance(kind, type) and not isinstance(kind, types.GenericAlias) and issubclass(kind, Section):
             return kind
@@ -111,14 +113,14 @@ def nested_section(info: FieldInfo) -> type[Section] | None:
 
 
 def is_built(info: FieldInfo) -> bool:
-    """Whether a field is an object with a type and arguments."""
+    """Whether a field describes an object with a type and arguments."""
     return Built in (info.annotation, *typing.get_args(info.annotation))
 
 
 def check_value(adapter: TypeAdapter[Any], value: Any, keys: Keys, report: Report) -> Any:
-    """`value` as the adapter's type wants it, or unchanged with problems in the report."""
+    """`value` converted to the adapter's type, or unchanged with problems in the report."""
     try:
-        # Python counts true as 1; an option file does not.
+        # true is an int in Python, but not in an option file.
         return adapter.validate_python(value, strict=True if isinstance(value, bool) else None)
     except ValidationError as error:
         for detail in _possible(error):
@@ -128,7 +130,7 @@ def check_value(adapter: TypeAdapter[Any], value: Any, keys: Keys, report: Repor
 
 
 def _possible(error: ValidationError) -> list[Any]:
-    """Of the choices `number or tensor`, a file can hold the number alone: only what it can hold is told."""
+    """Of alternatives such as `number or tensor`, report only those that a file can contain."""
     details = error.errors(include_url=False)
     return [detail for detail in details if detail["type"] != "is_instance_of"] or details
 
@@ -157,13 +159,13 @@ def _adapter(section: type[Section], name: str) -> TypeAdapter[Any]:
 
 
 def find(registry: Registry, name: Any) -> Any | None:
-    """What BasicSR would build for this name, or None."""
+    """The class that BasicSR would build for this name, or None."""
     known = dict(iter(registry))  # its keys() without [] confuses dict()
     return known.get(name, known.get(f"{name}{_SUFFIX}")) if isinstance(name, str) else None
 
 
 def check_type(registry: Registry, given: Mapping[str, Any], keys: Keys, report: Report, *, kind: str) -> Any | None:
-    """What `given["type"]` names; None, with a problem, if there is no type or nothing of that name."""
+    """The class named by `given["type"]`; None, with a problem, if the type is missing or unknown."""
     if "type" not in given:
         report.problem((*keys, "type"), f"missing: the name of {_a(kind)}")
         return None
@@ -171,7 +173,7 @@ def check_type(registry: Registry, given: Mapping[str, Any], keys: Keys, report:
 
 
 def named(registry: Registry, name: Any, keys: Keys, report: Report, *, kind: str) -> Any | None:
-    """What a name stands for in a registry, or None with a problem that lists what there is."""
+    """The class with a name in a registry, or None with a problem that lists the known names."""
     thing = find(registry, name)
     if thing is not None:
         return thing
@@ -185,7 +187,7 @@ def named(registry: Registry, name: Any, keys: Keys, report: Report, *, kind: st
     listed = ", ".join(f"{known} ({origin})" for known, origin in sorted(origins.items())) or "none"
     report.problem(
         keys,
-        f"no {kind} is called {name!r}; {hint}Known: {listed}. Plugins add names: installed, or under 'plugins'",
+        f"no {kind} is named {name!r}; {hint}Known: {listed}. Plugins add names: installed, or under 'plugins'",
     )
     return None
 
@@ -194,26 +196,26 @@ def _a(kind: str) -> str:
     return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
 
 
-# What classes declare
+# Declarations of classes
 
 
 @dataclass
 class Declared:
-    """What a class and its base classes say of their options; see `option_types`."""
+    """The options that a class and its base classes declare; see `option_types`."""
 
     known: dict[str, tuple[type[Section], str]] = field(default_factory=dict)
-    models: list[type[BaseModel]] = field(default_factory=list)  # of plugins, checked as a whole
-    names: set[str] = field(default_factory=set)  # known by name alone
-    whole: bool = False  # whether the class itself says what it reads, so that no other options can be right
+    models: list[type[BaseModel]] = field(default_factory=list)  # pydantic models of plugins, checked as a whole
+    names: set[str] = field(default_factory=set)  # known only by name
+    whole: bool = False  # whether the class itself declares its options, so that all others are wrong
 
     @property
     def all_names(self) -> set[str]:
-        """Every option that is known."""
+        """All known options."""
         return {*self.known, *self.names, *(name for model in self.models for name in _names(model))}
 
 
 def declared(kind: Any, attribute: str = "OPTIONS", *, base: type[Section] | None = None) -> Declared:
-    """What a class declares on top of the options of `base`."""
+    """The options that a class declares in addition to those of `base`."""
     found, source = Declared(fields_of(base) if base else {}), declaring(kind)
     found.whole = attribute in getattr(source, "__dict__", {})
     for one in reversed(source.__mro__) if isinstance(source, type) else ():
@@ -231,7 +233,7 @@ def declared(kind: Any, attribute: str = "OPTIONS", *, base: type[Section] | Non
 
 
 def gathered(kind: Any, attribute: str) -> Iterator[Any]:
-    """The entries of tuples that a class and its base classes have under `attribute` (RULES, ...)."""
+    """The entries of the tuples named `attribute` (RULES, ...) of a class and its base classes."""
     for several in inherited(declaring(kind), attribute):
         yield from several
 
@@ -246,7 +248,7 @@ def check_declared(
     skip: Iterable[str] = (),
     optional: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """Check what a class declares; where it does not itself say what it reads, the others pass with one warning."""
+    """Check the declared options; if the class itself declares none, unknown options pass with one warning."""
     theirs = {*options.names, *(name for model in options.models for name in _names(model))}
     others = given.keys() - options.all_names - set(skip)
     checked = check_section(options.known, given, keys, report, skip={*skip, *others, *theirs}, optional=optional)
@@ -279,16 +281,16 @@ def check_arguments(
     also: Known | None = None,
     any_keyword: bool = True,
 ) -> dict[str, Any]:
-    """`given` with values as the class's ARGUMENTS, or else the annotations of its constructor, want them.
+    """`given` converted by the ARGUMENTS of a class, or otherwise by the annotations of its constructor.
 
-    `type` stays as it is. `leave_out` names parameters that are not for option files, `also` options that `target` does
-    not take but somebody reads. `any_keyword` says whether a `**kwargs` of `target` makes every name right.
+    `type` stays as it is. `leave_out` names parameters that are not options, `also` names options that `target` does
+    not take but that are read elsewhere. `any_keyword`: whether a `**kwargs` of `target` accepts every name.
     """
     parameters, bounds = _parameters(target, frozenset(leave_out)), {**(also or {}), **arguments_of(target)}
     if parameters is None:
         return dict(given)
     named = {name: p for name, p in parameters.items() if p.kind not in _VARIABLE}
-    # Some are not the constructor's: somebody reads them before. They have defaults, which the others do not need.
+    # Some are not arguments of the constructor, but are read before. These have defaults; the others need none.
     read_before = {name for name, (section, _) in bounds.items() if not section.model_fields[name].is_required()}
     open_ended = any_keyword and any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     values = dict(given)
@@ -305,13 +307,13 @@ def check_arguments(
 
 
 def arguments_of(target: Any) -> dict[str, tuple[type[Section], str]]:
-    """The arguments that a class, or what stands for it, describes."""
+    """The arguments that a class, or its substitute, describes."""
     described = getattr(declaring(target), "ARGUMENTS", None)
     return fields_of(described) if described is not None else {}
 
 
 def argument_names(target: Any) -> set[str]:
-    """What a constructor can be given; nothing if there is none."""
+    """The parameters of a constructor; none if it has no signature."""
     parameters = _parameters(target, frozenset()) if target is not None else None
     return {name for name, parameter in (parameters or {}).items() if parameter.kind not in _VARIABLE}
 
@@ -331,10 +333,10 @@ def _check_argument(
     if adapter is None:
         return value
     default = parameter.default if parameter is not None else inspect.Parameter.empty
-    if value is None and default is None:  # "x: int = None" means that None is fine
+    if value is None and default is None:  # "x: int = None" means that None is allowed
         return value
     checked = check_value(adapter, value, keys, report)
-    # Anything else than plain values would not survive being logged and copied by BasicSR.
+    # BasicSR logs and copies options, so only plain values are possible.
     return checked if isinstance(checked, (bool, int, float, str, list)) else value
 
 
@@ -351,9 +353,9 @@ def _parameters(target: Callable[..., Any], leave_out: frozenset[str]) -> dict[s
 def _annotation(target: Callable[..., Any], name: str) -> TypeAdapter[Any] | None:
     function: Any = target.__init__ if isinstance(target, type) else target
     try:
-        # Each on its own: one name that cannot be resolved must not leave the others unchecked.
+        # Individually, so that one name that cannot be resolved does not leave the others unchecked.
         only = types.SimpleNamespace(__annotations__={name: function.__annotations__[name]})
         hint = typing.get_type_hints(only, function.__globals__, include_extras=True)[name]
         return None if hint is None else TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
     except (KeyError, NameError, TypeError, AttributeError, PydanticSchemaGenerationError, PydanticUserError):
-        return None  # an annotation that pydantic cannot read checks nothing
+        return None  # no check for an annotation that pydantic does not support

@@ -1,4 +1,4 @@
-"""`diffir options`: check files, print the reference or the JSON schema, list and copy the recipes."""
+"""`diffir options`: check files, print the reference or the JSON schema, list and copy recipes."""
 
 from __future__ import annotations
 
@@ -13,26 +13,31 @@ from diffir_sr.errors import OptionError
 
 
 def add_options_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `options` and its commands; each sets `run`: from parsed arguments to an exit code."""
-    about = "check option files, and learn what they may hold"
+    """Add `diffir options` and its commands; each sets `run`, from parsed arguments to an exit code."""
+    about = "check option files, show the available options, copy recipes"
     commands = subparsers.add_parser("options", help=about, description=about).add_subparsers(
         required=True, metavar="COMMAND"
     )
-    check = commands.add_parser("check", help="tell what is wrong in option files, without running them")
-    check.add_argument("files", nargs="+", metavar="FILE", help="option file; one with datasets.train is a training")
-    check.add_argument("--no-files", action="store_true", help="do not ask whether weights and data exist")
-    check.add_argument("--json", action="store_true", help="for programs: the findings of each file with their lines")
+    check = commands.add_parser("check", help="check option files without running them")
+    check.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="option file; checked as a training if it has datasets.train, otherwise as a test",
+    )
+    check.add_argument("--no-files", action="store_true", help="do not check whether weights and data exist")
+    check.add_argument("--json", action="store_true", help="print the findings of each file, with their lines, as JSON")
     check.set_defaults(run=_check)
-    reference = commands.add_parser("reference", help="explain every option (Markdown)")
-    reference.add_argument("-o", "--output", type=Path, metavar="FILE", help="write here instead of the terminal")
+    reference = commands.add_parser("reference", help="print the reference of all options (Markdown)")
+    reference.add_argument("-o", "--output", type=Path, metavar="FILE", help="write here instead of to the terminal")
     reference.set_defaults(run=_reference)
     schema = commands.add_parser("schema", help="print a JSON schema, for completion in editors")
-    schema.add_argument("-o", "--output", type=Path, metavar="FILE", help="write here instead of the terminal")
+    schema.add_argument("-o", "--output", type=Path, metavar="FILE", help="write here instead of to the terminal")
     schema.set_defaults(run=_schema)
-    listing = commands.add_parser("list", help="list the recipes that come with the package")
+    listing = commands.add_parser("list", help="list the recipes included in the package")
     listing.set_defaults(run=_list)
-    copy = commands.add_parser("copy", help="copy recipes into a folder, to change them")
-    copy.add_argument("names", nargs="+", metavar="NAME", help="name as `diffir options list` shows it")
+    copy = commands.add_parser("copy", help="copy recipes into a folder, to edit them")
+    copy.add_argument("names", nargs="+", metavar="NAME", help="name from `diffir options list`")
     copy.add_argument("-o", "--output", type=Path, default=Path("options"), metavar="DIR", help="default: options")
     copy.set_defaults(run=_copy)
 
@@ -51,7 +56,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _checked(file: str, *, check_files: bool) -> dict[str, Any]:
-    """What is found in one file, as values for JSON; `text` is what a person reads of its problems."""
+    """The findings in one file, as values for JSON; `text` is the readable form of its problems."""
     from diffir_sr.options.load import load_options
     from diffir_sr.options.report import OptionProblems
     from diffir_sr.options.source import read_source
@@ -78,7 +83,7 @@ def _tell(result: dict[str, Any]) -> None:
     if result["right"]:
         for warning in result["warnings"]:
             _say(f"warning: {Finding(**warning)}")
-        _say(f"{result['file']}: right, for `{result['command']}`")
+        _say(f"{result['file']}: valid, for `{result['command']}`")
     else:
         _say(result["text"])
 

@@ -1,4 +1,4 @@
-"""From an option file to checked options: read, renamed, repaired, checked, completed; files that must exist."""
+"""Loading option files: read, rename, correct, check, complete; check that required files exist."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class LoadedOptions:
     """Checked options, in the structure and with the names that BasicSR reads."""
 
     values: dict[str, Any]
-    findings: list[Finding]  # options without effect and corrections that were made, each with place and reason
+    findings: list[Finding]  # options without effect and applied corrections, each with place and reason
     path: Path
 
     @property
     def warnings(self) -> list[str]:
-        """The findings as lines."""
+        """The findings as lines of text."""
         return [str(finding) for finding in self.findings]
 
 
@@ -50,9 +50,9 @@ def load_options(
 ) -> LoadedOptions:
     """The options of a file for `basicsr train` or, if not `is_train`, `basicsr test`.
 
-    `overrides` are BasicSR's `--force_yml` entries, section:key=value. `check_files` says whether weights and
-    data must be there; keys of `path` in `coming` name weights that an earlier stage will write. Imports the modules
-    that `plugins` names. Raises OptionError with every problem found.
+    `overrides` are entries of BasicSR's `--force_yml`, section:key=value. `check_files`: whether weights and data must
+    exist, except for the keys of `path` in `coming`, whose weights an earlier stage will write. Imports the modules
+    listed under `plugins`. Raises OptionError with all problems found.
     """
     source = read_source(path)
     apply_overrides(source, overrides)
@@ -77,10 +77,10 @@ def load_options(
 
 def _import_plugins(source: Source, *, file: str) -> None:
     modules = source.values.get("plugins") or []
-    if not isinstance(modules, list):  # the schema tells
+    if not isinstance(modules, list):  # reported by the schema
         return
     if modules and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # behind all else: a folder here must not hide an installed package
+        sys.path.append(os.getcwd())  # last, so that a folder here does not shadow an installed package
     report = Report()
     for index, module in enumerate(modules):
         if not isinstance(module, str):
@@ -93,18 +93,18 @@ def _import_plugins(source: Source, *, file: str) -> None:
     fail_on_problems(report, source.places, file=file)
 
 
-# Earlier names and published files
+# Earlier names, and corrections of published files
 
 
 def _rename(values: dict[str, Any], source: Source, report: Report) -> None:
-    """Take earlier names of options for their new ones, in their own sections and at the top level."""
+    """Replace earlier names of options by their new ones, in their sections and at the top level."""
     for keys, kind in list(named_classes(values)):
         renamed = {old: new for one in inherited(declaring(kind), "RENAMED") for old, new in one.items()}
         for section_keys in dict.fromkeys((keys, ())):
             section = _section_at(values, section_keys)
             for old in [old for old in renamed if old in section and renamed[old] not in section]:
-                report.warn((*section_keys, old), f"is now called {renamed[old]}")
-                # In the place of the old one, so that the order stays.
+                report.warn((*section_keys, old), f"is now named {renamed[old]}")
+                # In place of the old one, so that the order is kept.
                 items = [(renamed[key] if key == old else key, value) for key, value in section.items()]
                 section.clear()
                 section.update(items)
@@ -122,50 +122,52 @@ def _section_at(values: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]
 
 
 def _correct(values: dict[str, Any], report: Report) -> None:
-    """What classes know to be wrong in published files, each change with a warning."""
+    """Apply the corrections that classes declare for published files, each with a warning."""
     for keys, kind in list(named_classes(values)):
         for correction in gathered(kind, "CORRECTIONS"):
             report.warnings.extend(correction(values, keys))
 
 
 def _settle_window(view: OptionView, report: Report) -> None:
-    """Published x2 and x1 files carry a window_size that is too small; nothing reads it, but it must not mislead."""
+    """Published x2 and x1 files contain a window_size that is too small; nothing reads it, but it is misleading."""
     if not view.has("val", "window_size"):
         return
     size, rule = view.get("val", "window_size"), view.size_rule()
     if rule and size % rule.multiple_of:
         report.warn(
             ("val", "window_size"),
-            f"corrected from {size} to {rule.multiple_of}: padding is a property of the network, and this one pads "
-            f"to multiples of {rule.multiple_of} whatever is written here",
+            f"corrected from {size} to {rule.multiple_of}: padding is a property of the network, which always pads "
+            f"to multiples of {rule.multiple_of}",
         )
         view.values["val"]["window_size"] = rule.multiple_of
         return
-    pads = f"this one pads to multiples of {rule.multiple_of}" if rule else "it alone decides"
+    pads = f"this one pads to multiples of {rule.multiple_of}" if rule else "it is not configurable"
     report.warn(("val", "window_size"), f"has no effect: padding is a property of the network ({pads})")
 
 
 def _warn_of_a_misleading_name(view: OptionView, report: Report) -> None:
-    """A run called after another scale would write its results among those of that scale's run."""
+    """A run named after another scale would mix its results with those of that scale."""
     named = re.search(r"_x([1248])(?=_|$)", view.get("name", default=""))
     if named and view.scale() not in (None, int(named[1])):
         other = f"x{named[1]}"
         report.warn(
             ("name",),
-            f"says {other}, but the scale is {view.scale()}: results go where those of {other} would; rename it",
+            f"contains {other}, but the scale is {view.scale()}: results would mix with those of {other}; rename it",
         )
 
 
-# What is absent
+# Defaults
 
 
 def _complete(values: dict[str, Any], view: OptionView) -> None:
-    """Fill in what BasicSR reads without asking whether it is there."""
+    """Fill in options that BasicSR reads without checking whether they exist."""
     values.setdefault("num_gpu", Options.model_fields["num_gpu"].default)
     if values.get("scale") is None and view.scale() is not None:
         values["scale"] = view.scale()
     _complete_path(values, view)
-    if "val" not in values or values["val"] is not None or not view.is_train:  # `val: ~` switches it off in training
+    if (
+        "val" not in values or values["val"] is not None or not view.is_train
+    ):  # `val: ~` disables validation in training
         values["val"] = _filled(values.get("val"), ValOptions, save_img=not view.is_train)
     if view.is_train:
         values["logger"] = _filled(values.get("logger"), LoggerOptions)
@@ -174,13 +176,13 @@ def _complete(values: dict[str, Any], view: OptionView) -> None:
 
 
 def _filled(given: Mapping[str, Any] | None, section: type[Section], **instead: Any) -> dict[str, Any]:
-    """A section with the default of every absent option."""
+    """A section completed with the defaults of absent options."""
     defaults = {name: copy.copy(info.default) for name, info in section.model_fields.items()}
     return {**defaults, **instead, **(given or {})}
 
 
 def _complete_path(values: dict[str, Any], view: OptionView) -> None:
-    """Networks that are not trained keep their weights when a training resumes."""
+    """Networks that are not trained keep their pretrained weights when a training resumes."""
     path = values["path"] = dict(values.get("path") or {})
     helpers = [one for one in view.declares("frozen_networks") or () if values.get(one.section) is not None]
     for helper in helpers:
@@ -192,7 +194,7 @@ def _complete_path(values: dict[str, Any], view: OptionView) -> None:
 
 def _set_backend(dataset: dict[str, Any]) -> None:
     kinds = {is_lmdb(path) for root in ROOTS for path in roots_in(dataset, root)}
-    # One folder and one LMDB: the dataset itself must see to it.
+    # A folder and an LMDB are mixed: left to the dataset.
     if dataset.get("io_backend") is None and len(kinds) == 1:
         dataset["io_backend"] = {"type": "lmdb" if kinds.pop() else "disk"}
 
@@ -202,11 +204,11 @@ def _sections(values: Any) -> Iterator[dict[str, Any]]:
     yield from (one for one in members if isinstance(one, dict))
 
 
-# Rules about files and folders that must be there: weights, data, lists.
+# Rules about files and folders that must exist: weights, data, lists.
 
 
 def apply_file_rules(view: OptionView, report: Report, *, coming: Collection[str] = ()) -> None:
-    """Add to the report every file and folder that is named and missing, but for the `coming` weights."""
+    """Report every file and folder that is named but missing, except for the `coming` weights."""
     names = [name for name, _ in view.datasets()]
     named = [key for key in view.values.get("path") or {} if str(key).startswith("pretrain_network_")]
     weights = [key for key in named if key not in coming]
@@ -224,12 +226,12 @@ def apply_file_rules(view: OptionView, report: Report, *, coming: Collection[str
 
 
 def weights_exist(view: OptionView, key: str) -> Found:
-    """Weights to start from are there; a missing file is told with the command that makes it."""
+    """Weights to start from exist; the message about a missing file names the command that makes it."""
     network = key.removeprefix("pretrain_")
     is_helper = network in [helper.section for helper in view.declares("frozen_networks") or ()]
-    if is_helper and not view.is_train:  # tests need none
+    if is_helper and not view.is_train:  # not needed for tests
         return
-    if view.has("path", "resume_state") and not is_helper:  # the run that is resumed has its own
+    if view.has("path", "resume_state") and not is_helper:  # the resumed run has its own
         return
     path = view.get("path", key)
     if path and not os.path.isfile(os.path.expanduser(path)):
@@ -237,38 +239,38 @@ def weights_exist(view: OptionView, key: str) -> Found:
 
 
 def state_exists(view: OptionView) -> Found:
-    """The training state to resume from is there."""
+    """The training state to resume from exists."""
     path = view.get("path", "resume_state")
     if path and not os.path.isfile(os.path.expanduser(path)):
         yield ("path", "resume_state"), f"{_absent('file', path)}; training writes states to training_states/"
 
 
 def vgg_exists(view: OptionView) -> Found:
-    """The file with VGG's weights is there."""
+    """The file with the VGG weights exists."""
     path = view.get("train", "perceptual_opt", "vgg_path")
     if path and not os.path.isfile(os.path.expanduser(path)):
         yield (
             ("train", "perceptual_opt", "vgg_path"),
-            f"{_absent('file', path)}; it should hold torchvision's VGG weights",
+            f"{_absent('file', path)}; it should contain torchvision's VGG weights",
         )
 
 
 def backbone_exists(view: OptionView) -> Found:
-    """The file with the weights of a perceptual loss's own network is there."""
+    """The file with the weights of the network of a perceptual loss exists."""
     path = view.get("train", "perceptual_opt", "weights_path")
     if isinstance(path, str) and not os.path.isfile(os.path.expanduser(path)):
         yield (
             ("train", "perceptual_opt", "weights_path"),
-            f"{_absent('file', path)}; without the option, the message says where the weights come from",
+            f"{_absent('file', path)}; remove the option to see where the weights can be found",
         )
 
 
 def data_exists(view: OptionView, name: str, root: str) -> Found:
-    """A folder or LMDB of images is there."""
+    """A folder or LMDB of images exists."""
     for path in roots_in({root: view.get("datasets", name, root)}, root):
         if not os.path.isdir(os.path.expanduser(path)) and not _is_list(path):
             what = "LMDB" if is_lmdb(path) else "folder"
-            yield ("datasets", name, root), f"{_absent(what, path)}; datasets/README.md says how to prepare data"
+            yield ("datasets", name, root), f"{_absent(what, path)}; see datasets/README.md for how to prepare data"
 
 
 def _is_list(path: str) -> bool:
@@ -276,7 +278,7 @@ def _is_list(path: str) -> bool:
 
 
 def list_exists(view: OptionView, name: str, key: str) -> Found:
-    """A list of images is there."""
+    """A list of images exists."""
     path = view.get("datasets", name, key)
     if path and isinstance(path, str) and not os.path.isfile(os.path.expanduser(path)):
         hint = "without the option, all images are used" if key == "meta_info_file" else "correct the path"
@@ -289,14 +291,14 @@ def _absent(what: str, path: str) -> str:
 
 
 def _origin(view: OptionView, network: str) -> str:
-    """Which training writes such weights, and by which command."""
+    """The training that writes such weights, and its command."""
     made_by = (view.declares("MADE_BY") or {}) if view.is_train else {"network_g": view.model}
     if view.is_train and view.has(network) and network not in made_by and network != "network_g":
-        made_by = {**made_by, network: view.model}  # what a training has beside network_g it writes itself
+        made_by = {**made_by, network: view.model}  # other networks than network_g are written by the training itself
     maker = declaring(find(MODEL_REGISTRY, made_by.get(network)))
     title, recipe_of = getattr(maker, "TITLE", ""), getattr(maker, "RECIPE", None)
     if not title:
-        return "correct the path, or remove the option to start without"
+        return "correct the path, or remove the option to start from scratch"
     recipe = _recipe_of(view.get("path", f"pretrain_{network}"), made_by[network])
     recipe = recipe or (recipe_of(view) if recipe_of else None)
     how = f": basicsr train -opt options/{recipe}.yml" if recipe else f" (model_type {made_by[network]})"
@@ -304,7 +306,7 @@ def _origin(view: OptionView, network: str) -> str:
 
 
 def _recipe_of(weights: str, model: str) -> str | None:
-    """The recipe of a model whose run writes a file, found by the name of its folder; None if it is none of ours."""
+    """The recipe of a model whose run writes a file, found by the name of its folder; None if there is none."""
     run = re.search(r"experiments/([^/]+)/models/", weights)
     folder = recipes_folder()
     for name in recipe_names(folder) if run else ():

@@ -1,4 +1,4 @@
-"""What is wrong with an option file: problems and warnings, each with the place where the key stands."""
+"""Problems and warnings about an option file, each with the position of its key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from diffir_sr.option_types import Keys
 
 @dataclass(frozen=True)
 class Place:
-    """Where a key stands: a file and a line, or a command line argument (line 0)."""
+    """Position of a key: a file and a line, or a command line argument (line 0)."""
 
     file: str
     line: int
@@ -23,31 +23,31 @@ class Place:
 
 @dataclass
 class Report:
-    """Collects problems and warnings; `elsewhere` (section: names) serves hints about misplaced keys."""
+    """Collects problems and warnings; `elsewhere` (section: names) is used for hints about misplaced keys."""
 
     elsewhere: Mapping[str, Iterable[str]] = field(default_factory=dict)
     problems: list[tuple[Keys, str]] = field(default_factory=list)
     warnings: list[tuple[Keys, str]] = field(default_factory=list)
 
     def problem(self, keys: Keys, text: str) -> None:
-        """Something that must be mended before a run."""
+        """A problem that must be fixed before a run."""
         self.problems.append((keys, text))
 
     def warn(self, keys: Keys, text: str) -> None:
-        """Something worth knowing that stops no run."""
+        """A warning, which does not prevent a run."""
         self.warnings.append((keys, text))
 
     def unknown(self, keys: Keys, known: Iterable[str]) -> None:
-        """An option that nobody reads; the message proposes what may have been meant."""
+        """An unknown option; the message suggests what may have been meant."""
         self.problem(keys, f"unknown option; {_hint(keys, sorted(known), self.elsewhere)}")
 
     def touches(self, keys: Keys) -> bool:
-        """Whether a problem was found at this value, around it or inside it."""
+        """Whether there is a problem at this value, around it or inside it."""
         return any(at[: len(keys)] == keys[: len(at)] for at, _ in self.problems)
 
 
 def fail_on_problems(report: Report, places: Mapping[Keys, Place], *, file: str) -> None:
-    """Raise one OptionError that names every problem in the order of the lines, if there is any."""
+    """If there are problems, raise one OptionError that lists all of them in the order of the lines."""
     if not report.problems:
         return
     findings = located(report.problems, places)
@@ -57,7 +57,7 @@ def fail_on_problems(report: Report, places: Mapping[Keys, Place], *, file: str)
 
 @dataclass(frozen=True)
 class Finding:
-    """A problem or warning with its place."""
+    """A problem or warning with its position."""
 
     file: str
     line: int  # 0: a command line argument
@@ -69,7 +69,7 @@ class Finding:
 
 
 class OptionProblems(OptionError):  # noqa: N818 - several errors at once
-    """Everything that is wrong with an option file."""
+    """All problems of an option file."""
 
     def __init__(self, text: str, findings: Sequence[Finding]) -> None:
         super().__init__(text)
@@ -77,7 +77,7 @@ class OptionProblems(OptionError):  # noqa: N818 - several errors at once
 
 
 def located(notes: Iterable[tuple[Keys, str]], places: Mapping[Keys, Place]) -> list[Finding]:
-    """Each note once with its place, sorted by file (main file first) and line."""
+    """Each note once, with its position, sorted by file (main file first) and line."""
     order = {file: rank for rank, file in enumerate(dict.fromkeys(place.file for place in places.values()))}
     found = [(place_of(keys, places), keys, text) for keys, text in notes]
     found.sort(key=lambda note: (note[0].line == 0, order.get(note[0].file, 0), note[0].line))
@@ -85,7 +85,7 @@ def located(notes: Iterable[tuple[Keys, str]], places: Mapping[Keys, Place]) -> 
 
 
 def place_of(keys: Keys, places: Mapping[Keys, Place]) -> Place:
-    """Where the key stands, or the nearest section around it if it stands nowhere."""
+    """Position of a key, or of the nearest section around it if the key is absent."""
     while keys not in places:
         keys = keys[:-1]
     return places[keys]
@@ -100,7 +100,7 @@ def dotted(keys: Keys) -> str:
 
 
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """The known name most like `name` whatever its case, or None."""
+    """The known name most similar to `name`, ignoring case, or None."""
     by_lower = {other.lower(): other for other in known}
     found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
     return by_lower[found[0]] if found else None

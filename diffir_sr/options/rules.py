@@ -1,7 +1,7 @@
-"""Rules about more than one option: those that hold for every model and dataset, and how classes' own are asked.
+"""Rules that involve several options and hold for every model and dataset, and the evaluation of rules of classes.
 
-Each yields (keys, what is wrong and what to do). Rules of one kind of model, dataset or network are declared on its
-class; see `option_types`.
+Each rule yields (keys, what is wrong and what to do). Rules for one kind of model, dataset or network are declared on
+its class; see `option_types`.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from diffir_sr.options.schema import (
 
 MISSING: Any = object()
 ROOTS = ("dataroot_gt", "dataroot_lq")
-_LARGEST = 10**6  # of whole numbers that say how large a network is
+_LARGEST = 10**6  # limit for integers that determine the size of a network
 
 
-class InvalidValue(Exception):  # noqa: N818 - a signal, not an error: the rule has nothing to say
-    """A rule asked for a value that has a problem of its own."""
+class InvalidValue(Exception):  # noqa: N818 - a signal, not an error: the rule is skipped
+    """A rule requested a value that itself has a problem."""
 
 
 class OptionView:
-    """Read access to checked options for rules that look at more than one of them; see `option_types.View`."""
+    """Read access to checked options, for rules that involve several of them; see `option_types.View`."""
 
     def __init__(self, values: dict[str, Any], report: Report, *, is_train: bool) -> None:
         self.values = values
@@ -55,7 +55,7 @@ class OptionView:
         return self.get("model_type")
 
     def get(self, *keys: str, default: Any = None) -> Any:
-        """The value, or `default` where it is absent or ~. Raises InvalidValue if it has a problem."""
+        """The value, or `default` if it is absent or ~. Raises InvalidValue if it has a problem."""
         if self._report.touches(keys):
             raise InvalidValue
         value = self._at(keys)
@@ -67,16 +67,16 @@ class OptionView:
         return default_at(self.values, keys) if value is None else value
 
     def has(self, *keys: str) -> bool:
-        """Whether the key is there and not ~, right or wrong."""
+        """Whether the key exists and is not ~, valid or not."""
         return self._at(keys) not in (MISSING, None)
 
     def kind(self, *keys: str) -> Any:
-        """The class that a section names; without keys the model's. None if there is none."""
+        """The class named by a section, or the model without keys. None if there is none."""
         registry = {"datasets": DATASET_REGISTRY, "train": LOSS_REGISTRY}.get(keys[0] if keys else "", ARCH_REGISTRY)
         return find(registry, self.get(*keys, "type")) if keys else find(MODEL_REGISTRY, self.model)
 
     def declares(self, name: str, *keys: str) -> Any:
-        """The attribute `name` of `kind(*keys)`, or of what stands for a class that cannot have it; else None."""
+        """The attribute `name` of `kind(*keys)`, or of the substitute for a foreign class; None if it is missing."""
         return getattr(declaring(self.kind(*keys)), name, None)
 
     def datasets(self, *, phase: str | None = None) -> Iterator[tuple[str, str]]:
@@ -86,11 +86,11 @@ class OptionView:
                 yield name, str(options.get("type")).removesuffix("_basicsr")
 
     def models_with(self, name: str) -> list[str]:
-        """The model types whose class has a true attribute `name`."""
+        """The model types whose class has a truthy attribute `name`."""
         return [model for model, kind in standard_models().items() if getattr(declaring(kind), name, False)]
 
     def size_rule(self, network: str = "network_g") -> SizeRule | None:
-        """The size rule of a network, None if its class says none. Raises InvalidValue if there is no such network."""
+        """The size rule of a network, None if its class has none. Raises InvalidValue if there is no such network."""
         arch = self.kind(network)
         if rule := getattr(arch, "size_rule_of", None):
             try:
@@ -101,7 +101,7 @@ class OptionView:
         return SizeRule(multiple_of, scale) if isinstance(multiple_of, int) and isinstance(scale, int) else None
 
     def scale(self) -> int | None:
-        """Output size over input size, as the network has it or else as the file says."""
+        """Ratio of output size to input size, from the network or otherwise from the file."""
         rule = self.size_rule()
         return rule.scale if rule else self.get("scale")
 
@@ -115,7 +115,7 @@ class OptionView:
         near = f"{lower} or {lower + multiple}" if lower else str(multiple)
         takes = f"multiples of {rule.multiple_of}" if rule else "a whole number of"
         return (
-            f"{size} does not fit: at scale {scale}, degraded patches must have {takes} pixels; "
+            f"{size} is not possible: at scale {scale}, degraded patches must have {takes} pixels; "
             f"choose a multiple of {multiple}, for example {near}"
         )
 
@@ -132,7 +132,7 @@ Rule = Callable[[OptionView], Found]
 
 
 def apply_rules(view: OptionView, report: Report) -> None:
-    """Add to the report what all rules find."""
+    """Add the findings of all rules to the report."""
     datasets = [name for name, _ in view.datasets()]
     report.problems += asked(
         [
@@ -155,12 +155,12 @@ def apply_rules(view: OptionView, report: Report) -> None:
 
 
 def apply_warnings(view: OptionView, report: Report) -> None:
-    """Add to the report what has to be known and stops no run."""
+    """Add warnings, which do not prevent a run, to the report."""
     report.warnings += asked([*WARNINGS, *_declared_rules(view, "WARNINGS")], view)
 
 
 def asked(rules: Iterable[Rule], view: OptionView) -> list[tuple[Keys, str]]:
-    """What rules find; one that needs a value with a problem says nothing."""
+    """Findings of rules; a rule that needs a value with a problem is skipped."""
     found: list[tuple[Keys, str]] = []
     for rule in rules:
         try:
@@ -179,7 +179,7 @@ def _declared_rules(view: OptionView, attribute: str) -> Iterator[Rule]:
 
 
 def right_network(view: OptionView) -> Found:
-    """A model trains or tests the network that it is for, or one derived from it."""
+    """A model requires its own network, or one derived from it."""
     wanted = view.declares("NETWORK_G")
     if wanted and view.has("network_g", "type") and not _derives(view.kind("network_g"), wanted):
         given = view.get("network_g", "type")
@@ -187,11 +187,11 @@ def right_network(view: OptionView) -> Found:
 
 
 def helpers_are_right(view: OptionView) -> Found:
-    """Networks that a training uses and does not train are given, each of its kind and with its weights."""
+    """Auxiliary networks of a training are given, of the right kind and with their weights."""
     for helper in view.declares("frozen_networks") or ():
         weights = f"pretrain_{helper.section}"
         if view.is_train and not view.has(helper.section):
-            yield (helper.section,), f"missing: {helper.role}; describe that network as it was trained"
+            yield (helper.section,), f"missing: {helper.role}; give the options that the network was trained with"
         if view.is_train and not view.has("path", weights):
             yield ("path", weights), f"missing: {helper.role}; give its weights ({helper.source})"
         if helper.arch and view.has(helper.section, "type") and not _derives(view.kind(helper.section), helper.arch):
@@ -204,34 +204,34 @@ def _derives(kind: Any, name: str) -> bool:
 
 
 def scales_agree(view: OptionView) -> Found:
-    """The file's scale is that of its network."""
+    """The scale in the file is that of the network."""
     rule = view.size_rule()
     if rule and view.has("scale") and view.get("scale") != rule.scale:
         told = f"network_g.scale is {rule.scale}"
         if not view.has("network_g", "scale"):
-            told = f"network_g restores at scale {rule.scale} (it gives no scale)"
+            told = f"network_g has scale {rule.scale} (by default)"
         yield ("scale",), f"{view.get('scale')} here, but {told}; make both the same"
 
 
 def scale_is_known(view: OptionView) -> Found:
-    """Pairs of images have a scale between them, which the file or its network tells."""
+    """For pairs of images, the scale is given by the file or its network."""
     paired = [name for name, _ in view.datasets() if view.declares("NEEDS_SCALE", "datasets", name)]
     if paired and view.scale() is None:
         yield (
             ("scale",),
-            f"missing: datasets.{paired[0]} needs the size of the output over the size of the input",
+            f"missing: datasets.{paired[0]} needs the ratio of output size to input size",
         )
 
 
 def phases_fit(view: OptionView) -> Found:
-    """A training trains and validates; a test does neither."""
+    """A training has training and validation data, a test only test data."""
     if view.is_train and "train" not in dict(view.datasets()):
         yield ("datasets", "train"), "missing: there is nothing to train on"
     if view.is_train:
         for name, _ in view.datasets(phase="test"):
             yield (
                 ("datasets", name),
-                "test datasets are for `basicsr test`; in a training, call it val_<name>",
+                "test datasets are for `basicsr test`; in a training, name it val_<name>",
             )
     elif "train" in dict(view.datasets()):
         yield (
@@ -243,7 +243,7 @@ def phases_fit(view: OptionView) -> Found:
 
 
 def schedule_is_consistent(view: OptionView) -> Found:
-    """Lists that belong together have one length."""
+    """Lists that belong together have the same length."""
     keys = ("train", "scheduler")
     kind = view.get(*keys, "type")
     if kind not in SCHEDULERS:
@@ -257,17 +257,17 @@ def schedule_is_consistent(view: OptionView) -> Found:
         lists["eta_mins"] = view.effective(*keys, "eta_mins")
     if len({len(values) for values in lists.values()}) > 1:
         counts = ", ".join(f"{name} has {len(values)}" for name, values in lists.items())
-        yield keys, f"these lists must be of one length: {counts}"
+        yield keys, f"these lists must have the same length: {counts}"
 
 
 def schedule_lasts(view: OptionView) -> Found:
-    """A schedule of periods covers the whole training."""
+    """The periods of a schedule cover the whole training."""
     periods = view.get("train", "scheduler", "periods", default=[])
     iterations = view.get("train", "total_iter", default=0)
     if periods and sum(periods) < iterations:
         yield (
             ("train", "scheduler", "periods"),
-            f"they end at iteration {sum(periods)}, but total_iter is {iterations}; make them last as long",
+            f"they end at iteration {sum(periods)}, but total_iter is {iterations}; extend them to total_iter",
         )
 
 
@@ -286,17 +286,17 @@ RULES: tuple[Rule, ...] = (
 
 
 def network_can_be_built(view: OptionView, name: str) -> Found:
-    """The constructor takes what the file says; asked without memory for the weights where the network allows it."""
+    """The constructor accepts the options; tried without allocating the weights if the network allows it."""
     arch, section = view.kind(name), view.get(name)
     if arch is None or not section:
         return
     for keys, value in _leaves(section, (name,)):
         if isinstance(value, int) and not isinstance(value, bool) and abs(value) > _LARGEST:
-            yield keys, f"expected {_LARGEST:,} or less, found {value}: no such network can be built"
+            yield keys, f"expected {_LARGEST:,} or less, found {value}: a network of this size cannot be built"
             return
     fault = _building_fault(arch, json.dumps({key: section[key] for key in section if key != "type"}, default=str))
     if fault:
-        yield (name,), f"{section['type']} cannot be built of these options: {fault}"
+        yield (name,), f"{section['type']} cannot be built with these options: {fault}"
 
 
 @cache
@@ -304,11 +304,11 @@ def _building_fault(arch: Callable[..., Any], arguments: str) -> str | None:
     given = json.loads(arguments)
     random_state = torch.get_rng_state()
     try:
-        # Constructors that read values (SwinIR) cannot be built without memory; they are built for a moment.
+        # Constructors that read values (SwinIR) need real memory; such a network is built temporarily.
         for device in ("meta", "cpu"):
             try:
                 with torch.device(device), warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of weights that are not there
+                    warnings.simplefilter("ignore")  # about missing weights
                     arch(**copy.deepcopy(given))
                 return None
             except OptionError as error:
@@ -321,7 +321,7 @@ def _building_fault(arch: Callable[..., Any], arguments: str) -> str | None:
 
 
 def optimizer_works(view: OptionView, name: str) -> Found:
-    """An optimizer takes its arguments, and makes a step with nothing but gradients."""
+    """An optimizer accepts its arguments, and can make a step from gradients alone."""
     section = view.get("train", name)
     kind = getattr(torch.optim, str(section.get("type")), None) if isinstance(section, Mapping) else None
     if kind is None:
@@ -350,18 +350,18 @@ def _leaves(value: Any, keys: Keys) -> Iterator[tuple[Keys, Any]]:
 
 
 def is_lmdb(path: str) -> bool:
-    """Whether a dataset's root names an LMDB (or its manifest) and not a folder of images."""
+    """Whether the root of a dataset is an LMDB (or its manifest) rather than a folder of images."""
     return path.rstrip("/\\").removesuffix(".manifest.jsonl").endswith(".lmdb")
 
 
 def roots_in(options: Mapping[str, Any], key: str) -> list[str]:
-    """The paths that a dataset names under a key, which may be one or a list."""
+    """The paths under a key of a dataset, which may be a single path or a list."""
     given = options.get(key)
     return [path for path in (given if isinstance(given, list) else [given]) if isinstance(path, str)]
 
 
 def training_loader_is_complete(view: OptionView, name: str) -> Found:
-    """Training data says how it is cut and loaded."""
+    """Training data has options for cropping and loading."""
     if name != "train" or not view.is_train:
         return
     known = declared(view.kind("datasets", name), base=Loader).known
@@ -373,7 +373,7 @@ def training_loader_is_complete(view: OptionView, name: str) -> Found:
 
 
 def patches_fit(view: OptionView, name: str) -> Found:
-    """Whole pixels in the degraded patch, and sides that the network can take."""
+    """Patch sizes give whole degraded pixels, and are accepted by the network."""
     if not view.is_train or name != "train":
         return
     cut = "gt_size" in (view.declares("NEEDED_IN_TRAINING", "datasets", name) or ())
@@ -386,12 +386,12 @@ def patches_fit(view: OptionView, name: str) -> Found:
 
 
 def readers_exist(view: OptionView, name: str) -> Found:
-    """Reader processes can only persist where there are any."""
+    """Persistent workers need workers."""
     if view.effective("datasets", name, "persistent_workers"):
         if name != "train":
             yield (
                 ("datasets", name, "persistent_workers"),
-                "only training has reader processes; remove it here",
+                "only training has worker processes; remove it here",
             )
         elif view.get("datasets", name, "num_worker_per_gpu") == 0:
             yield ("datasets", name, "persistent_workers"), "needs num_worker_per_gpu above 0"
@@ -405,7 +405,7 @@ def prefetching_is_possible(view: OptionView, name: str) -> Found:
 
 
 def storage_is_consistent(view: OptionView, name: str) -> Found:
-    """Roots are what `io_backend` says they are."""
+    """The kind of the roots agrees with `io_backend`."""
     at = ("datasets", name)
     known = declared(view.kind(*at), base=Loader).known
     given = {root: view.get(*at, root) for root in ROOTS if root in known and view.has(*at, root)}
@@ -418,7 +418,7 @@ def storage_is_consistent(view: OptionView, name: str) -> Found:
 
 
 def sources_are_paired(view: OptionView, name: str) -> Found:
-    """Several roots come with as many partners and weights."""
+    """Lists of roots have as many partners and weights."""
     at = ("datasets", name)
     known = declared(view.kind(*at), base=Loader).known
     if "source_weights" not in known:
@@ -427,10 +427,10 @@ def sources_are_paired(view: OptionView, name: str) -> Found:
     counts = {key: len(value) if isinstance(value, list) else 1 for key, value in given.items()}
     lq, gt = (counts.get(root) for root in reversed(ROOTS))
     if lq and gt and lq != gt:
-        yield (*at, "dataroot_lq"), f"names {lq} places and dataroot_gt {gt}; give as many of each"
+        yield (*at, "dataroot_lq"), f"has {lq} entries, but dataroot_gt has {gt}; give the same number"
     elif "source_weights" in counts and counts["source_weights"] != max(counts.get(root, 0) for root in ROOTS):
         count = max(counts.get(root, 0) for root in ROOTS)
-        yield (*at, "source_weights"), f"{counts['source_weights']} weights for {count} sources; give one for each"
+        yield (*at, "source_weights"), f"{counts['source_weights']} weights for {count} sources; give one per source"
 
 
 DATASET_RULES: tuple[Callable[..., Found], ...] = (
@@ -443,11 +443,11 @@ DATASET_RULES: tuple[Callable[..., Found], ...] = (
 )
 
 
-# What has no effect
+# Options without effect
 
 
 def options_of_other_models(view: OptionView) -> Found:
-    """Option files are handed from one model to the next; what only others read has no effect."""
+    """Options that only other models read have no effect; option files are often adapted from one model to another."""
     if not view.declares("STANDARD_LOOP"):
         return
     for section, attribute in (("train", "OPTIONS"), ("val", "VAL_OPTIONS")) if view.is_train else ():
@@ -480,14 +480,14 @@ def top_options_of_others(view: OptionView) -> Found:
 
 
 def shuffling_is_always_on(view: OptionView) -> Found:
-    """Published files carry a switch that nothing reads."""
+    """Published files contain a switch that nothing reads."""
     for name, _ in view.datasets(phase="train"):
         if view.effective("datasets", name, "use_shuffle") is False:
             yield ("datasets", name, "use_shuffle"), "has no effect: training data is always shuffled"
 
 
 def _is_on(value: Any, info: FieldInfo) -> bool:
-    """Whether an option asks for anything; a section of switches does if one of them is not as by default."""
+    """Whether an option requests anything; a section of switches does if one differs from its default."""
     nested = nested_section(info)
     if nested is None or not isinstance(value, Mapping):
         return bool(value)

@@ -1,4 +1,4 @@
-"""The sections of an option file: what each may hold, and which check applies to it."""
+"""The sections of an option file: their options, and the checks that apply to them."""
 
 from __future__ import annotations
 
@@ -59,17 +59,17 @@ _PATH_FIELDS = {
 
 
 def standard_models() -> dict[str, Any]:
-    """The registered models that train by this package's loop, by name; option files are handed between them."""
+    """The registered models that train by the loop of this package, by name; option files are shared between them."""
     return {name: kind for name, kind in MODEL_REGISTRY if is_standard(kind)}
 
 
 def is_standard(model: Any) -> bool:
-    """Whether a model trains by this package's loop, so that all of `train` and `val` is known."""
+    """Whether a model trains by the loop of this package, so that all options of `train` and `val` are known."""
     return bool(getattr(declaring(model), "STANDARD_LOOP", False))
 
 
 def readers(attribute: str = "OPTIONS") -> dict[str, tuple[Declared, list[str]]]:
-    """Option of `train` (VAL_OPTIONS: of `val`) that not all read: what declares it, and which models read it."""
+    """Options of `train` (VAL_OPTIONS: of `val`) that only some models read: the declaration, and these models."""
     found: dict[str, tuple[Declared, list[str]]] = {}
     for name, kind in standard_models().items():
         options = declared(kind, attribute)
@@ -95,7 +95,7 @@ def _known(several: dict[str, tuple[Declared, list[str]]]) -> Known:
 
 
 def elsewhere(values: dict[str, Any]) -> dict[str, set[str]]:
-    """Section: options that exist there in this file; for hints about options in the wrong section."""
+    """The options that exist in each section of this file, for hints about options in the wrong section."""
     data = set(Loader.model_fields).union(*(declared(kind).all_names for _, kind in DATASET_REGISTRY))
     sections = {"val": ValOptions, "path": PathOptions, "logger": LoggerOptions}
     names = {section: set(schema.model_fields) for section, schema in sections.items()}
@@ -159,7 +159,7 @@ def _known_at(values: dict[str, Any], at: tuple[str, ...], kind: Any) -> tuple[K
 
 
 def check_structure(values: dict[str, Any], report: Report, *, is_train: bool) -> dict[str, Any]:
-    """All options with the values that their rules make of them; every problem goes to the report."""
+    """All options with converted values; problems go to the report."""
     networks = [name for name in values if name.startswith("network_")]
     known = {**_known(top_readers()), **dict.fromkeys(networks, (Options, "network_d")), **fields_of(Options)}
     checked = check_section(known, values, (), report, skip=("path", "train", "val"))
@@ -177,12 +177,12 @@ def check_structure(values: dict[str, Any], report: Report, *, is_train: bool) -
     checked["datasets"] = _check_datasets(values.get("datasets"), report)
     checked["train"] = _check_train(values, model, report, is_train=is_train)
     checked["val"] = _check_val(values.get("val"), model, report)
-    # The order and the presence of keys are the file's.
+    # Order and presence of keys are those of the file.
     return {name: checked[name] for name in values}
 
 
 def named_classes(values: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """(keys of the section, class) of everything that a file names and that may declare rules."""
+    """(keys of the section, class) for every class in a file that may declare rules."""
     if (model := find(MODEL_REGISTRY, values.get("model_type"))) is not None:
         yield (), model
     train = as_mapping(values.get("train"), (), Report())
@@ -201,14 +201,14 @@ def named_classes(values: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], Any
 def _check_path(given: Any, networks: list[str], model: Any, report: Report) -> Any:
     given = as_mapping(given, ("path",), report)
     labels = {name.removeprefix("network_") for name in networks}
-    kinds = [model, *standard_models().values()]  # option files are handed from one model to the next
+    kinds = [model, *standard_models().values()]  # option files are often adapted from one model to another
     labels |= {helper.name for kind in kinds for helper in getattr(kind, "frozen_networks", ())}
     also: Known = {
         f"{prefix}_{label}": (PathOptions, name) for prefix, name in _PATH_FIELDS.items() for label in labels
     }
     lost = [name for name in given if _label(name) not in (None, *labels) and name not in PathOptions.model_fields]
     for name in lost:
-        report.problem(("path", name), f"there is no section network_{_label(name)} that this could be for")
+        report.problem(("path", name), f"there is no section network_{_label(name)} for this option")
     return check_section({**also, **fields_of(PathOptions)}, given, ("path",), report, skip=lost)
 
 
@@ -224,11 +224,11 @@ def _check_network(given: dict[str, Any], keys: Keys, report: Report) -> dict[st
 
 def _check_datasets(given: Any, report: Report) -> dict[str, Any]:
     checked: dict[str, Any] = {}
-    # That `datasets` itself is a section is a matter of the top level's fields.
+    # That `datasets` is a section is checked with the fields of the top level.
     for phase, options in (given if isinstance(given, dict) else {}).items():
         keys = ("datasets", phase)
         if not PHASES.fullmatch(phase):
-            report.problem(keys, "not a kind of dataset; expected train, val, val_<name>, test or test_<name>")
+            report.problem(keys, "unknown phase of a dataset; expected train, val, val_<name>, test or test_<name>")
         if not isinstance(options, dict):
             as_mapping(options, keys, report)
             if options is None:
@@ -239,7 +239,7 @@ def _check_datasets(given: Any, report: Report) -> dict[str, Any]:
 
 def _check_dataset(given: dict[str, Any], keys: Keys, report: Report) -> dict[str, Any]:
     dataset = check_type(DATASET_REGISTRY, given, keys, report, kind="dataset")
-    if dataset is None:  # the type has a problem already; which keys it takes cannot be said
+    if dataset is None:  # the type has a problem already, so its options are unknown
         known = fields_of(Loader)
         return check_section(known, given, keys, report, skip={"type"} | (given.keys() - known.keys()))
     options = declared(dataset, base=Loader)
@@ -255,10 +255,10 @@ def _check_train(values: dict[str, Any], model: Any, report: Report, *, is_train
     keys, standard = ("train",), model is None or is_standard(model)
     options = Declared(fields_of(TrainLoop), whole=True) if model is None else declared(model, base=TrainLoop)
     own = set(options.all_names)
-    if standard:  # what only other models read has no effect, which a warning says
+    if standard:  # options of other models have no effect, and cause a warning
         options.known = {**_known(readers()), **options.known}
     built = [name for name in given if name.endswith("_opt") or name.startswith("optim_")]
-    # Whatever the model: these two are what BasicSR calls objects to build.
+    # For every model: BasicSR builds objects from these two.
     others = [] if standard else [name for name in built if name not in options.all_names]
     others += [name for name in given if standard and name not in own and given[name] is None]
     optional = set(options.known) if not is_train else set(options.known) - own
@@ -278,7 +278,7 @@ def _check_val(given: Any, model: Any, report: Report) -> Any:
     val = as_mapping(given, ("val",), report)
     if not val:
         return given
-    # BasicSR's models for video and faces read more options here.
+    # BasicSR's models for videos and faces read additional options here.
     options = declared(model, "VAL_OPTIONS", base=ValOptions)
     if model is None or is_standard(model):
         options.whole = True
@@ -292,7 +292,7 @@ def _check_val(given: Any, model: Any, report: Report) -> Any:
 
 
 def _check_metric(given: Any, keys: Keys, report: Report) -> Any:
-    """One entry of `val.metrics`; what the metric does not take is a problem even where **kwargs eats it."""
+    """One entry of `val.metrics`; unknown arguments are a problem even if the metric has **kwargs."""
     if given is None:
         report.problem(keys, "expected a section (key: value), found nothing (~); remove the metric")
     options = as_mapping(given, keys, report)
@@ -301,7 +301,7 @@ def _check_metric(given: Any, keys: Keys, report: Report) -> Any:
         return given
     also: Known = {"better": (MetricArguments, "better")}
     section, name = {**also, **arguments_of(metric)}["better"]
-    # BasicSR takes a metric whose options do not say so for one whose highest value is the best.
+    # By default, BasicSR assumes that higher is better.
     better = {} if section.model_fields[name].default == "higher" else {"better": section.model_fields[name].default}
     check = partial(check_arguments, leave_out=("img", "img2"), also=also, any_keyword=False)
     return better | check(metric, options, keys, report)
@@ -323,7 +323,7 @@ def _check_optimizer(given: dict[str, Any], keys: Keys, report: Report) -> dict[
     if not isinstance(name, str) or name not in known:
         near = nearest(name, known) if isinstance(name, str) else None
         hint = f"did you mean {near!r}? " if near else ""
-        report.problem((*keys, "type"), f"no optimizer of torch.optim is called {name!r}; {hint}Known: {_list(known)}")
+        report.problem((*keys, "type"), f"torch.optim has no optimizer {name!r}; {hint}Known: {_list(known)}")
         return given
     return check_arguments(known[name], given, keys, report, leave_out=("params",))
 
@@ -335,9 +335,9 @@ def _check_scheduler(given: dict[str, Any], keys: Keys, report: Report, *, stric
     if strict or not isinstance(name, str):
         near = nearest(name, SCHEDULERS) if isinstance(name, str) else None
         hint = f"did you mean {near!r}? " if near else ""
-        report.problem((*keys, "type"), f"no scheduler is called {name!r}; {hint}Known: {_list(SCHEDULERS)}")
+        report.problem((*keys, "type"), f"no scheduler is named {name!r}; {hint}Known: {_list(SCHEDULERS)}")
     else:
-        report.warn(keys, f"keys of scheduler {name!r} are not checked (it is the model's own)")
+        report.warn(keys, f"keys of scheduler {name!r} are not checked (it is defined by the model)")
     return given
 
 
@@ -345,80 +345,81 @@ def _list(names: Any) -> str:
     return ", ".join(sorted(names))
 
 
-# The options that exist whatever the model: top level, `path`, `train`, `val`, `logger`, loaders, schedulers.
+# The options that exist for every model: top level, `path`, `train`, `val`, `logger`, loaders, schedulers.
 
 
 class PathOptions(Section):
     """Weights to start from. pretrain_network_<x>, param_key_<x>, strict_load_<x> exist per network_<x>."""
 
     pretrain_network_g: str | None = Field(None, description="Weights file of network_g to start from or to test.")
-    pretrain_network_d: str | None = Field(None, description="Weights file of the discriminator to go on from.")
+    pretrain_network_d: str | None = Field(None, description="Weights file of the discriminator to start from.")
     param_key_g: str | None = Field(
-        "params", description="Entry of pretrain_network_g to load: params_ema (averaged weights) or params."
+        "params", description="Key in pretrain_network_g to load: params_ema (averaged weights) or params."
     )
-    param_key_d: str | None = Field("params", description="Entry of pretrain_network_d to load.")
-    strict_load_g: bool = Field(True, description="Whether every weight of network_g must be in its file.")
-    strict_load_d: bool = Field(True, description="Whether every weight of network_d must be in its file.")
+    param_key_d: str | None = Field("params", description="Key in pretrain_network_d to load.")
+    strict_load_g: bool = Field(True, description="Whether the file must contain exactly the weights of network_g.")
+    strict_load_d: bool = Field(True, description="Whether the file must contain exactly the weights of network_d.")
     resume_state: str | None = Field(None, description="Training state (.state) to resume from.")
     ignore_resume_networks: Names = Field(
         [],
-        description="Networks that resuming loads from pretrain_* all the same; those that are not trained always are.",
+        description="Networks that are loaded from pretrain_* also on resuming; those that are not trained always are.",
     )
 
 
 class ValOptions(Section):
-    """How and when images are restored and measured."""
+    """Validation and testing: when and how images are restored and measured."""
 
-    val_freq: Count = Field(5000, description="Iterations between two validations; has effect in training.")
-    save_img: bool = Field(False, description="Whether restored images are written; the default is true when testing.")
-    suffix: str | None = Field(None, description="Ending of saved file names; by default the name of the run.")
+    val_freq: Count = Field(5000, description="Iterations between validations during training.")
+    save_img: bool = Field(False, description="Whether restored images are saved; default true for testing.")
+    suffix: str | None = Field(None, description="Suffix of saved file names; by default the name of the run.")
     pbar: bool = Field(True, description="Whether a progress bar is shown.")
-    seed: Seed = Field(0, description="Seed of the start noise; each image's draw depends on it alone.")
+    seed: Seed = Field(0, description="Seed of the initial noise, which depends only on this seed and the image.")
     metrics: dict[str, Any] | None = Field(
         None,
         description="Metrics by the name to log, each with a type, its arguments and better (higher, lower).",
     )
     window_size: SmallOrZero | None = Field(
-        None, description="Has no effect (published files carry it): networks know what they must pad to."
+        None, description="No effect (present in published files): padding is a property of the network."
     )
 
 
 class WandbOptions(Section):
     """Weights & Biases (extra `wandb`)."""
 
-    project: str | None = Field(None, description="Project to log to; nothing is sent without it.")
+    project: str | None = Field(None, description="Project to log to; required for logging.")
     resume_id: str | None = Field(
-        None, description="Run to append to; by default a new one, or when resuming the one before."
+        None, description="Run to append to; by default a new one or, on resuming, the previous one."
     )
 
 
 class TrackioOptions(Section):
     """trackio (extra `trackio`): curves in a local file and a local page."""
 
-    project: str | None = Field(None, description="Project to log to; nothing is written without it.")
+    project: str | None = Field(None, description="Project to log to; required for logging.")
 
 
 class LoggerOptions(Section):
-    """What is logged and saved during training."""
+    """Logging and checkpoints during training."""
 
-    print_freq: Count = Field(100, description="Iterations between two log lines.")
-    save_checkpoint_freq: Count = Field(5000, description="Iterations between two checkpoints.")
+    print_freq: Count = Field(100, description="Iterations between log lines.")
+    save_checkpoint_freq: Count = Field(5000, description="Iterations between checkpoints.")
     keep_states: Count | None = Field(
-        5, description="Training states that stay, the newest; ~ keeps all. Saved networks stay whatever this is."
+        5, description="Number of newest training states to keep; ~ keeps all. Saved networks are always kept."
     )
     keep_states_every: Count | None = Field(
-        None, description="States that stay, too: those of iterations that are multiples of this."
+        None, description="Also keep the states of iterations that are multiples of this."
     )
     use_tb_logger: bool = Field(False, description="Whether TensorBoard files are written to tb_logger/<name>.")
     wandb: WandbOptions | None = Field(None, description="Curves on Weights & Biases.")
     trackio: TrackioOptions | None = Field(None, description="Curves in trackio.")
     report: bool = Field(
-        False, description="Whether the run ends with a report of itself, experiments/<name>/report.html (matplotlib)."
+        False,
+        description="Whether the run ends by writing a report, experiments/<name>/report.html (needs matplotlib).",
     )
 
 
 class DistParams(Section):
-    """How processes of one training find each other; has effect with `--launcher slurm`."""
+    """Settings of distributed training; used with `--launcher slurm`."""
 
     backend: Literal["nccl", "gloo", "mpi"] = Field("nccl", description="Backend of torch.distributed.")
     port: Annotated[Whole, Field(ge=1, le=65535)] | None = Field(None, description="Port of the first process.")
@@ -475,34 +476,38 @@ class AlertOptions(Section):
 
 
 class TrainLoop(Section):
-    """What BasicSR's training loop and its base model read, whatever the model."""
+    """Options of BasicSR's training loop and base model, for every model."""
 
     total_iter: Count = Field(description="Iterations to train for.")
     warmup_iter: Annotated[Whole, Field(ge=-1, le=10**12)] = Field(
-        -1, description="Iterations over which the learning rate grows from 0; -1 is none."
+        -1, description="Iterations of linear warm-up of the learning rate; -1 for none."
     )
-    ema_decay: Probability = Field(0.0, description="Decay of the averaged weights (params_ema); 0 is no average.")
+    ema_decay: Probability = Field(
+        0.0, description="Decay of the moving average of the weights (params_ema); 0 for no average."
+    )
     optim_g: Built | None = Field(None, description="Optimizer of network_g: a class of torch.optim and its arguments.")
-    scheduler: Built | None = Field(None, description="How the learning rate changes.")
+    scheduler: Built | None = Field(None, description="Schedule of the learning rate.")
     pixel_opt: Built | None = Field(None, description="Loss between the restored image and the ground truth.")
     perceptual_opt: Built | None = Field(
-        None, description="Loss between VGG features of the two; vgg_path names the file with VGG's weights."
+        None, description="Loss between VGG features of both images; vgg_path is the file with the VGG weights."
     )
     alerts: AlertOptions | None = Field(None, description="What watches over the training.")
 
 
 class MultiStep(Section):
-    """MultiStepLR, MultiStepRestartLR: the learning rate falls at given iterations."""
+    """MultiStepLR, MultiStepRestartLR: the learning rate decreases at given iterations."""
 
     type: str = Field(description="MultiStepLR or MultiStepRestartLR (the same).")
     milestones: list[Count] = Field(description="Iterations at which the learning rate is multiplied by gamma.")
     gamma: Positive = Field(0.1, description="Factor at each milestone.")
-    restarts: list[CountOrZero] = Field([0], description="Iterations at which the first learning rate comes back.")
-    restart_weights: list[Positive] = Field([1.0], description="Factor on it at each restart.")
+    restarts: list[CountOrZero] = Field(
+        [0], description="Iterations at which the schedule restarts from the initial learning rate."
+    )
+    restart_weights: list[Positive] = Field([1.0], description="Factor on the initial learning rate at each restart.")
 
 
 class CosineRestart(Section):
-    """CosineAnnealingRestartLR: half a cosine from the learning rate down to eta_min, once per period."""
+    """CosineAnnealingRestartLR: half a cosine from the learning rate to eta_min in each period."""
 
     type: str = Field(description="CosineAnnealingRestartLR.")
     periods: list[Count] = Field(min_length=1, description="Iterations of each period; together at least total_iter.")
@@ -511,7 +516,7 @@ class CosineRestart(Section):
 
 
 class CosineRestartCyclic(Section):
-    """CosineAnnealingRestartCyclicLR: the same with a floor for each period (published deblurring)."""
+    """CosineAnnealingRestartCyclicLR: the same with its own eta_min for each period (published deblurring)."""
 
     type: str = Field(description="CosineAnnealingRestartCyclicLR.")
     periods: list[Count] = Field(min_length=1, description="Iterations of each period; together at least total_iter.")
@@ -531,33 +536,40 @@ class IoBackend(Section):
     """How images are stored."""
 
     type: Literal["disk", "lmdb", "memcached"] = Field(description="disk (folders of images), lmdb or memcached.")
-    readonly: bool = Field(True, description="Whether an LMDB is opened for reading only.")
+    readonly: bool = Field(True, description="Whether an LMDB is opened read-only.")
     lock: bool = Field(False, description="Whether an LMDB is locked against writers.")
     readahead: bool = Field(False, description="Whether the system reads ahead in an LMDB.")
     server_list_cfg: str | None = Field(None, description="Server list of memcached.")
     client_cfg: str | None = Field(None, description="Client settings of memcached.")
-    sys_path: str | None = Field(None, description="Where memcached's Python module is.")
+    sys_path: str | None = Field(None, description="Path of the Python module of memcached.")
 
 
 class Loader(Section):
-    """What is read for every dataset, whatever its type."""
+    """Options of every dataset, of any type."""
 
-    name: str = Field(description="Name in logs and of the folder of results.")
+    name: str = Field(description="Name in logs and of the results folder.")
     type: str = Field(description="Class of the dataset.")
-    batch_size_per_gpu: Small | None = Field(None, description="Images per step and GPU; needed in datasets.train.")
+    batch_size_per_gpu: Small | None = Field(None, description="Images per step and GPU; required in datasets.train.")
     num_worker_per_gpu: Annotated[Whole, Field(ge=0, le=1024)] | None = Field(
-        None, description="Processes per GPU that read images; needed in datasets.train."
+        None, description="Worker processes per GPU that load images; required in datasets.train."
     )
     dataset_enlarge_ratio: Annotated[Whole, Field(ge=1, le=10**6)] = Field(
-        1, description="How often an epoch repeats the dataset; has effect in train."
+        1, description="Repetitions of the dataset per epoch; used in train."
     )
     prefetch_mode: Literal["cpu", "cuda"] | None = Field(
-        None, description="cpu: batches wait in a queue; cuda (needs pin_memory) or ~: the next one is copied ahead."
+        None,
+        description="cpu: batches wait in a queue; cuda (requires pin_memory) or ~: the next batch is copied ahead.",
     )
-    num_prefetch_queue: Small = Field(1, description="Batches that wait; has effect with prefetch_mode cpu.")
-    pin_memory: bool = Field(False, description="Whether batches lie in memory that GPUs read faster.")
-    persistent_workers: bool = Field(False, description="Whether readers outlive an epoch; has effect in train.")
-    use_shuffle: bool = Field(True, description="Has no effect (published files carry it): training data is shuffled.")
+    num_prefetch_queue: Small = Field(1, description="Length of the queue with prefetch_mode cpu.")
+    pin_memory: bool = Field(
+        False, description="Whether batches are stored in pinned memory, which copies to GPUs faster."
+    )
+    persistent_workers: bool = Field(
+        False, description="Whether worker processes are kept between epochs; used in train."
+    )
+    use_shuffle: bool = Field(
+        True, description="No effect (present in published files): training data is always shuffled."
+    )
     io_backend: IoBackend | None = Field(
         None, description="How images are stored; by default lmdb if the roots end in .lmdb, else disk."
     )
@@ -567,25 +579,27 @@ class Options(Section):
     """An option file."""
 
     base: str | list[str] | None = Field(
-        None, description="Option files to build on, relative to this one; keys here win, of several the later."
+        None, description="Option files to extend, relative to this one; keys here and in later files override."
     )
-    plugins: list[str] | None = Field(None, description="Modules to import first; they add archs, losses and so on.")
+    plugins: list[str] | None = Field(
+        None, description="Modules to import first, which register archs, losses and so on."
+    )
     name: str = Field(min_length=1, description="Name of the run; results go to experiments/<name> or results/<name>.")
-    model_type: str = Field(description="Which training it is: a model of this package, of BasicSR or of a plugin.")
-    scale: Small | None = Field(
-        None, description="Size of the output over the size of the input; by default that of the network."
+    model_type: str = Field(
+        description="The model to train or test: a class of this package, of BasicSR or of a plugin."
     )
-    num_gpu: Gpus = Field("auto", description="GPUs to use without a launcher: auto (all), or how many; 0 is CPU.")
-    manual_seed: Seed | None = Field(None, description="Seed of everything random; by default a new one.")
+    scale: Small | None = Field(None, description="Ratio of output size to input size; by default that of the network.")
+    num_gpu: Gpus = Field("auto", description="GPUs to use without a launcher: auto (all) or a number; 0 means CPU.")
+    manual_seed: Seed | None = Field(None, description="Seed of all random numbers; by default a new one.")
     find_unused_parameters: bool = Field(
-        False, description="Whether distributed training looks for parameters that got no gradient."
+        False, description="Whether distributed training searches for parameters without gradient."
     )
-    datasets: dict[str, Any] = Field(description="train, val, val_<name>, test, test_<name>: what is read.")
-    network_g: Built = Field(description="The network that restores.")
-    network_d: Built | None = Field(None, description="The discriminator; has effect in GAN training.")
+    datasets: dict[str, Any] = Field(description="Datasets: train, val, val_<name>, test, test_<name>.")
+    network_g: Built = Field(description="The restoration network.")
+    network_d: Built | None = Field(None, description="The discriminator; used in GAN training.")
     path: PathOptions | None = Field(None, description="Weights to start from.")
-    train: TrainLoop | None = Field(None, description="Losses, optimizers, schedule; needed to train.")
-    val: ValOptions | None = Field(None, description="Validation and testing; ~ switches validation off.")
-    logger: LoggerOptions | None = Field(None, description="What is logged and saved.")
-    licence: str | None = Field(None, description="Licence of the weights, told in their model card; such as MIT.")
-    dist_params: DistParams | None = Field(None, description="How processes find each other.")
+    train: TrainLoop | None = Field(None, description="Losses, optimizers, schedule; required for training.")
+    val: ValOptions | None = Field(None, description="Validation and testing; ~ disables validation.")
+    logger: LoggerOptions | None = Field(None, description="Logging and checkpoints.")
+    licence: str | None = Field(None, description="Licence of the weights, for their model card, such as MIT.")
+    dist_params: DistParams | None = Field(None, description="Settings of distributed training.")

@@ -1,1 +1,1 @@
-"""Jobs that make data: each plans first (pure), then runs with progress, whole files or none."""
+"""Jobs that prepare data: each first makes a plan (a pure function), then runs it with progress and atomic writes."""

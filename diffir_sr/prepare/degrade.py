@@ -1,4 +1,4 @@
-"""Degraded images of a folder, made once: to look at what training sees, or as a fixed set for validation."""
+"""Degraded versions of the images in a folder, to inspect training inputs or as a fixed validation set."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, rela
 
 @dataclass(frozen=True)
 class DegradeRecipe:
-    """Everything that decides what a degraded image looks like, besides the image."""
+    """All parameters that determine a degraded image, besides the image."""
 
     scale: int
     seed: int
@@ -49,7 +49,7 @@ class DegradeRecipe:
 
 
 def recipe(top: Mapping[str, Any], dataset: Mapping[str, Any], *, scale: int, seed: int) -> DegradeRecipe:
-    """The degradation of an option file: its top level and its training dataset; published where they are silent."""
+    """The degradation in an option file (top level and training dataset); published values by default."""
     if scale < 1:
         raise InputError(f"--scale: expected 1 or more, got {scale}")
     first, second = ranges_from_options(top)
@@ -71,7 +71,7 @@ class DegradeTask:
 
 @dataclass(frozen=True)
 class Degraded:
-    """What became of one image."""
+    """The result for one image."""
 
     lq: StoredImage
     cropped: StoredImage | None
@@ -80,7 +80,7 @@ class Degraded:
 def plan_degradations(
     source: FolderSource, output: Path, given: DegradeRecipe, *, crop_gt: Path | None = None, overwrite: bool = False
 ) -> list[DegradeTask]:
-    """What to degrade; the result follows from the recipe and the image's name, not from the order."""
+    """The images to degrade; results depend on the recipe and the name of the image, not on the order."""
     check_apart(source.path, output, crop_gt)
     tasks = []
     for name in source.names:
@@ -95,7 +95,7 @@ def plan_degradations(
 
 
 def degrade_all(tasks: Sequence[DegradeTask], *, jobs: int) -> list[Degraded]:
-    """Degrade; images that exist are kept unless `overwrite`."""
+    """Degrade the images; existing results are kept unless `overwrite`."""
     return run_all(_degrade, tasks, jobs=jobs, label="degrade")
 
 
@@ -150,7 +150,7 @@ def command(args: argparse.Namespace) -> int:
     if args.kind:
         return _by_kind(source, args)
     if args.combine or args.count != 1:
-        raise InputError("--combine and --count belong to --kind; name kinds, or leave them out")
+        raise InputError("--combine and --count require --kind; add it, or leave them out")
     given = _recipe(args)
     tasks = plan_degradations(source, args.output, given, crop_gt=args.crop_gt, overwrite=args.overwrite)
     job = PrepareJob(args.output, "degrade", asdict(given), source.path)
@@ -175,7 +175,7 @@ def command(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class KindTask:
-    """One picture to degrade by kinds, one after the other; `name` decides what is drawn."""
+    """One image to degrade by kinds, one after the other; `name` determines the random draws."""
 
     name: str
     file: Path
@@ -196,7 +196,7 @@ def plan_kinds(
     count: int = 1,
     overwrite: bool = False,
 ) -> dict[str, list[KindTask]]:
-    """What to degrade, by the folder of `output` that takes input and target: a kind, or kinds joined by +."""
+    """The images to degrade, by the folder of `output` for input and target: a kind, or kinds joined by +."""
     if count < 1:
         raise InputError(f"--count: expected 1 or more, got {count}")
     check_apart(source.path, output)
@@ -269,7 +269,7 @@ def _recipe(args: argparse.Namespace) -> DegradeRecipe:
 
 
 def _write_sheet(tasks: Sequence[DegradeTask], output: Path, scale: int) -> Path:
-    """The middle of the first images beside what became of it, on one page; gives its path."""
+    """Write a page with the centres of the first images and of their degraded versions; returns its path."""
     tiles = []
     side = _TILE // scale * scale
     for task in tasks[:_SHOWN]:

@@ -1,4 +1,4 @@
-"""Make low-resolution images, and ground truth cropped to fit them."""
+"""Making low-resolution images, and ground truth cropped to match them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from diffir_sr.prepare.stored import (
 
 @dataclass(frozen=True)
 class Shrink:
-    """One image, where its small version goes, and where its cropped self goes (None: nowhere)."""
+    """One image, the targets of its downscaled version and of its cropped original (None: not written)."""
 
     file: Path
     output: StoredTarget
@@ -41,7 +41,7 @@ class Shrink:
 
 @dataclass(frozen=True)
 class ShrunkImage:
-    """What became of one image."""
+    """The result for one image."""
 
     small: StoredImage
     cropped: StoredImage | None
@@ -58,7 +58,7 @@ def plan_shrinks(
     overwrite: bool,
     to_8bit: bool = False,
 ) -> list[Shrink]:
-    """What to make; raises InputError for an impossible scale, method or folder, or images smaller than `scale`."""
+    """The plan; raises InputError for an invalid scale, method or folder, or images smaller than `scale`."""
     if scale < 2:
         raise InputError(f"--scale: expected 2 or more, got {scale}")
     if method not in RESIZE_METHODS:
@@ -86,7 +86,7 @@ def plan_shrinks(
 
 
 def shrink_all(shrinks: list[Shrink], *, jobs: int) -> list[ShrunkImage]:
-    """Make them. What exists is kept unless asked to overwrite."""
+    """Run the plan. Existing results are kept unless `overwrite`."""
     return run_all(_shrink, shrinks, jobs=jobs, label="downscale")
 
 
@@ -112,7 +112,7 @@ def smaller(image: np.ndarray, *, scale: int, method: str = "bicubic") -> np.nda
     size = (image.shape[1] // scale, image.shape[0] // scale)
     if method == "area":
         return cv2.resize(image, size, interpolation=cv2.INTER_AREA).reshape(size[1], size[0], -1)
-    # Pillow's, since OpenCV's does not widen the kernel when shrinking and aliases.
+    # Pillow's, since OpenCV's does not widen the kernel when downscaling, which causes aliasing.
     channels = [
         np.asarray(Image.fromarray(image[..., index]).resize(size, Image.Resampling.LANCZOS))
         for index in range(image.shape[2])

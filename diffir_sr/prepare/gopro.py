@@ -1,4 +1,4 @@
-"""GoPro (or a set of its shape) as motion deblurring trains on it: patches of 512, and middles for validation."""
+"""GoPro (or a dataset of the same structure) for motion deblurring: patches of 512, and centre crops for validation."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from diffir_sr.prepare.jobs import (
 from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, read_storable, relative, underway
 from diffir_sr.prepare.subimages import starts
 
-_BLURRED = ("input", "blur")  # names of folders: as prepared sets have them, and as the original set does
+_BLURRED = ("input", "blur")  # folder names: of prepared datasets, and of the original dataset
 _SHARP = ("target", "sharp")
 
 
 @dataclass(frozen=True)
 class FramePair:
-    """A blurred image and its sharp partner; `name` is what their crops are called after.
+    """A blurred image and its sharp partner; `name` is the base name of their crops.
 
-    Both lie below `root`, relative to which manifests name them.
+    Both are below `root`; manifests contain paths relative to it.
     """
 
     name: str
@@ -44,7 +44,7 @@ class FramePair:
 
 @dataclass(frozen=True)
 class Crops:
-    """One image of a pair and the crops to cut: where to, top, left."""
+    """One image of a pair and its crops: target, top, left."""
 
     file: Path
     outputs: tuple[tuple[StoredTarget, int, int], ...]
@@ -55,10 +55,10 @@ class Crops:
 def find_frames(split: Path) -> list[FramePair]:
     """The pairs of a split: folders input and target in it, or the original tree GOPR.../blur and sharp.
 
-    Raises InputError where neither is found or partners are missing.
+    Raises InputError if neither is found or partners are missing.
     """
     if not split.is_dir():
-        raise InputError(f"no such folder: {split.absolute()}; expected the split of a deblurring set")
+        raise InputError(f"no such folder: {split.absolute()}; expected the split of a deblurring dataset")
     pairs = [(split / low, split / high) for low, high in zip(_BLURRED, _SHARP, strict=True) if (split / low).is_dir()]
     scenes = sorted(path for path in split.iterdir() if (path / "blur").is_dir()) if not pairs else []
     sides = [(low, high, "") for low, high in pairs[:1]]
@@ -72,7 +72,7 @@ def find_frames(split: Path) -> list[FramePair]:
     twins = [frame for frame in found if first.setdefault(frame.name, frame.blurred) != frame.blurred]
     if twins:
         told = [f"{first[frame.name]} and {frame.blurred}" for frame in twins]
-        raise InputError(f"{len(twins)} crops of {split.absolute()} would have the name of others: {some(told)}")
+        raise InputError(f"{len(twins)} crops of {split.absolute()} would have the same names as others: {some(told)}")
     return found
 
 
@@ -115,7 +115,7 @@ def plan_patches(
 def plan_middles(
     frames: list[FramePair], output: Path, *, size: int = GOPRO_MIDDLE, overwrite: bool = False
 ) -> list[Crops]:
-    """The middle of every pair, to input_crops and target_crops."""
+    """The centre of every pair, to input_crops and target_crops."""
 
     def places(height: int, width: int) -> list[tuple[str, int, int]]:
         return [("", (height - size) // 2, (width - size) // 2)]
@@ -124,7 +124,7 @@ def plan_middles(
 
 
 def plan_copies(frames: list[FramePair], output: Path, *, overwrite: bool = False) -> list[Crops]:
-    """Whole images, to input and target: what tests read."""
+    """Whole images, to input and target, for testing."""
     return _plan(frames, output, ("input", "target"), lambda _, __: [("", 0, 0)], size=None, overwrite=overwrite)
 
 
@@ -150,7 +150,7 @@ def _plan(
 
 
 def _equal_sizes(frames: list[FramePair], *, at_least: int) -> dict[str, tuple[int, int]]:
-    """(height, width) by name; raises InputError that lists partners of other sizes and images that are too small."""
+    """(height, width) by name; raises InputError, which lists partners of other sizes and images that are too small."""
     sizes, faults = {}, []
     for frame in frames:
         low, high = header(frame.blurred), header(frame.sharp)
@@ -165,7 +165,7 @@ def _equal_sizes(frames: list[FramePair], *, at_least: int) -> dict[str, tuple[i
 
 
 def cut_pairs(crops: list[Crops], *, jobs: int, label: str) -> list[tuple[StoredImage, ...]]:
-    """Cut; what exists is kept unless asked to overwrite."""
+    """Cut the crops; existing ones are kept unless `overwrite`."""
     return run_all(_cut, crops, jobs=jobs, label=label)
 
 
@@ -195,7 +195,9 @@ def command(args: argparse.Namespace) -> int:
     """`diffir prepare gopro`."""
     splits = {name: args.input / name for name in ("train", "test") if (args.input / name).is_dir()}
     if not splits:
-        raise InputError(f"{args.input.absolute()}: no folder train or test in it; name the folder that holds them")
+        raise InputError(
+            f"{args.input.absolute()}: contains no folder train or test; give the folder that contains them"
+        )
     if args.output.resolve() == args.input.resolve() and args.whole_test:
         raise InputError(f"{args.output.absolute()}: whole test images would be copied onto themselves")
     frames = {name: find_frames(split) for name, split in splits.items()}
@@ -235,5 +237,5 @@ def _tell(label: str, crops: list[Crops], output: Path) -> None:
 def _cut_and_store(args: argparse.Namespace, jobs: list[PrepareJob], label: str, crops: list[Crops]) -> None:
     with underway(*jobs, overwrite=args.overwrite):
         done = cut_pairs(crops, jobs=args.jobs, label=label)
-        for number, job in enumerate(jobs):  # blurred and sharp take turns
+        for number, job in enumerate(jobs):  # alternating blurred and sharp
             job.finish(one for stored in done[number::2] for one in stored)

@@ -1,4 +1,4 @@
-"""One function over many files in several processes; arguments and words that jobs share."""
+"""Running a function over many files in several processes; arguments and messages shared by jobs."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-_AHEAD = 8  # tasks per process that are under way or wait to be fetched: bounds memory
+_AHEAD = 8  # limit of pending tasks and unfetched results per process, which bounds memory
 _NO_POINT_IN_GOING_ON = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 
 def run_all(work: Callable[[Task], Result], tasks: Sequence[Task], *, jobs: int, label: str) -> list[Result]:
-    """Results in the order of `tasks`; raises as `stream` does."""
+    """Results in the order of `tasks`; raises the errors of `stream`."""
     return list(stream(work, tasks, jobs=jobs, label=label))
 
 
 def stream(
     work: Callable[[Task], Result], tasks: Sequence[Task], *, jobs: int, label: str
 ) -> Generator[Result, None, None]:
-    """Results in the order of `tasks`, as they come; at the end one InputError with all files that failed.
+    """Yield results in the order of `tasks`; at the end raises one InputError with all failed files.
 
     `work` must be a module-level function; it reports a bad file by raising InputError.
     """
@@ -55,19 +55,18 @@ def stream(
                 failures.append(str(error))
             except BrokenProcessPool as error:
                 raise InputError(
-                    f"{label}: a process was ended from outside, perhaps for want of memory; lower --jobs (now {jobs})"
+                    f"{label}: a worker was killed, possibly out of memory; lower --jobs (now {jobs})"
                 ) from error
             except OSError as error:
                 where = f"{error.filename}: " if error.filename else ""
                 if error.errno in _NO_POINT_IN_GOING_ON:
                     raise InputError(
-                        f"{label}: {where}{error.strerror}; make room or mend permissions, and start again, it goes on "
-                        "from there"
+                        f"{label}: {where}{error.strerror}; free space or fix permissions, then start again to continue"
                     ) from error
                 failures.append(f"{where}{error.strerror or error}")
             except MemoryError as error:
                 raise InputError(
-                    f"{label}: too little memory for {jobs} processes; lower --jobs, or free some"
+                    f"{label}: not enough memory for {jobs} processes; lower --jobs, or free memory"
                 ) from error
             else:
                 yield result
@@ -78,7 +77,7 @@ def stream(
 
 
 def _outcomes(work: Callable[[Task], Result], tasks: Sequence[Task], *, jobs: int) -> Iterator[Callable[[], Result]]:
-    """For each task, something that gives its result or raises what it raised."""
+    """For each task, a callable that returns its result or raises its error."""
     if jobs == 1 or len(tasks) < 2:
         yield from (partial(work, task) for task in tasks)
         return
@@ -96,7 +95,7 @@ def _outcomes(work: Callable[[Task], Result], tasks: Sequence[Task], *, jobs: in
 
 
 def _prepare_worker() -> None:
-    """Ctrl-C is the parent's affair; a worker whose parent was killed ends as well."""
+    """Leave Ctrl-C to the parent, and end the worker if its parent was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -109,21 +108,21 @@ def _end_with_parent() -> None:
 
 
 def check_apart(source: Path, *outputs: Path | None) -> None:
-    """Raise InputError for an output folder that is the input folder or lies in it: images would be taken twice."""
+    """Raise InputError if the output folder is the input folder or inside it, since results would become inputs."""
     for output in outputs:
         if output is not None and source.resolve() in (output.resolve(), *output.resolve().parents):
             raise InputError(
-                f"{output.absolute()} is the input folder {source.absolute()} or lies in it; results would replace the "
-                "images, or be taken for some the next time; choose a folder beside it"
+                f"{output.absolute()} is the input folder {source.absolute()} or inside it; results would replace the "
+                "images, or become inputs the next time; choose a folder next to it"
             )
 
 
-# Arguments and words that the jobs of `diffir prepare` share.
+# Arguments and messages shared by the jobs of `diffir prepare`.
 
 
 _SHOWN = 10
 
-# Choices and defaults of jobs, which their parsers show.
+# Choices and defaults of jobs, shown by their parsers.
 RESIZE_METHODS = ("bicubic", "area", "lanczos")
 GOPRO_SIZE, GOPRO_OVERLAP, GOPRO_MIDDLE = 512, 256, 256  # pixels
 DEGRADATION_KINDS = ("noise", "blur", "rain", "underexposure", "haze", "low-resolution", "raindrop")
@@ -136,19 +135,19 @@ SHORTEST = 400  # pixels
 def add_job(
     jobs: Any, name: str, what: str, *, module: str = "", source: str = "folder of images"
 ) -> argparse.ArgumentParser:
-    """A parser with input, --output, --jobs and --dry-run; `command` of `module` (called as the job) takes them."""
+    """Add a parser with input, --output, --jobs and --dry-run, which runs `command` of the module of the job."""
     parser = jobs.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
-    parser.add_argument("input", type=Path, help=f"{source}, sub-folders included")
+    parser.add_argument("input", type=Path, help=f"{source}, including sub-folders")
     parser.add_argument("-o", "--output", type=Path, required=True)
     add_running(parser, module or name)
     return parser
 
 
 def add_running(parser: argparse.ArgumentParser, module: str) -> None:
-    """How a job runs: --jobs, --dry-run, --accept-damaged."""
+    """Add --jobs, --dry-run and --accept-damaged."""
     add_accept_damaged(parser)
     parser.add_argument("--jobs", type=int, default=available_cpus(), help="processes (default: one per core)")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done, write nothing")
     parser.set_defaults(run=deferred(f"diffir_sr.prepare.{module}:command"))
 
 
@@ -156,7 +155,7 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="make again what exists (default: keep it) and remove what other parameters made in its place",
+        help="replace existing results (default: keep them), and remove those made with other parameters",
     )
 
 
@@ -175,7 +174,7 @@ def folder(path: Path) -> FolderSource:
 
 
 def say(text: str) -> int:
-    """Print a line; gives exit code 0."""
+    """Print a line; returns exit code 0."""
     sys.stdout.write(text + "\n")
     return 0
 
@@ -187,11 +186,11 @@ def examples(paths: Sequence[Path]) -> str:
 
 
 def on_disk(pixels: float, *, copied: Sequence[Path] = ()) -> str:
-    """A rough size of so many colour pixels as PNG (photographs take about 1.5 bytes of their 3), and of copies."""
+    """Estimated size of colour pixels as PNG (1.5 of 3 bytes per pixel for photographs), plus that of copied files."""
     return f"about {(pixels * 1.5 + sum(file.stat().st_size for file in copied)) / 2**20:,.1f} MiB"
 
 
 def alpha_note(done: Sequence[Any]) -> list[str]:
-    """What a job says at its end of images whose alpha it dropped."""
+    """Text for the summary of a job about images whose alpha was dropped."""
     count = sum(one.dropped_alpha for one in done)
     return [f"alpha dropped in {count}"] if count else []

@@ -1,4 +1,4 @@
-"""Masks of a fixed evaluation set, and the square images that they belong to."""
+"""Masks of a fixed evaluation set, and the corresponding square images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BINS = tuple(range(0, 51, 10))  # per cent of the image that is missing
 
 @dataclass(frozen=True)
 class Cover:
-    """One image: the mask to make for it and, if wanted, the square of it."""
+    """One image: the mask to make for it and, if requested, its square version."""
 
     name: str
     file: Path | None
@@ -41,7 +41,7 @@ class Cover:
 
 @dataclass(frozen=True)
 class Made:
-    """What became of one mask."""
+    """The result for one mask."""
 
     mask: StoredImage
     square: StoredImage | None
@@ -59,9 +59,9 @@ def plan_masks(
     squares: Path | None = None,
     overwrite: bool = False,
 ) -> list[Cover]:
-    """One mask per image of `source`, or `count` masks 000000, 000001, ...; a mask follows from seed, kind and name."""
+    """One mask per image of `source`, or `count` masks 000000, 000001, ..., determined by seed, kind and name."""
     if (source is None) == (count is None):
-        raise InputError("masks: give a folder of images or --count, one of the two")
+        raise InputError("masks: give either a folder of images or --count")
     if source is not None:
         check_apart(source.path, output, squares)
     names = source.names if source is not None else [f"{index:06d}" for index in range(count or 0)]
@@ -76,7 +76,7 @@ def plan_masks(
 
 
 def make_masks(covers: Sequence[Cover], *, jobs: int) -> list[Made]:
-    """Make masks (255 = missing) and squares; what exists is kept unless `overwrite`."""
+    """Make masks (255 = missing) and squares; existing ones are kept unless `overwrite`."""
     return run_all(_cover, covers, jobs=jobs, label="masks")
 
 
@@ -91,12 +91,12 @@ def _cover(cover: Cover) -> Made:
         return Made(stored, square, float(mask.mean()))
     mask = decode(read_file(cover.output.path), where=str(cover.output.path))
     if mask.shape != (cover.size, cover.size, 1):
-        raise InputError(f"{cover.output.path}: an image of shape {mask.shape} is in the way; remove it")
+        raise InputError(f"{cover.output.path}: exists as an image of shape {mask.shape}; remove it")
     return Made(cover.output.keep(), square, float((mask > 0).mean()))
 
 
 def _square(cover: Cover) -> np.ndarray:
-    """A random square of the image as the published script cuts it, from (seed, name), resized."""
+    """A random square of the image, like that of the published script, determined by (seed, name), resized."""
     assert cover.file is not None
     image = read_storable(cover.file, to_8bit=True).image
     height, width = image.shape[:2]
@@ -110,7 +110,7 @@ def _square(cover: Cover) -> np.ndarray:
 
 
 def coverage(made: Sequence[Made]) -> str:
-    """Mean, least and most of the missing share, and how many masks fall into each tenth."""
+    """Mean, minimum and maximum of the missing share, and the number of masks in each tenth."""
     shares = np.array([one.share for one in made]) * 100
     counts, _ = np.histogram(shares, bins=_BINS)
     tenths = ", ".join(
@@ -120,7 +120,7 @@ def coverage(made: Sequence[Made]) -> str:
 
 
 def write_sums(made: Sequence[Made], output: Path) -> Path:
-    """A list that `sha256sum -c` reads inside the output folder, beside it; gives its path."""
+    """Write a list for `sha256sum -c` next to the output folder, to be run inside it; returns its path."""
     path = output.with_name(f"{output.name}.sha256")
     entries = sorted((one.mask.entry for one in made), key=lambda entry: entry.name)
     lines = (f"{entry.sha256}  {entry.name}\n" for entry in entries)
@@ -138,7 +138,7 @@ def command(args: argparse.Namespace) -> int:
     """`diffir prepare masks`."""
     source = _images(args.input)
     if args.images_out is not None and source is None:
-        raise InputError("--images-out: there are no images; name a folder of them instead of --count")
+        raise InputError("--images-out: there are no images; give a folder of them instead of --count")
     if args.count is not None and args.count < 1:
         raise InputError(f"--count: expected 1 or more, got {args.count}")
     if args.seed < 0:
@@ -191,7 +191,7 @@ def _make(args: argparse.Namespace, source: FolderSource | None, *, kind: str, s
 
 
 def write_sheet(pictures: Sequence[tuple[str, Path]], output: Path) -> Path:
-    """The first pictures of a folder on one page beside it; gives its path."""
+    """Write a page with the first images of a folder next to it; returns its path."""
     tiles = []
     for name, file in pictures[:_SHOWN]:
         image = decode(read_file(file), where=str(file))

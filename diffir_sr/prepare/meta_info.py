@@ -15,17 +15,17 @@ from diffir_sr.prepare.jobs import examples, run_all, say
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:
-    """Raise InputError where the list cannot be written: something else is there."""
+    """Raise InputError if the list cannot be written because something else exists there."""
     if output.is_dir():
-        raise InputError(f"{output.absolute()} is a folder; name a file, such as {output}/meta_info.txt")
+        raise InputError(f"{output.absolute()} is a folder; give a file, such as {output}/meta_info.txt")
     if output.exists() and not overwrite:
         raise InputError(f"{output.absolute()} exists; choose another name or give --overwrite")
 
 
 def write_meta(source: Source, output: Path, *, jobs: int) -> int:
-    """Write relative path with extension and shape (channels without alpha) of every image; the number of lines.
+    """Write relative path with extension and shape (channels without alpha) of every image; returns their number.
 
-    Images of an LMDB have no extension; they are listed as .png, which readers of such lists take off again.
+    Images of an LMDB have no extension; they are listed as .png, which readers of such lists remove.
     """
     if isinstance(source, FolderSource):
         files = [source.file(name) for name in source.names]

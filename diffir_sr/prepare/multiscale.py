@@ -1,4 +1,4 @@
-"""Smaller versions of sharp images, so that real-world training sees detail of every size (Real-ESRGAN's recipe)."""
+"""Downscaled versions of sharp images for real-world training (as in Real-ESRGAN)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, read
 
 @dataclass(frozen=True)
 class Version:
-    """One size of an image, (height, width), and where it goes; None is the image as it is."""
+    """One size of an image, (height, width), and its target; None is the original image."""
 
     target: StoredTarget
     size: tuple[int, int] | None
@@ -53,7 +53,7 @@ class MadeVersions:
 def sizes_of(height: int, width: int, *, factors: tuple[float, ...], shortest: int) -> list[tuple[int, int] | None]:
     """(height, width) of T0, T1, ...: each factor, truncated as published, then the shortest side at `shortest`.
 
-    None where the image would not get smaller, or nothing would be left of it.
+    None if the image would not become smaller, or nothing would be left of it.
     """
     made: list[tuple[int, int] | None] = [(int(height * factor), int(width * factor)) for factor in factors]
     if shortest:
@@ -77,12 +77,12 @@ def plan_versions(
     overwrite: bool = False,
     to_8bit: bool = False,
 ) -> list[Shrink]:
-    """What to make: <name>T0.png for the first factor and so on, <name>.png for the image itself if asked for."""
+    """The plan: <name>T0.png for the first factor and so on, <name>.png for the original image if requested."""
     if not factors and not shortest:
-        raise InputError("multiscale: no factor and no --shortest; nothing to make")
+        raise InputError("multiscale: no factor and no --shortest, so there is nothing to make")
     if any(not 0 < factor < 1 for factor in factors) or shortest < 0:
         raise InputError(
-            f"multiscale: factors must lie between 0 and 1, --shortest be 0 or more; got {factors}, {shortest}"
+            f"multiscale: factors must be between 0 and 1, --shortest 0 or more; got {factors}, {shortest}"
         )
     check_apart(source.path, output)
     shrinks = []
@@ -112,7 +112,7 @@ def _refuse_equal_names(shrinks: list[Shrink], output: Path) -> None:
 
 
 def make_versions(shrinks: list[Shrink], *, jobs: int) -> list[MadeVersions]:
-    """Make them; what exists is kept unless asked to overwrite."""
+    """Run the plan; existing results are kept unless `overwrite`."""
     return run_all(_shrink, shrinks, jobs=jobs, label="multiscale")
 
 
@@ -133,7 +133,7 @@ def _shrink(shrink: Shrink) -> MadeVersions:
 
 
 def _resized(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    """Lanczos as Pillow has it, which the published script uses."""
+    """Pillow's Lanczos, which the published script uses."""
     if size is None:
         return image
     plain = image[..., 0] if image.shape[2] == 1 else image

@@ -1,4 +1,4 @@
-"""Pairs of one's own: what is wrong with them, and a clean copy of those that are right."""
+"""Checking the user's own pairs, and making a clean copy of the valid ones."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from diffir_sr.prepare.jobs import check_apart, on_disk, run_all, say
 from diffir_sr.prepare.meta_info import check_output
 from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, read_storable, relative, underway
 
-_MARK = "\0"  # no file name holds it
+_MARK = "\0"  # occurs in no file name
 
 
 @dataclass(frozen=True)
 class Good:
-    """A pair that fits, called `name` by both: ground truth of `high`, degraded image of `low`, (height, width)."""
+    """A valid pair with the common name `name`; `high` and `low` are (height, width) of ground truth and LQ."""
 
     name: str
     gt: str
@@ -34,7 +34,7 @@ class Good:
 
 @dataclass(frozen=True)
 class PairReport:
-    """The pairs that fit, and a sentence for each image that does not."""
+    """The valid pairs, and a sentence for each problem."""
 
     good: list[Good]
     faults: list[str]
@@ -50,9 +50,9 @@ def check(
     crop_gt: bool = False,
     gt_size: int = 0,
 ) -> PairReport:
-    """Pair two folders or LMDBs, or the two kinds of images in one folder, by what the templates' {} stands for.
+    """Pair two folders or LMDBs, or the two kinds of images in one folder, by the part of names that {} stands for.
 
-    `crop_gt` lets a ground truth be up to scale - 1 pixels larger than it should.
+    `crop_gt` allows a ground truth to be up to scale - 1 pixels too large.
     """
     if scale < 1:
         raise InputError(f"--scale: expected 1 or more, got {scale}")
@@ -85,7 +85,7 @@ def check(
 
 
 def _named(source: Source, template: str) -> dict[str, str]:
-    """Names of images by what {} stands for in them; without those that do not have the form of the template."""
+    """Names of images by the part that {} stands for; names that do not match the template are left out."""
     before, _, behind = degraded_name(_MARK, template).partition(_MARK)
     found = {}
     for name in source.names:
@@ -99,9 +99,9 @@ def _named(source: Source, template: str) -> dict[str, str]:
 def _told_apart(
     lows: dict[str, str], highs: dict[str, str], template: str, gt_template: str
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """In one folder, what fits the longer template does not count for the other, which may be {} alone."""
+    """In one folder, names that match the longer template do not count for the other one, which may be just {}."""
     if template == gt_template:
-        raise InputError("lq and gt are one folder; give --template and --gt-template that tell their images apart")
+        raise InputError("lq and gt are the same folder; give --template and --gt-template to distinguish their images")
     if len(template) > len(gt_template):
         taken = set(lows.values())
         return lows, {name: high for name, high in highs.items() if high not in taken}
@@ -111,7 +111,7 @@ def _told_apart(
 
 def _misnamed(source: Source, named: dict[str, str], template: str) -> list[str]:
     known = set(named.values())
-    return [f"{where(source, name)}: not called {template}" for name in source.names if name not in known]
+    return [f"{where(source, name)}: does not match {template}" for name in source.names if name not in known]
 
 
 def where(source: Source, name: str) -> str:
@@ -121,11 +121,13 @@ def where(source: Source, name: str) -> str:
 
 
 def listed(report: PairReport, lq: FolderSource, gt: FolderSource) -> str:
-    """Lines `ground truth, degraded image`, as the option `meta_info` of RealESRGANPairedDataset takes them."""
+    """Lines `ground truth, degraded image`, for the option `meta_info` of RealESRGANPairedDataset."""
     pairs = [(relative(gt.file(pair.gt), gt.path), relative(lq.file(pair.lq), lq.path)) for pair in report.good]
     bad = [name for pair in pairs for name in pair if ", " in name]
     if bad:
-        raise InputError(f"{len(bad)} names hold a comma and a blank, which divide the names in a list: {some(bad)}")
+        raise InputError(
+            f"{len(bad)} names contain a comma and a space, which separate the names in a list: {some(bad)}"
+        )
     return "".join(f"{high}, {low}\n" for high, low in pairs)
 
 
@@ -133,7 +135,7 @@ def _misfit(pair: Good, *, scale: int, crop_gt: bool, gt_size: int) -> str:
     spare = [high - scale * low for high, low in zip(pair.high, pair.low, strict=True)]
     if any(extra < 0 or extra >= (scale if crop_gt else 1) for extra in spare):
         high, low = (f"{size[0]}x{size[1]}" for size in (pair.high, pair.low))
-        crop = " (--crop-gt would cut the rest off)" if all(0 <= extra < scale for extra in spare) else ""
+        crop = " (--crop-gt would crop it)" if all(0 <= extra < scale for extra in spare) else ""
         return f"{high}, expected {scale * pair.low[0]}x{scale * pair.low[1]} for its degraded image of {low}{crop}"
     if min(pair.high) < gt_size:
         return f"{pair.high[0]}x{pair.high[1]}, smaller than the patches of {gt_size}"
@@ -142,7 +144,7 @@ def _misfit(pair: Good, *, scale: int, crop_gt: bool, gt_size: int) -> str:
 
 @dataclass(frozen=True)
 class Copy:
-    """One pair to copy; the ground truth is cut to `high`."""
+    """One pair to copy; the ground truth is cropped to `high`."""
 
     files: tuple[Path, Path]
     targets: tuple[StoredTarget, StoredTarget]
@@ -162,7 +164,7 @@ def plan_copies(
     overwrite: bool = False,
     to_8bit: bool = False,
 ) -> list[Copy]:
-    """Copies of the good pairs as <name>.png in two folders under `output`, called alike."""
+    """Copies of the valid pairs as <name>.png in two folders under `output`."""
     check_apart(lq.path, output)
     check_apart(gt.path, output)
     return [
@@ -181,7 +183,7 @@ def plan_copies(
 
 
 def copy_pairs(copies: Sequence[Copy], *, jobs: int) -> list[tuple[StoredImage, StoredImage]]:
-    """Copy, as 8-bit PNG without alpha, upright; what exists is kept unless asked to overwrite."""
+    """Copy as upright 8-bit PNG without alpha; existing files are kept unless `overwrite`."""
     return run_all(_copy, copies, jobs=jobs, label="pairs")
 
 
@@ -219,13 +221,13 @@ def command(args: argparse.Namespace) -> int:
         sys.stderr.write(f"{fault}\n")
     told = f"{len(report.good)} pairs at scale {args.scale}, {len(report.faults)} faults"
     if report.faults and not args.skip_bad:
-        raise InputError(f"{told}; mend them, or give --skip-bad to leave them out")
+        raise InputError(f"{told}; fix them, or give --skip-bad to leave them out")
     if not report.good:
         raise InputError(f"{told}; nothing is left")
     if args.output is None and args.list is None:
         return say(told)
     if not isinstance(lq, FolderSource) or not isinstance(gt, FolderSource):
-        raise InputError("pairs of LMDBs are checked only; name folders, or leave out --output and --list")
+        raise InputError("pairs of LMDBs can only be checked; give folders, or leave out --output and --list")
     if args.list is not None:
         _write_list(args, listed(report, lq, gt))
     if args.output is not None:

@@ -1,4 +1,4 @@
-"""Motion-blurred images of a folder of sharp ones: pictures of a camera that shakes while it exposes."""
+"""Motion-blurred versions of sharp images, as from a camera that shakes during the exposure."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from diffir_sr.files.images import header
 from diffir_sr.prepare.jobs import check_apart, folder, run_all, say
 from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, read_storable, relative, underway
 
-_FRAMES_PER_PIXEL = 8  # of the path; the averaged frames then stand for a continuous exposure
-_WOBBLE = 1.5  # how much the velocity strays during an exposure, in units of the velocity at its start
+_FRAMES_PER_PIXEL = 8  # of the path, enough to approximate a continuous exposure
+_WOBBLE = 1.5  # change of the velocity during an exposure, in units of the initial velocity
 
 
 @dataclass(frozen=True)
 class ShakeRecipe:
-    """What decides a blurred image, besides the image and its name: `length` of the camera's path in pixels."""
+    """Parameters of a blurred image, besides the image and its name: `length` of the camera path in pixels."""
 
     length: tuple[float, float]
     seed: int
@@ -40,7 +40,7 @@ class ShakeRecipe:
 
     @property
     def margin(self) -> int:
-        """Pixels at each side that depend on what is outside of the image: they are cut off."""
+        """Pixels at each side that depend on content outside the image; they are cropped."""
         return math.ceil(self.length[1]) + 1
 
 
@@ -66,7 +66,7 @@ def plan_shakes(
     overwrite: bool = False,
     to_8bit: bool = False,
 ) -> list[ShakeTask]:
-    """`count` exposures of every image, to input and target; several of one image are called <name>_0, <name>_1, ..."""
+    """`count` exposures of every image, to input and target; several of one image are named <name>_0, <name>_1, ..."""
     if count < 1:
         raise InputError(f"--count: expected 1 or more, got {count}")
     check_apart(source.path, output)
@@ -83,15 +83,15 @@ def plan_shakes(
 
 
 def shake_all(tasks: Sequence[ShakeTask], *, jobs: int) -> list[tuple[StoredImage, StoredImage]]:
-    """Blur; pairs that exist are kept unless `overwrite`."""
+    """Blur the images; existing pairs are kept unless `overwrite`."""
     return run_all(_shake, tasks, jobs=jobs, label="shake")
 
 
 def camera_path(rng: np.random.Generator, *, length: float) -> np.ndarray:
-    """Where the image lies in the frames of one exposure: (frames, 2) of x and y in pixels, mean 0.
+    """Positions of the image in the frames of one exposure: (frames, 2) of x and y in pixels, mean 0.
 
-    A point whose velocity is a random walk, so that the path is smooth and its speed changes, as of a hand. `length`
-    is that of the path. Mean 0 keeps the blurred image on its sharp partner.
+    The velocity is a random walk, so the path is smooth with varying speed, like that of a hand. `length` is the length
+    of the path. Mean 0 keeps the blurred image aligned with the sharp one.
     """
     frames = max(2, math.ceil(length * _FRAMES_PER_PIXEL))
     turn = rng.uniform(0, 2 * math.pi)
@@ -104,23 +104,23 @@ def camera_path(rng: np.random.Generator, *, length: float) -> np.ndarray:
 
 
 def exposure(image: np.ndarray, path: np.ndarray) -> np.ndarray:
-    """The mean of an 8-bit image (H, W, C) moved to each place of a path (frames, 2), in linear light, as uint8.
+    """The mean of an 8-bit image (H, W, C) shifted to each position of a path (frames, 2), in linear light, as uint8.
 
-    Frames between pixels are interpolated linearly. Sums of shifts are one convolution, which is what is computed.
+    Sub-pixel shifts are interpolated linearly. The mean of the shifts is computed as one convolution.
     """
     light = linear(np.arange(256) / 255).astype(np.float32)[image]
     return (encoded(exposed(light, path)) * 255).round().astype(np.uint8)
 
 
 def exposed(light: np.ndarray, path: np.ndarray) -> np.ndarray:
-    """The mean of float32 light (H, W, C) moved to each place of a path (frames, 2), clipped to [0, 1]."""
-    kernel = np.ascontiguousarray(_spread(path)[::-1, ::-1])  # filter2D looks up, a frame moves on
+    """The mean of float32 light (H, W, C) shifted to each position of a path (frames, 2), clipped to [0, 1]."""
+    kernel = np.ascontiguousarray(_spread(path)[::-1, ::-1])  # filter2D correlates, so the kernel is flipped
     blurred = cv2.filter2D(light, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
     return blurred.reshape(light.shape).clip(0, 1)
 
 
 def _spread(path: np.ndarray) -> np.ndarray:
-    """The share of the exposure at each whole shift, (side, side), sum 1; the middle is no shift."""
+    """The share of the exposure at each integer shift, (side, side), sum 1; the centre is no shift."""
     reach = math.ceil(np.abs(path).max()) + 1
     kernel = np.zeros((2 * reach + 1, 2 * reach + 1), np.float64)
     whole = np.floor(path).astype(int)
@@ -133,12 +133,12 @@ def _spread(path: np.ndarray) -> np.ndarray:
 
 
 def linear(values: np.ndarray) -> np.ndarray:
-    """Light of sRGB values in [0, 1] (IEC 61966-2-1)."""
+    """Linear light from sRGB values in [0, 1] (IEC 61966-2-1)."""
     return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
 
 
 def encoded(light: np.ndarray) -> np.ndarray:
-    """sRGB values of light in [0, 1]."""
+    """sRGB values from linear light in [0, 1]."""
     return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
 
 

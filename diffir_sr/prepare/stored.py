@@ -1,4 +1,4 @@
-"""Files that a job makes or finds made, in which forms they may be stored, and the manifest that tells of them."""
+"""Output files of jobs, new or existing, the forms in which images are stored, and the manifest of a folder."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from diffir_sr.files.picture import as_bits, encode_png
 from diffir_sr.files.processes import hold
 from diffir_sr.version import __version__
 
-_ADDS_ONLY = {"to_8bit"}  # parameters that admit more images and change none of the others
+_ADDS_ONLY = {"to_8bit"}  # parameters that allow more images without changing the others
 
 
 @dataclass(frozen=True)
 class StoredImage:
-    """One file of a job's output, and whether it was written now or was there."""
+    """One output file of a job, and whether it is new or existed."""
 
     entry: Entry
     written: bool
@@ -37,7 +37,7 @@ class StoredImage:
 
 @dataclass(frozen=True)
 class StoredTarget:
-    """Where an image goes (`name` below `root`) and the relative path of the image it is made of."""
+    """The target of an image (`name` below `root`) and the relative path of its source."""
 
     root: Path
     name: str
@@ -48,8 +48,8 @@ class StoredTarget:
         return self.root / self.name
 
     def store(self, data: bytes, image: np.ndarray) -> StoredImage:
-        """Write the encoded form `data` of an image (H, W, C), whole or not at all."""
-        write_atomically(data, self.path, sync=False)  # the job syncs all of them at its end
+        """Write the encoded image `data` of an image (H, W, C) atomically."""
+        write_atomically(data, self.path, sync=False)  # the job syncs all files at its end
         height, width, channels = image.shape
         return StoredImage(self._entry(data, (height, width, channels)), written=True)
 
@@ -58,7 +58,7 @@ class StoredTarget:
         return self.store(encode_png(image, compress_level=compress_level), image)
 
     def keep(self) -> StoredImage:
-        """The file as it is there; raises InputError where it is no image."""
+        """The existing file; raises InputError if it is not an image."""
         data, found = read_file(self.path), header(self.path)
         return StoredImage(self._entry(data, (found.height, found.width, found.channels)), written=False)
 
@@ -72,11 +72,11 @@ def relative(file: Path, root: Path) -> str:
 
 @dataclass
 class PrepareJob:
-    """A job that fills one output folder: refuses to mix parameters, ends with a manifest and a summary."""
+    """A job that fills one output folder: prevents mixing of parameters, and ends with a manifest and a summary."""
 
     output: Path
     name: str
-    parameters: Mapping[str, Any]  # everything that decides the bytes
+    parameters: Mapping[str, Any]  # everything that determines the files
     source: Path
     started: float = field(default_factory=time.perf_counter)
     _resumes: bool = False
@@ -86,19 +86,19 @@ class PrepareJob:
         return self.output.with_name(f"{self.output.name}.unfinished.json")
 
     def check(self, *, overwrite: bool = False) -> None:
-        """Raise InputError where images made otherwise lie in `output` and would be mixed with those of this job."""
+        """Raise InputError if `output` contains images made with other parameters, to prevent mixing."""
         now, before = self._note(), self._before()
         if overwrite:
-            before = self._of_other_sources()  # these are not made again
+            before = self._of_other_sources()  # these are not made by this job
         if before is not None and (difference := _difference(before, now)):
             remedy = "" if overwrite else ", or give --overwrite"
             raise InputError(
-                f"{self.output.absolute()} holds images made otherwise ({difference}); they would be mixed; choose "
-                f"another folder, or remove it and the files beside it that are called after it{remedy}"
+                f"{self.output.absolute()} contains images made with other parameters ({difference}); use another "
+                f"folder, or delete it and its {self.output.name}.* files{remedy}"
             )
 
     def begin(self, *, overwrite: bool = False) -> None:
-        """Raise as `check` does; else note what is under way. `underway` does it, and keeps others away."""
+        """Raise the errors of `check`; otherwise record the running job. `underway` calls it and locks the folder."""
         self.check(overwrite=overwrite)
         if not self.output.exists():
             manifest_path(self.output).unlink(missing_ok=True)  # of a folder that was removed
@@ -113,7 +113,7 @@ class PrepareJob:
         return json.loads(json.dumps({"job": self.name, "parameters": dict(self.parameters)}))
 
     def _before(self) -> dict[str, Any] | None:
-        """Job and parameters of what is in the folder."""
+        """Job and parameters of the images in the folder."""
         if not self.output.exists():
             return None
         if self._unfinished.is_file():
@@ -122,15 +122,15 @@ class PrepareJob:
         return {"job": found.job, "parameters": dict(found.parameters)} if found else None
 
     def _stopped(self) -> dict[str, Any]:
-        """What a run that stopped half way noted; raises InputError where that cannot be read."""
+        """The record of an interrupted run; raises InputError if it cannot be read."""
         try:
             note = json.loads(read_file(self._unfinished))
             if not isinstance(note["job"], str) or not isinstance(note["parameters"], dict):
-                raise TypeError("not the note of a job")
+                raise TypeError("not the record of a job")
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise InputError(
-                f"{self._unfinished.absolute()}: tells that a job stopped half way, but not which ({error}); remove it "
-                f"and {self.output.name} beside it, and start again"
+                f"{self._unfinished.absolute()}: an unreadable record of an interrupted job ({error}); remove it "
+                f"and {self.output.name} next to it, and start again"
             ) from error
         return note
 
@@ -145,22 +145,22 @@ class PrepareJob:
         return self.source.resolve().as_posix()
 
     def _listed(self) -> Manifest | None:
-        """The manifest of what is in the folder."""
+        """The manifest of the folder."""
         path = manifest_path(self.output)
         return read_manifest(path) if path.is_file() and self.output.exists() else None
 
     def finish(self, stored: Iterable[StoredImage], *, notes: Iterable[str] = (), what: str = "images") -> str:
-        """Write the manifest and print the summary; gives the summary.
+        """Write the manifest and print the summary, which is returned.
 
-        What --overwrite replaced and this job did not make anew is removed: it would be taken for a result.
+        With --overwrite, earlier images that this job did not replace are removed, since they would count as results.
         """
         stored = list(stored)
         entries, before = [one.entry for one in stored], self._listed()
         if before is not None:
             self._remove_replaced(before, {entry.name for entry in entries})
-        sync_all()  # what the manifest lists is there, whatever happens to the machine
+        sync_all()  # files in the manifest must survive a power failure
         listing = write_manifest(self.output, self._manifest(entries, before))
-        if self._resumes:  # workers of the killed run may have lived on for a moment when this one began
+        if self._resumes:  # workers of the killed run may still have been running when this one began
             sweep(self.output, below=True)
         self._unfinished.unlink(missing_ok=True)
         made = sum(one.written for one in stored)
@@ -178,7 +178,7 @@ class PrepareJob:
                 (self.output / entry.name).unlink(missing_ok=True)
 
     def _manifest(self, entries: list[Entry], before: Manifest | None) -> Manifest:
-        """The entries of this run, and those that an earlier run from another source put into the same folder."""
+        """The entries of this run, and those of an earlier run from another source in the same folder."""
         source = self._source
         if before is not None and before.source != source:
             names = {entry.name for entry in entries}
@@ -192,7 +192,7 @@ class PrepareJob:
 
 @contextlib.contextmanager
 def underway(*jobs: PrepareJob, overwrite: bool) -> Iterator[None]:
-    """Begin jobs that are done together; until the end no other process writes into their folders."""
+    """Begin jobs that run together, and lock their folders until the end."""
     with contextlib.ExitStack() as held:
         for job in jobs:
             held.enter_context(hold(job.output))
@@ -202,22 +202,22 @@ def underway(*jobs: PrepareJob, overwrite: bool) -> Iterator[None]:
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What would make images of one run unlike those of another; empty where nothing would."""
+    """The differences between the parameters of two runs; empty if there are none."""
     if before["job"] != now["job"]:
         return f"by {before['job']!r}, not {now['job']!r}"
     if before.get("overwrite"):
-        return "a run with --overwrite was stopped half way"
+        return "a run with --overwrite was interrupted"
     old, new = before["parameters"], now["parameters"]
     values = [(name, old.get(name), new.get(name)) for name in {**new, **old} if name not in _ADDS_ONLY]
     return "; ".join(f"{name} {was!r}, now {value!r}" for name, was, value in values if was != value)
 
 
-# Images as they are stored: 8 bits, grey or RGB.
+# Stored images: 8 bits, grey or RGB.
 
 
 @dataclass(frozen=True)
 class Storable:
-    """uint8 grey or RGB (H, W, C), and the file's own bytes where they are a PNG of exactly that (else None)."""
+    """uint8 grey or RGB (H, W, C), and the bytes of the file if it is a PNG of exactly that (else None)."""
 
     image: np.ndarray
     png: bytes | None
@@ -225,7 +225,7 @@ class Storable:
 
 
 def read_storable(file: Path, *, to_8bit: bool) -> Storable:
-    """An image file without alpha, upright; raises InputError for 16 bits per channel unless they may be rounded."""
+    """An upright image without alpha; raises InputError for 16 bits per channel unless rounding is allowed."""
     data = read_file(file)
     image = decode(data, where=str(file))
     known = inspect(data, where=str(file))
@@ -241,7 +241,7 @@ def read_storable(file: Path, *, to_8bit: bool) -> Storable:
     return Storable(image, data if whole else None, dropped)
 
 
-# MATLAB's antialiased bicubic `imresize`, which made the low-resolution images of DIV2K and most benchmarks.
+# MATLAB's antialiased bicubic `imresize`, used for the low-resolution images of DIV2K and most benchmarks.
 
 
 def cubic(x: np.ndarray) -> np.ndarray:
@@ -253,7 +253,7 @@ def cubic(x: np.ndarray) -> np.ndarray:
 
 
 def resize_matrix(length: int, scale: float) -> csr_matrix:
-    """The linear map of one axis, (ceil(length * scale), length): antialiased when shrinking, mirrored borders."""
+    """The linear map of one axis, (ceil(length * scale), length), antialiased when downscaling, mirrored borders."""
     out = math.ceil(length * scale)
     stretch = min(scale, 1.0)  # a kernel as wide as an output pixel
     support = 4.0 / stretch
@@ -263,7 +263,7 @@ def resize_matrix(length: int, scale: float) -> csr_matrix:
     index = first[:, None] + np.arange(taps)
     weight = stretch * cubic(stretch * (centre[:, None] - index))
     weight /= weight.sum(axis=1, keepdims=True)
-    # Mirror with the border repeated: -1 is 0, -2 is 1; likewise at the far end.
+    # Mirrored with the border repeated: -1 is 0, -2 is 1; likewise at the other end.
     folded = np.mod(index, 2 * length)
     folded = np.where(folded < length, folded, 2 * length - 1 - folded)
     rows = np.repeat(np.arange(out), taps)
@@ -279,7 +279,7 @@ def bicubic_resize(image: np.ndarray, *, scale: float) -> np.ndarray:
         raise InputError(f"expected an integer image (height, width, channels), got {image.dtype} {image.shape}")
     height, width, channels = image.shape
     rows, columns = resize_matrix(height, scale), resize_matrix(width, scale)
-    # Heights first, as MATLAB does for equal scales.
+    # Vertical axis first, as MATLAB does for equal scales.
     tall = rows @ image.reshape(height, width * channels).astype(np.float64)
     turned = tall.reshape(-1, width, channels).transpose(1, 0, 2).reshape(width, -1)
     wide = (columns @ turned).reshape(-1, len(tall), channels).transpose(1, 0, 2)

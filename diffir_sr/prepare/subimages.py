@@ -1,4 +1,4 @@
-"""Cut large images into overlapping squares, so that a training reads no more of a file than it needs."""
+"""Cutting large images into overlapping squares, so that training reads only as much of a file as it needs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Cut:
     """One image and the squares to cut out of it."""
 
     file: Path
-    outputs: tuple[tuple[StoredTarget, int, int], ...]  # where to, top, left
+    outputs: tuple[tuple[StoredTarget, int, int], ...]  # target, top, left
     size: int
     compress_level: int
     to_8bit: bool
@@ -34,8 +34,8 @@ class CutImage:
 
 
 def starts(length: int, *, size: int, step: int, threshold: int) -> list[int]:
-    """Where squares begin along one axis, as BasicSR's script: every `step`, and one flush with the end if more
-    than `threshold` pixels are left over."""
+    """Starts of squares along one axis, as in BasicSR's script: every `step`, and one flush with the end if more than
+    `threshold` pixels remain."""
     places = list(range(0, length - size + 1, step))
     if length - (places[-1] + size) > threshold:
         places.append(length - size)
@@ -54,10 +54,10 @@ def plan_crops(
     to_8bit: bool = False,
     small: str = "error",
 ) -> list[Cut]:
-    """What to cut: files `<name>_s001.png` on. Images smaller than a square, in height or width, are skipped, kept
-    whole, or told in one InputError (`small` is skip, keep or error).
+    """The plan: files `<name>_s001.png` and so on. Images smaller than a square, in height or width, are skipped, kept
+    whole, or reported in one InputError (`small` is skip, keep or error).
 
-    `drop_suffix` is taken from the end of names, so that squares of 0801x4 are named as those of their ground truth.
+    `drop_suffix` is removed from names, so that squares of 0801x4 are named like those of the ground truth.
     """
     if size < 1 or step < 1 or threshold < 0:
         raise InputError(f"size and step must be 1 or more, threshold 0 or more; got {size}, {step}, {threshold}")
@@ -97,17 +97,19 @@ def plan_crops(
 
 
 def _stems(source: FolderSource, drop_suffix: str) -> dict[str, str]:
-    """What squares are called after, by name; raises InputError where two images would make the same squares."""
+    """Base names of squares by image name; raises InputError if two images would give the same squares."""
     stems = {name: name.removesuffix(drop_suffix) or name for name in source.names}
     first: dict[str, str] = {}
     twins = [f"{first[stem]} and {name}" for name, stem in stems.items() if first.setdefault(stem, name) != name]
     if twins:
-        raise InputError(f"without {drop_suffix!r}, images under {source.path.resolve()} have one name: {some(twins)}")
+        raise InputError(
+            f"without {drop_suffix!r}, images under {source.path.resolve()} have the same name: {some(twins)}"
+        )
     return stems
 
 
 def cut_all(cuts: list[Cut], *, jobs: int, overwrite: bool) -> list[CutImage]:
-    """Cut. Squares that exist are kept unless `overwrite`."""
+    """Cut the squares. Existing ones are kept unless `overwrite`."""
     return run_all(_cut_all if overwrite else _cut_missing, cuts, jobs=jobs, label="sub-images")
 
 

@@ -1,1 +1,1 @@
-"""The quick start: the whole road from photographs to a trained DiffIR, small enough for a laptop's CPU."""
+"""The quick start: from photographs to a trained DiffIR, small enough for the CPU of a laptop."""

@@ -1,4 +1,4 @@
-"""`diffir quickstart`: runs the tutorial's commands one after the other, each shown before it runs."""
+"""`diffir quickstart`: runs the commands of the tutorial one after the other, printing each before it runs."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def add_quickstart_parser(commands: Any) -> None:
     """Add `diffir quickstart`."""
     parser = commands.add_parser(
         "quickstart",
-        help="train a small DiffIR on real photographs, from data to pictures",
+        help="train a small DiffIR on real photographs, from data to results",
         description="Restores a photograph with a shipped model, then prepares photographs, trains the stages of one "
         "task (and, for sr, a GAN phase), tests, and writes pictures and a table to results/quickstart/ (other tasks: "
-        "results/quickstart_TASK/). Some minutes on two CPU cores.",
+        "results/quickstart_TASK/). Takes some minutes on two CPU cores.",
     )
     parser.add_argument("--task", choices=list(TASKS), default="sr", help="what to restore (default sr)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, patches and noise (default 0)")
@@ -42,7 +42,7 @@ def _quickstart(args: argparse.Namespace) -> int:
     write_photographs(TRAINING, folder=TRAIN_DATA / "photos")
     write_photographs(HELD_OUT, folder=HELD_OUT_DATA / "photos")
     sys.stdout.write(
-        f"\n{show_shipped_model(task)}\nPicture: {task.results}/shipped.jpg. Now training one from nothing.\n"
+        f"\n{show_shipped_model(task)}\nPicture: {task.results}/shipped.jpg. Now training a model from scratch.\n"
     )
     for command in data_commands(task.name):
         if not _already_there(command):
@@ -57,12 +57,12 @@ def _quickstart(args: argparse.Namespace) -> int:
     summary = write_report(
         task, how=f"`diffir quickstart --task {task.name} --seed {args.seed}`, {minutes:.1f} minutes"
     )
-    sys.stdout.write(f"\n{summary}\nPictures, curves and table: {task.results}/ ({minutes:.1f} minutes in all)\n")
+    sys.stdout.write(f"\n{summary}\nPictures, curves and table: {task.results}/ ({minutes:.1f} minutes in total)\n")
     return 0
 
 
 def data_commands(task: str = "sr") -> list[str]:
-    """The commands that turn two folders of photographs into what a task trains and is measured on."""
+    """The commands that prepare training and test data of a task from two folders of photographs."""
     recipes = shlex.quote(str(TASKS[task].recipes))
     return [command.format(recipes=recipes) for command in TASKS[task].data]
 
@@ -79,7 +79,7 @@ def _recipe(seed: int, task: str) -> Recipe:
 
 
 def _already_there(command: str) -> bool:
-    """LMDBs of an earlier quick start are used again."""
+    """Whether the LMDB of this command exists from an earlier quick start, and is reused."""
     words = shlex.split(command)
     return words[:3] == ["diffir", "prepare", "lmdb"] and Path(words[words.index("-o") + 1]).exists()
 
@@ -93,4 +93,4 @@ def _run(command: str) -> None:
 
 
 class _StepError(DiffIRError):
-    """A command of the quick start failed; it has said why itself."""
+    """A command of the quick start failed; it has printed the reason."""

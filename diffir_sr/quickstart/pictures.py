@@ -1,4 +1,4 @@
-"""Comparison pictures of the quick start: a sheet per held-out picture, one strip for all, curves of losses."""
+"""Comparison pictures of the quick start: a sheet per held-out image, one strip for all, and loss curves."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Versions = dict[str, np.ndarray]
 
 
 def sheet(case: Case, versions: Versions, scores: dict[str, tuple[float, ...]]) -> Image.Image:
-    """Rows of two or three whole pictures, and under each its most detailed part, enlarged."""
+    """Rows of two or three whole images, each with its most detailed part enlarged below."""
     height, width = case.gt.shape[:2]
     panels = _panels(case, versions)
     columns = 2 if len(panels) == 4 else 3
@@ -55,7 +55,7 @@ def sheet(case: Case, versions: Versions, scores: dict[str, tuple[float, ...]]) 
 
 
 def strip(rows: Sequence[tuple[Case, Versions]], *, detail: int) -> Image.Image:
-    """A row per held-out picture: squares of `detail` pixels of every version, side by side."""
+    """A row per held-out image: squares of `detail` pixels of every version, side by side."""
     labels = list(_panels(*rows[0]))
     step = _CELL_PX + 4
     page = Image.new("RGB", (len(labels) * step + 4, len(rows) * (step + _CAPTION_PX) + _CAPTION_PX), _WHITE)
@@ -88,7 +88,7 @@ def _rgb(image: np.ndarray) -> Image.Image:
 
 
 def _detail(case: Case, side: int) -> tuple[int, int]:
-    """Top left corner of the square that holds most of what is of interest."""
+    """Top left corner of the square with the highest total `interest`."""
     height, width = case.gt.shape[:2]
     strength = cv2.boxFilter(case.interest, -1, (side, side), anchor=(0, 0))
     inside = strength[: max(1, height - side), : max(1, width - side)]
@@ -128,7 +128,7 @@ def _records(path: Path) -> list[dict[str, float]]:
     return found
 
 
-# The held-out pictures of each task: what is degraded, what simple methods make of it, and the truth.
+# The held-out images of each task: degraded input, results of simple methods, and ground truth.
 
 
 SCALE = 4
@@ -137,10 +137,10 @@ _TELEA_RADIUS = 3
 
 @dataclass(frozen=True)
 class Case:
-    """One held-out picture, BGR uint8. `simple` is what to beat, by name; the first is the degraded input itself.
+    """One held-out image, BGR uint8. `simple` holds the baselines by name; the first is the degraded input itself.
 
-    `shown` is an input that cannot be measured, of another size than `gt`. `restored` is where `basicsr test` puts
-    what a stage makes of it, with {stage}. Pictures show most of where `interest` (H, W) is largest.
+    `shown` is the input if it cannot be measured because its size differs from `gt`. `restored` is the path of the
+    result of `basicsr test`, with {stage} in it. Details are cut where `interest` (H, W) is largest.
     """
 
     name: str
@@ -151,7 +151,7 @@ class Case:
     shown: np.ndarray | None = None
 
     def of_stage(self, stage: str) -> np.ndarray:
-        """What a stage made of it; raises InputError where its test has not run."""
+        """The result of a stage; raises InputError if its test has not run."""
         path = Path(self.restored.format(stage=stage))
         if not path.is_file():
             raise InputError(f"no restored picture at {path.absolute()}; did the test of {stage} run?")
@@ -160,7 +160,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a task is measured."""
+    """How a task is measured; `said` is the text for the report."""
 
     said: str
     luma: bool
@@ -176,7 +176,7 @@ PROTOCOLS = {
 
 
 def cases(task: Task) -> list[Case]:
-    """The held-out pictures of a task; raises InputError where there are none."""
+    """The held-out images of a task; raises InputError if there are none."""
     found = list(_READERS[task.name](task))
     if not found:
         raise InputError(
@@ -198,7 +198,7 @@ def _named(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def enlarged_case(name: str, truth: np.ndarray, small: np.ndarray, *, restored: str = "") -> Case:
-    """The case of a picture that was made smaller; bicubic enlargement is what there is to beat."""
+    """The case of a downscaled image; the baseline is bicubic enlargement."""
     return Case(name, {"bicubic": _bicubic(small)}, truth, restored, _edges(truth), shown=small)
 
 
@@ -237,7 +237,7 @@ def _inpaint(task: Task) -> Iterator[Case]:
 
 
 def filled(gt: np.ndarray, hole: np.ndarray) -> dict[str, np.ndarray]:
-    """An image (H, W, 3) whose `hole` (H, W) is zero, the mean of the known pixels, and what Telea makes of it."""
+    """An image (H, W, 3) with its `hole` (H, W) filled with zeros, with the mean of the known pixels, and by Telea."""
     zero, mean = gt.copy(), gt.copy()
     zero[hole] = 0
     mean[hole] = gt[~hole].mean(axis=0).round()

@@ -1,4 +1,4 @@
-"""What the quick start shows: one comparison picture per held-out picture, loss curves, and a table."""
+"""Report of the quick start: one comparison picture per held-out image, loss curves, and a table."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ from diffir_sr.quickstart.tasks import HELD_OUT_DATA, TASKS, Task
 from diffir_sr.version import __version__
 from diffir_sr.weights.search import choose
 
-_STRIP_DETAIL = {"inpaint": 256}  # pixels of each picture in the strip; elsewhere:
+_STRIP_DETAIL = {"inpaint": 256}  # side of the squares in the strip, in pixels; default:
 _DETAIL = 96
 _SHIPPED = "sr_x4"
-_PIECE = (slice(0, 256), slice(128, 384))  # of the first held-out photograph
+_PIECE = (slice(0, 256), slice(128, 384))  # part of the first held-out photograph
 
-Scores = dict[str, tuple[float, ...]]  # PSNR, SSIM and, where the task has it, LPIPS
+Scores = dict[str, tuple[float, ...]]  # PSNR, SSIM and, if measured, LPIPS
 
 
 def check_metrics(task: Task) -> None:
-    """Raise CheckpointError where the weights of a metric of the report are missing: better now than after training."""
+    """Raise CheckpointError if the weights of a metric of the report are missing, before any training."""
     if task.lpips:
         prepare("lpips", net="alex")
 
 
 def show_shipped_model(task: Task) -> str:
-    """Restore a piece of a held-out photograph with a shipped model, and write picture and text beside the report.
+    """Restore part of a held-out photograph with a shipped model; write shipped.jpg and shipped.md, return the text.
 
-    Takes seconds. Gives the text.
+    Takes a few seconds.
     """
     started = time.perf_counter()
     photograph = HELD_OUT[0]
@@ -67,7 +67,7 @@ def show_shipped_model(task: Task) -> str:
     text = (
         f"The shipped model {_SHIPPED} has enlarged {small.shape[1]}x{small.shape[0]} pixels of the photograph "
         f"{photograph.name} to {truth.shape[1]}x{truth.shape[0]} in {seconds:.1f} s: {measured} (PSNR on Y). "
-        f"Yours: `diffir restore photo.jpg -o restored --model {_SHIPPED}`."
+        f"For your own photograph: `diffir restore photo.jpg -o restored --model {_SHIPPED}`."
     )
     page = f"## Before any training: a shipped model\n\n{text}\n\n![Before any training](shipped.jpg)\n"
     save_text(page, task.results / "shipped.md")
@@ -75,9 +75,9 @@ def show_shipped_model(task: Task) -> str:
 
 
 def write_report(task: Task, *, how: str) -> str:
-    """Write pictures, curves, summary.md and report.md of a finished quick start to `task.results`; give the table.
+    """Write pictures, curves, summary.md and report.md of a finished quick start to `task.results`; returns the table.
 
-    `how` tells in the report what was run and how long it took.
+    `how` says in the report what was run and how long it took.
     """
     folder = task.results
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def _cell(values: tuple[float, ...]) -> str:
 
 
 def _page(task: Task, table: str, how: str) -> str:
-    """The section on this task in docs/tasks.md."""
+    """The section about this task in docs/tasks.md."""
     by = "; ".join(f"{photograph.name} ({photograph.licence})" for photograph in HELD_OUT)
     threads = torch.get_num_threads()
     made = f"{how}; torch {torch.__version__}, {threads} thread{'s' * (threads > 1)}, diffir_sr {__version__}."

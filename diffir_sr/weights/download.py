@@ -1,4 +1,4 @@
-"""Downloads that end whole and checked or leave nothing that could be taken for a weights file."""
+"""Downloads that are complete and verified, or leave nothing that could be mistaken for a weights file."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ INSTALL_HUB = "pip install 'diffir_sr[hub]'"
 _OFFLINE = ("DIFFIR_OFFLINE", "HF_HUB_OFFLINE")
 _TRIES = 3
 _CHUNK = 1 << 18  # bytes
-_TIMEOUT_S = 30.0  # without a single byte
+_TIMEOUT_S = 30.0  # without receiving a byte
 
 
 def offline() -> str | None:
-    """The environment variable that forbids the network, with its value, or None."""
+    """The environment variable that disables network access, with its value, or None."""
     for name in _OFFLINE:
         value = os.environ.get(name, "")
         if value.lower() not in ("", "0", "false", "no", "off"):
@@ -41,7 +41,7 @@ def offline() -> str | None:
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file's content, in hexadecimal digits."""
+    """The sha256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -50,21 +50,21 @@ def sha256_of(path: Path) -> str:
 
 
 def download(url: str, target: Path, *, sha256: str = "", size: int | None = None) -> Path:
-    """The file at `url`, as `target` (of hf:// addresses: where the Hub's own cache keeps it).
+    """Download `url` to `target` (for hf:// addresses, to the cache of the Hub); returns the path.
 
-    A download that breaks off is continued where a checksum will tell whether the parts fit together, in this call
-    and in the next one. Processes that want the same file wait for the first. Raises CheckpointError in one sentence
-    for everything that prevents it; a file that is not what was expected is removed.
+    An interrupted download is resumed, in this call and the next one, if a checksum is known to verify the parts.
+    Processes that need the same file wait for the first one. Raises CheckpointError for everything that prevents the
+    download; an unexpected file is removed.
     """
     forbidden = offline()
     if forbidden:
-        raise CheckpointError(f"{url}: not fetched, because {forbidden} forbids the network")
+        raise CheckpointError(f"{url}: not downloaded, because {forbidden} disables network access")
     if url.startswith(HUB):
         return _from_hub(url, sha256)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(f".{target.name}.lock")):
-            if not target.is_file():  # another process has fetched it meanwhile
+            if not target.is_file():  # unless another process has downloaded it meanwhile
                 _fetch(url, target, sha256, size)
     except OSError as error:
         raise CheckpointError(f"{target}: cannot be written ({error.strerror or error}); {_remedy(error)}") from error
@@ -73,12 +73,12 @@ def download(url: str, target: Path, *, sha256: str = "", size: int | None = Non
 
 def _remedy(error: OSError) -> str:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return "make room there, or name another folder with XDG_CACHE_HOME" if full else "check its folder's permissions"
+    return "free space there, or set another folder with XDG_CACHE_HOME" if full else "check its folder's permissions"
 
 
 def _fetch(url: str, target: Path, sha256: str, size: int | None) -> None:
     partial = target.with_name(f".{target.name}.partial")
-    if not sha256:  # what lies there may be of another version of the file
+    if not sha256:  # the partial file may belong to another version
         partial.unlink(missing_ok=True)
     try:
         _receive(url, partial, resumable=bool(sha256), size=size)
@@ -88,18 +88,18 @@ def _fetch(url: str, target: Path, sha256: str, size: int | None) -> None:
         raise CheckpointError(str(error)) from error
     except OSError as error:
         if not isinstance(error, _BrokenError):
-            partial.unlink(missing_ok=True)  # the disk is full: give the room back
+            partial.unlink(missing_ok=True)  # the disk is full: free the space
             raise
         raise CheckpointError(str(error)) from error
     os.replace(partial, target)
 
 
 class _BrokenError(OSError):
-    """The connection failed; what has arrived is kept."""
+    """The connection failed; the received part is kept."""
 
 
 class _DamagedError(Exception):
-    """What arrived is not what was wanted."""
+    """The received file is not the expected one."""
 
 
 def _receive(url: str, partial: Path, *, resumable: bool, size: int | None) -> None:
@@ -109,14 +109,14 @@ def _receive(url: str, partial: Path, *, resumable: bool, size: int | None) -> N
             _receive_rest(url, partial, size=size)
             return
         except urllib.error.HTTPError as error:
-            raise _BrokenError(f"{url}: the server answers {error.code} {error.reason}") from error
+            raise _BrokenError(f"{url}: the server answered {error.code} {error.reason}") from error
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             reason = getattr(error, "reason", None) or str(error) or type(error).__name__
             arrived = _length(partial)
             if not resumable:
                 partial.unlink(missing_ok=True)
-            if not left or arrived <= before:  # nothing came: trying at once is in vain
-                kept = f", {arrived:,d} bytes are kept and the next try goes on from there" if resumable else ""
+            if not left or arrived <= before:  # nothing received: an immediate retry is pointless
+                kept = f", {arrived:,d} bytes are kept, and the next attempt continues from there" if resumable else ""
                 raise _BrokenError(f"{url}: {reason}{kept if arrived else ''}") from error
 
 
@@ -134,7 +134,7 @@ def _receive_rest(url: str, partial: Path, *, size: int | None) -> None:
     except urllib.error.HTTPError as error:
         if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
             raise
-        partial.unlink()  # longer than the file, or all of it: from the beginning
+        partial.unlink()  # longer than the file, or all of it: start over
         _receive_rest(url, partial, size=size)
         return
     with response:
@@ -149,7 +149,7 @@ def _receive_rest(url: str, partial: Path, *, size: int | None) -> None:
                 bar.update(len(chunk))
     arrived = _length(partial)
     if total is not None and arrived < total:
-        raise http.client.HTTPException(f"broke off after {arrived:,d} of {total:,d} bytes")
+        raise http.client.HTTPException(f"interrupted after {arrived:,d} of {total:,d} bytes")
 
 
 def _check_room(partial: Path, needed: int) -> None:
@@ -167,18 +167,18 @@ def _bar(partial: Path, total: int | None, start: int) -> tqdm:
 
 
 def _check(file: Path, url: str, sha256: str) -> None:
-    """Raise _DamagedError for a file of another checksum, or, where none is known, for one that holds no weights."""
+    """Raise _DamagedError for a wrong checksum or, if none is known, for a file without weights."""
     if sha256:
         digest = sha256_of(file)
         if not digest.startswith(sha256):
-            raise _DamagedError(f"{url}: sha256 of what was sent is {digest}, expected {sha256}; it is not kept")
+            raise _DamagedError(f"{url}: the received file has sha256 {digest}, expected {sha256}; it is not kept")
         return
     try:
         if not is_safetensors(file):
             refuse_foreign(file, kind="PyTorch weights file")
     except CheckpointError as error:
         what = str(error).removeprefix(f"{file.resolve()}: ")
-        raise _DamagedError(f"{url}: what was sent is no weights file and is not kept ({what})") from error
+        raise _DamagedError(f"{url}: the received file is not a weights file and is not kept ({what})") from error
 
 
 def _from_hub(url: str, sha256: str) -> Path:
@@ -188,7 +188,7 @@ def _from_hub(url: str, sha256: str) -> Path:
         raise CheckpointError(f"{url}: the Hub needs huggingface_hub, which is not installed; {INSTALL_HUB}")
     try:
         path = Path(hub.hf_hub_download(f"{owner}/{repository}", file))
-    except Exception as error:  # of its own dozen classes, of requests, of the system
+    except Exception as error:  # errors of many classes: its own, those of requests, of the system
         raise CheckpointError(f"{url}: {type(error).__name__}: {_first_line(error)}") from error
     try:
         _check(path, url, sha256)
@@ -201,14 +201,14 @@ def _from_hub(url: str, sha256: str) -> Path:
 
 
 def hub_module() -> Any | None:
-    """huggingface_hub, or None where it is not installed."""
+    """The module huggingface_hub, or None if it is not installed."""
     if importlib.util.find_spec("huggingface_hub") is None:
         return None
     return importlib.import_module("huggingface_hub")
 
 
 def hub_cached(url: str) -> Path | None:
-    """Where the Hub's cache keeps a file of hf://OWNER/REPOSITORY/FILE already, or None."""
+    """The path of hf://OWNER/REPOSITORY/FILE in the cache of the Hub, or None."""
     hub = hub_module()
     if hub is None:
         return None

@@ -1,8 +1,8 @@
-"""Networks of ncnn, a `.param` file with the graph and a `.bin` file with the numbers, as PyTorch state dicts.
+"""Networks of ncnn, a `.param` file with the graph and a `.bin` file with the weights, as PyTorch state dicts.
 
-Two architectures are read, those that Real-ESRGAN is published in: RRDBNet (ESRGAN) and SRVGGNetCompact. What is
-compared is every layer: its kind, its order and its shape; a graph with anything more or less is refused.
-Source: ncnn's documentation of its parameter and weight files.
+Two architectures are supported, those in which Real-ESRGAN is published: RRDBNet (ESRGAN) and SRVGGNetCompact. Kind,
+order and shape of every layer are compared, and any other graph is refused. Source: ncnn's documentation of its
+parameter and weight files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from diffir_sr.errors import CheckpointError
 
 _MAGIC = "7767517"
-_HALF, _SINGLE = 0x01306B47, 0  # the four bytes before the numbers of a convolution
+_HALF, _SINGLE = 0x01306B47, 0  # the four bytes before the weights of a convolution
 _DENSE = 5  # convolutions of a residual dense block
 _BLOCKS = 3  # residual dense blocks of an RRDB
 _AROUND = ("conv_first", "conv_body", "conv_up1", "conv_up2", "conv_hr", "conv_last")
@@ -37,7 +37,7 @@ class _Layer:
 
 
 def graph_of(path: Path) -> Path | None:
-    """The `.param` file that `path` is, or that lies beside the `.bin` file that `path` is; None for another file."""
+    """`path` if it is a `.param` file, or the `.param` file next to it if it is a `.bin` file; None for other files."""
     candidate = path.with_suffix(".param") if path.suffix == ".bin" else path
     try:
         with candidate.open("rb") as file:
@@ -47,10 +47,10 @@ def graph_of(path: Path) -> Path | None:
 
 
 def read_ncnn(path: Path) -> dict[str, Tensor]:
-    """The tensors of the network whose graph is `path`, float32, under the names of BasicSR's architecture.
+    """The tensors of the network with the graph `path`, float32, with the names of BasicSR's architecture.
 
-    Raises CheckpointError for a damaged pair of files, for numbers in a form other than float32 and float16, and for
-    an architecture other than RRDBNet x4 and SRVGGNetCompact.
+    Raises CheckpointError for damaged files, for weights other than float32 and float16, and for architectures other
+    than RRDBNet x4 and SRVGGNetCompact.
     """
     layers = list(_layers(path))
     kinds = [layer.kind for layer in layers if layer.kind not in _FREE]
@@ -115,7 +115,7 @@ def _rrdb_names(path: Path, layers: list[_Layer]) -> list[str]:
             raise _foreign(path, f"layer {layer.name} has another activation than RRDBNet's")
     for layer in (layer for layer in layers if layer.kind == "Interp"):
         if layer.whole(0) != 1 or {float(layer.values.get(key, 0)) for key in (1, 2)} != {2.0}:
-            raise _foreign(path, f"layer {layer.name} is no enlargement to twice the size by the nearest pixel")
+            raise _foreign(path, f"layer {layer.name} is not a nearest-neighbour enlargement by 2")
     return order
 
 
@@ -126,7 +126,7 @@ def _compact_names(path: Path, layers: list[_Layer]) -> list[str]:
     shuffle, resize = (next(layer for layer in layers if layer.kind == kind) for kind in ("PixelShuffle", "Interp"))
     scales = {float(shuffle.whole(0)), *(float(resize.values.get(key, 0)) for key in (1, 2))}
     if len(scales) != 1 or resize.whole(0) != 1:
-        raise _foreign(path, f"layer {resize.name} does not enlarge the input as its pixels are shuffled")
+        raise _foreign(path, f"layer {resize.name} does not enlarge the input by the factor of the pixel shuffle")
     return [f"body.{index}" for index in range(len(learned))]
 
 
@@ -135,17 +135,17 @@ def _check_kinds(path: Path, layers: list[_Layer], expected: list[str]) -> None:
     found = [(layer, sums.get(layer.kind, layer.kind)) for layer in layers if layer.kind not in _FREE]
     for (layer, kind), wanted in zip(found, expected, strict=False):
         if kind != wanted:
-            raise _foreign(path, f"layer {layer.name} is a {layer.kind} where a {wanted} is expected")
+            raise _foreign(path, f"layer {layer.name} is a {layer.kind}, expected a {wanted}")
     if len(found) != len(expected):
         raise _foreign(path, f"has {len(found)} computing layers, expected {len(expected)}")
     for layer, kind in found:
         is_sum = layer.whole(0) == (1 if layer.kind == "Eltwise" else 0)  # the numbers of addition
         if kind == "Sum" and not is_sum:
-            raise _foreign(path, f"layer {layer.name} is no sum")
+            raise _foreign(path, f"layer {layer.name} is not an addition")
 
 
 class _Numbers:
-    """The `.bin` file, read from its beginning to its end."""
+    """The `.bin` file, read sequentially."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -154,7 +154,7 @@ class _Numbers:
         except OSError as error:
             raise CheckpointError(
                 f"{path.resolve()}: cannot be read ({error.strerror}); an ncnn network is two files, put its .bin "
-                "file beside the .param file"
+                "file next to the .param file"
             ) from error
         self.at = 0
 
@@ -168,7 +168,7 @@ class _Numbers:
         inputs, rest = divmod(length, width * kernel * kernel) if width and kernel else (0, 1)
         square = layer.whole(11, kernel) == kernel and layer.whole(4) == kernel // 2
         if rest or not square or any(layer.whole(key, 1) != 1 for key in (2, 3, 7, 12, 13)):
-            raise CheckpointError(f"{self.path.resolve()}: layer {layer.name} is no plain convolution; {_WAY_OUT}")
+            raise CheckpointError(f"{self.path.resolve()}: layer {layer.name} is not a plain convolution; {_WAY_OUT}")
         weight = self._take(length, self._type(layer))
         yield f"{name}.weight", weight.reshape(width, inputs, kernel, kernel)
         if layer.whole(5):
@@ -178,14 +178,14 @@ class _Numbers:
         flag = int.from_bytes(self._bytes(4), "little")
         if flag not in (_HALF, _SINGLE):
             raise CheckpointError(
-                f"{self.path.resolve()}: layer {layer.name} holds quantized numbers (flag {flag:#010x}); use the "
+                f"{self.path.resolve()}: layer {layer.name} contains quantized weights (flag {flag:#010x}); use the "
                 "float32 or float16 form of this network"
             )
         return np.dtype("<f2" if flag == _HALF else "<f4")
 
     def _take(self, count: int, dtype: np.dtype) -> Tensor:
         values = np.frombuffer(self._bytes(count * dtype.itemsize), dtype).astype(np.float32)
-        self.at += -self.at % 4  # every blob ends on a multiple of four
+        self.at += -self.at % 4  # every blob is padded to a multiple of four
         return torch.from_numpy(values)
 
     def _bytes(self, count: int) -> bytes:
@@ -193,26 +193,26 @@ class _Numbers:
         self.at += count
         if len(found) < count:
             raise CheckpointError(
-                f"{self.path.resolve()}: {len(self.data):,d} bytes, cut short; fetch the .param and .bin file again"
+                f"{self.path.resolve()}: {len(self.data):,d} bytes, truncated; fetch the .param and .bin file again"
             )
         return found
 
     def check_end(self) -> None:
-        """Raise CheckpointError if there is more in the file than the graph has a use for."""
+        """Raise CheckpointError if the file contains more than the graph uses."""
         if self.at != len(self.data):
             raise CheckpointError(
                 f"{self.path.resolve()}: {len(self.data):,d} bytes, but its graph needs {self.at:,d}; the .param and "
-                "the .bin file are of different networks"
+                "the .bin file belong to different networks"
             )
 
 
 def _check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
-        raise CheckpointError(f"{path.resolve()}: {broken[0]} holds numbers that are not finite; fetch it again")
+        raise CheckpointError(f"{path.resolve()}: {broken[0]} contains values that are not finite; fetch it again")
 
 
-_WAY_OUT = "name the PyTorch weights that it was converted from"
+_WAY_OUT = "use the PyTorch weights from which it was converted"
 
 
 def _foreign(path: Path, why: str) -> CheckpointError:

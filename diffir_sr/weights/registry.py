@@ -1,4 +1,4 @@
-"""The list of weights that have a name: what this package knows (registry.yml) and lists of users."""
+"""The registry of named weights: those of this package (registry.yml) and those in lists of the user."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffir_sr.errors import OptionError
 
-FOLDER = Path(__file__).parent  # shipped models lie beside the registry
+FOLDER = Path(__file__).parent  # shipped models are next to the registry
 LISTS = "DIFFIR_MODELS"  # environment variable: lists of the user, separated as in PATH
 TASKS = {
-    "sr": "super-resolution of clean, bicubically reduced pictures",
-    "realsr": "super-resolution of photographs as they are",
+    "sr": "super-resolution of clean, bicubically downscaled images",
+    "realsr": "super-resolution of real photographs",
     "deblur": "removal of motion blur",
-    "inpaint": "filling in of missing pixels",
+    "inpaint": "inpainting of missing pixels",
 }
 _Sha256 = Annotated[str, Field(pattern="^([0-9a-f]{8,64})?$")]
 _Url = Annotated[str, Field(pattern="^(https?|hf)://.+/.+")]
@@ -32,7 +32,7 @@ class _Strict(BaseModel):
 
 
 class Packaged(_Strict):
-    """A Python package that carries a weights file, at `file` inside it; `install` is the command that brings it."""
+    """A Python package that contains a weights file, at the path `file`; `install` is the command to install it."""
 
     package: str
     file: str
@@ -41,7 +41,7 @@ class Packaged(_Strict):
 
 
 class Entry(_Strict):
-    """One weights file with a name; the fields are explained at the top of registry.yml."""
+    """A named weights file; the fields are explained at the top of registry.yml."""
 
     name: str
     about: str
@@ -53,26 +53,26 @@ class Entry(_Strict):
     urls: tuple[_Url, ...] = ()
     page: str = ""
     packages: tuple[Packaged, ...] = ()
-    torch_cache: str = ""  # under TORCH_HOME, where other programs keep it
+    torch_cache: str = ""  # path under TORCH_HOME used by other programs
     licence: str = "not stated"
     task: Literal["sr", "realsr", "deblur", "inpaint"] | None = None
     scale: int | None = Field(default=None, ge=1)
     card: str = ""
     paper: str = ""
-    instead: str = ""  # what does without it, said where it cannot be had
+    instead: str = ""  # an alternative that does not need it, for the message if it is not available
     shipped: bool = False
     listed_in: str = "diffir_sr"
 
     @property
     def takes_mask(self) -> bool:
-        """Whether pictures come with a mask of what is missing."""
+        """Whether the model needs masks of the missing pixels."""
         return self.task == "inpaint"
 
 
 def registry() -> dict[str, Entry]:
-    """Every entry by name: lists of the user last, which may replace what is known here.
+    """All entries by name; lists of the user come last and override those of this package.
 
-    Raises OptionError that names the list, the entry and the field for a list that cannot be used.
+    Raises OptionError, which names the list, the entry and the field, for an invalid list.
     """
     found = dict(_own())
     for path in user_lists():
@@ -81,24 +81,24 @@ def registry() -> dict[str, Entry]:
 
 
 def entry_of(name: str, *, kind: str | None = None) -> Entry:
-    """The entry of this name; raises OptionError with the nearest names for another."""
+    """The entry with this name; raises OptionError, which suggests similar names, if there is none."""
     known = {one: entry for one, entry in registry().items() if kind is None or entry.kind == kind}
     if name not in known:
         near = nearest(name, known)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise OptionError(f"no weights are called {name!r}; {hint}known: {', '.join(known)} (diffir models list)")
+        raise OptionError(f"no weights are named {name!r}; {hint}known: {', '.join(known)} (diffir models list)")
     return known[name]
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """Up to three names that `name` may have meant, the nearest first."""
+    """Up to three known names similar to `name`, the most similar first."""
     names = list(known)
     begun = [one for one in names if one.startswith(name)] if name else []
     return (begun + [one for one in difflib.get_close_matches(name, names, n=3, cutoff=0.5) if one not in begun])[:3]
 
 
 def user_lists() -> list[Path]:
-    """Lists of the user: of DIFFIR_MODELS, else models.yml in their configuration folder, if it is there."""
+    """Lists of the user: those in DIFFIR_MODELS, else models.yml in the configuration folder, if it exists."""
     named = [Path(os.path.expanduser(part)) for part in os.environ.get(LISTS, "").split(os.pathsep) if part]
     if named:
         return named

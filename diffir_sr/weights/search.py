@@ -1,8 +1,8 @@
-"""One search for every weights file, in one order, with checksums; the error lists every place and what to do.
+"""The search for weights files, always in the same order and with checksums; its error lists all places searched.
 
-The order: the file that is named; the folders of DIFFIR_WEIGHTS; experiments/pretrained_models of the project; this
-package's cache; the caches of torch and of the Hub; Python packages that carry it; the models shipped with this
-package; a download.
+The order: the file given by the user; the folders in DIFFIR_WEIGHTS; experiments/pretrained_models of the project; the
+cache of this package; the caches of torch and of the Hub; Python packages that contain the file; the shipped models; a
+download.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from diffir_sr.weights.registry import FOLDER, TASKS, Entry, Packaged, entry_of,
 
 FOLDERS = "DIFFIR_WEIGHTS"  # environment variable: folders with weights, separated as in PATH
 PROJECT_FOLDER = Path("experiments/pretrained_models")
-# What restores pictures where nobody says with what: the first that is here.
+# Default models: the first available one is used.
 _DEFAULTS, _DEFAULT_WITH_MASK = ("realsr_x4", "sr_x4"), "inpaint"
 
 
 @dataclass(frozen=True)
 class Place:
-    """One place to look for a file; `sha256` is what its content must have there, or the beginning of it, or ''."""
+    """A place to search; `sha256` is the required checksum of the file there, or its beginning, or ''."""
 
     path: Path
     name: str
@@ -37,12 +37,12 @@ class Place:
 
 
 def cache_folder() -> Path:
-    """Where downloads go: diffir_sr/weights under XDG_CACHE_HOME, by default under ~/.cache."""
+    """The folder for downloads: diffir_sr/weights under XDG_CACHE_HOME, by default under ~/.cache."""
     return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "diffir_sr" / "weights"
 
 
 def places(entry: Entry, *, given: str | os.PathLike[str] | None = None, option: str = "path") -> list[Place]:
-    """Where a file is looked for, in order, before a download; `given` is what `option` names."""
+    """The places to search before a download, in order; `given` is the file named by `option`."""
     return list(_places(entry, given, option))
 
 
@@ -74,25 +74,25 @@ def _places(entry: Entry, given: str | os.PathLike[str] | None, option: str) -> 
 
 
 def package_folder(package: str) -> Path | None:
-    """The folder of an installed package, which is not imported; None where it is not installed."""
+    """The folder of an installed package, without importing it; None if it is not installed."""
     found = importlib.util.find_spec(package)
     locations = found.submodule_search_locations if found is not None else None
     return Path(next(iter(locations))) if locations else None
 
 
 def locate(entry: Entry) -> Place | None:
-    """The first place that has the file, whose content is not checked; None where none has it."""
+    """The first place where the file exists, without checking its content; None if there is none."""
     return next((place for place in places(entry) if place.path.is_file()), None)
 
 
 def find(
     name: str, *, given: str | os.PathLike[str] | None = None, option: str = "path", fetch: bool | None = None
 ) -> Place:
-    """The file of the entry `name`, with the checksum it must have, downloaded if it is nowhere.
+    """The file of the entry `name`, with verified checksum, downloaded if necessary.
 
-    `given` (what `option` names) is taken as it is, and nothing in its place. `fetch` None downloads only what has a
-    checksum. Raises OptionError for an unknown name, CheckpointError for a file of another checksum, which is named,
-    and where there is none: that lists the places, the addresses and what to do.
+    `given` (the file named by `option`) is used as it is, without fallback. `fetch` None downloads only files with a
+    known checksum. Raises OptionError for an unknown name, and CheckpointError for a wrong checksum, naming the file,
+    or if the file is not found, listing the places, the addresses and what to do.
     """
     entry = entry_of(name)
     if given:
@@ -116,7 +116,7 @@ def find(
 
 @dataclass(frozen=True)
 class Chosen:
-    """The file of what restores; `entry` is the model that it is, None for a file that was named."""
+    """The weights file to restore with; `entry` is the named model, None for a file given by path."""
 
     path: Path
     entry: Entry | None = None
@@ -130,21 +130,21 @@ def choose(
     masked: bool | None = None,
     dashes: str = "",
 ) -> Chosen:
-    """What restores: a file, the model of a name, or the default one.
+    """Choose the weights to restore with: a file, a named model, or the default model.
 
-    The default is realsr_x4 if it is here, else sr_x4; for pictures with a mask inpaint.
-    `masked` says whether pictures come with a mask; None: that is not known yet. `dashes` stand before the names of the
-    two in messages. Raises InputError where both are given or the model is for other pictures, OptionError for an
-    unknown name, CheckpointError where the model's file cannot be had.
+    The default is realsr_x4 if available, else sr_x4; with masks, inpaint. `masked`: whether images come with a mask,
+    or None if unknown. `dashes` precede the option names in messages. Raises InputError if both are given or the model
+    does not suit the images, OptionError for an unknown name, CheckpointError if the file of the model is not
+    available.
     """
     if weights is None:
         return _choose_model(model, masked=masked)
     path = Path(weights)
     if model is not None:
         both = f"{dashes}weights {path} and {dashes}model {model}"
-        raise InputError(f"{both}: both say what restores; leave one out")
+        raise InputError(f"{both}: give only one of them")
     if str(path) in registry() and not Path(os.path.expanduser(path)).exists():
-        raise InputError(f"{dashes}weights {path}: no such file, but the name of a model: give it as {dashes}model")
+        raise InputError(f"{dashes}weights {path}: no such file, but there is a model of this name: use {dashes}model")
     return Chosen(path)
 
 
@@ -154,7 +154,7 @@ def _choose_model(name: str | None, *, masked: bool | None) -> Chosen:
     if masked and entry.task and not entry.takes_mask:
         raise InputError(f"{said} and takes no mask; leave the mask out, or choose one that does: {_such(masks=True)}")
     if masked is False and entry.takes_mask:
-        raise InputError(f"{said}; say what is missing with a mask, or choose another: {_such(masks=False)}")
+        raise InputError(f"{said}; give a mask of the missing pixels, or choose another model: {_such(masks=False)}")
     return Chosen(find(entry.name).path, entry, by_default=name is None)
 
 
@@ -171,7 +171,7 @@ def _such(*, masks: bool) -> str:
 
 
 def check(place: Place, entry: Entry) -> None:
-    """Raise CheckpointError that names the file where its checksum is not the one that is known of it."""
+    """Raise CheckpointError, which names the file, if its checksum is not the known one."""
     if not place.sha256:
         return
     try:
@@ -186,43 +186,43 @@ def check(place: Place, entry: Entry) -> None:
     elif place.path.parent == FOLDER:
         remedy = "install diffir_sr again"
     else:
-        remedy = "remove it, or give your own file another name"
+        remedy = "remove it, or rename it if it is your own"
     raise CheckpointError(
-        f"{place.path.absolute()} ({place.name}): these are not the weights {entry.name}: sha256 is {digest}, expected "
+        f"{place.path.absolute()} ({place.name}): not the weights {entry.name}: sha256 is {digest}, expected "
         f"{place.sha256}; {remedy}"
     )
 
 
 @cache
 def _digest(path: Path, size: int, modified: int) -> str:
-    """The checksum of a file, computed once for each state that the file is in."""
+    """The checksum of a file, cached until the file changes."""
     return sha256_of(path)
 
 
 def _not_found(entry: Entry, refusals: list[str], option: str) -> str:
-    tried = "".join(f"\n  {place.path.absolute()} ({place.name}): not there" for place in places(entry))
+    tried = "".join(f"\n  {place.path.absolute()} ({place.name}): not found" for place in places(entry))
     tried += "".join(
         f"\n  the package {one.package}: not installed; {one.install}"
         for one in entry.packages
         if package_folder(one.package) is None
     )
     tried += "".join(f"\n  {refusal}" for refusal in refusals)
-    return f"no weights {entry.name} ({entry.about}); looked in{tried}\n{_way_to_get(entry, refusals, option)}"
+    return f"weights {entry.name} not found ({entry.about}); searched{tried}\n{_way_to_get(entry, refusals, option)}"
 
 
 def _way_to_get(entry: Entry, refusals: list[str], option: str) -> str:
-    named = f", or name it with {option}" if option != "path" else ""
+    named = f", or set {option}" if option != "path" else ""
     put = f"put it as {entry.file} into {cache_folder()} or {PROJECT_FOLDER.absolute()}{named}"
     ways = []
     if entry.urls and refusals:
-        ways.append(f"On a machine with a network download {entry.urls[0]} and {put}")
+        ways.append(f"On a machine with network access, download {entry.urls[0]} and {put}")
     elif entry.urls:
         ways.append(f"Fetch it with: diffir models fetch {entry.name}; or download {entry.urls[0]} and {put}")
     elif entry.page:
-        ways.append(f"Its publishers keep it at {entry.page}, which a browser opens: download it there and {put}")
+        ways.append(f"It is published at {entry.page}: download it there with a browser and {put}")
     elif entry.shipped:
         ways.append(
-            "This release of diffir_sr does not ship it; upgrade it (pip install -U diffir_sr), or choose another one "
+            "This release of diffir_sr does not ship it; upgrade (pip install -U diffir_sr), or choose another model "
             "(diffir models list)"
         )
     if entry.instead:

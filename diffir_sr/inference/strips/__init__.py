@@ -1,1 +1,1 @@
-"""DiffIR's engine: the network folded for each picture, restored exactly in strips of rows, in planned memory."""
+"""DiffIR's engine: the network is folded for each image, and runs exactly in strips of rows, with planned memory."""

@@ -1,7 +1,7 @@
 """The DIRformer in its inference form: folded for one prior, channels last, in strips of rows.
 
-Whole maps that stay in memory: the features of the level that is worked on and, for the way up, of the levels above.
-They are float32 in every case, since tens of blocks add to them. Everything else lives for one strip.
+Only the features of the current level and, for the decoder, of the levels above are whole maps in memory. They are
+always float32, since many blocks add to them. Everything else exists for only one strip.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from diffir_sr.inference.strips.rows import Neighbours, Plan, Source, block_rows
 
 
 class FoldedBody:
-    """A DIRformer for one picture at a time, computed in `dtype` on the network's device."""
+    """A DIRformer for one image at a time, computed in `dtype` on the device of the network."""
 
     def __init__(self, body: DIRformer, *, dtype: torch.dtype) -> None:
         self._body = body
@@ -30,7 +30,7 @@ class FoldedBody:
         self._tail = FoldedTail(body.tail, dtype=dtype) if self._geometry.upsample > 1 else None
 
     def __call__(self, image: Tensor, prior: Tensor, *, plan: Plan) -> Tensor:
-        """Image (1, C, H, W) of padded sides and prior (1, D) to (1, 3, H * scale, W * scale), float32 on the CPU."""
+        """Map image (1, C, H, W), padded, and prior (1, D) to (1, 3, H * scale, W * scale), float32 on the CPU."""
         run = _Run(prior, self._dtype, plan)
         x = self._features(image, run)
         scale, height, width = self._geometry.scale, *image.shape[-2:]
@@ -86,7 +86,7 @@ class FoldedBody:
 
 
 class _Run:
-    """One picture's way through the network."""
+    """The forward pass of one image."""
 
     def __init__(self, prior: Tensor, dtype: torch.dtype, plan: Plan) -> None:
         self._prior = prior
@@ -139,10 +139,10 @@ def _enlarged(image: Tensor, scale: int) -> Tensor:
     return F.interpolate(image, scale_factor=scale, mode="nearest") if scale > 1 else image
 
 
-# Transformer blocks with everything folded that is constant for one picture.
+# Transformer blocks, with all constants of an image folded into the weights.
 
 
-_LANES = 16  # float32 numbers in a wide register; convolutions of other channel counts take twice as long
+_LANES = 16  # float32 values per vector register; convolutions with other channel counts take twice as long
 
 
 class FoldedBlock:
@@ -153,13 +153,13 @@ class FoldedBlock:
         self._feed_forward = _FoldedFeedForward(block.ffn, block.norm2, prior, dtype)
 
     def apply(self, x: Tensor, *, rows: int) -> None:
-        """Replace the map `x` (1, C, H, W) by the block's output, in strips of `rows` rows."""
+        """Replace the map `x` (1, C, H, W) by the output of the block, in strips of `rows` rows."""
         self._attention.apply(x, rows)
         self._feed_forward.apply(x, rows)
 
 
 class _Expansion:
-    """Norm, modulation, 1x1 and depth-wise 3x3 convolution of a map: how both halves of a block begin."""
+    """Norm, modulation, 1x1 and depth-wise 3x3 convolution of a map: the beginning of both halves of a block."""
 
     def __init__(self, norm: ChannelNorm, modulation: Tensor, pointwise: nn.Conv2d, depthwise: nn.Conv2d) -> None:
         self._centred = norm.body.bias is not None
@@ -175,7 +175,7 @@ class _Expansion:
         self.tap_bias = torch.zeros_like(self.bias) if depthwise.bias is None else depthwise.bias.float()
 
     def part(self, channels: list[slice], dtype: torch.dtype) -> _Expansion:
-        """The same for some of its channels only, each group filled up with zeros to whole registers."""
+        """The same for a part of its channels, with each group padded with zeros to whole registers."""
         part = object.__new__(_Expansion)
         part._centred = self._centred
         for name in ("weight", "bias", "taps", "tap_bias"):
@@ -184,7 +184,7 @@ class _Expansion:
         return part
 
     def over(self, x: Tensor) -> Neighbours:
-        """Rows of the 1x1 convolution's result, with their neighbours."""
+        """Rows of the result of the 1x1 convolution, with their neighbours."""
 
         def rows(start: int, stop: int) -> Tensor:
             return convolve(self._normal(x[:, :, start:stop]), self.weight, self.bias)
@@ -192,7 +192,7 @@ class _Expansion:
         return Neighbours(rows, height=x.shape[2])
 
     def mixed(self, rows: Tensor) -> Tensor:
-        """The 3x3 convolution of rows that bring their neighbours."""
+        """The 3x3 convolution of rows that include their neighbours."""
         return convolve(rows, self.taps, self.tap_bias, padding=(0, 1), groups=len(self.taps))
 
     def _normal(self, x: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ class _Products:
         self._squares: Tensor | None = None
 
     def add(self, both: Tensor) -> None:
-        """Take in rows of [q, k]; what is added from which row on may not depend on strips."""
+        """Accumulate rows of [q, k]; the order of summation must not depend on the strips."""
         for block in both.split(self._rows, dim=2):
             pixels = block.permute(0, 2, 3, 1).reshape(-1, block.shape[1]).float()
             q, k = (half[:, : self._channels] for half in pixels.chunk(2, dim=1))

@@ -1,4 +1,4 @@
-"""DiffIR's engine: pictures of any size exactly, in strips of rows; or in tiles under one prior."""
+"""DiffIR's engine: restores images of any size exactly, in strips of rows, or in tiles with a shared prior."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ logger = logging.getLogger("diffir_sr.inference")
 
 
 class StripEngine:
-    """A stage-2 network ready to restore: lq (B, C, H, W) in [0, 1] on the CPU, any size, to its pictures.
+    """Runs a stage-2 network on lq (B, C, H, W) in [0, 1] on the CPU, of any size.
 
-    `tile_mode` 'exact' works in strips of rows with the result of the whole picture, in as much memory as is free or
-    `memory_limit` (bytes, beyond weights and input) allows. 'prior' restores tiles of `tile` pixels that overlap by
-    `overlap`, all under the picture's one prior: less memory, another result. `strip` sets the rows of a strip
-    (of the uppermost features) by hand. `optimized` False runs the network as it is trained, in one piece. The network
-    is moved to `device`. Nothing about pictures is kept, so threads may share an engine.
+    `tile_mode` 'exact' processes strips of rows and gives the result of the whole image, within the free memory or
+    `memory_limit` (bytes, beyond weights and input). 'prior' restores tiles of `tile` pixels with an overlap of
+    `overlap`, all with the prior of the whole image: less memory, a different result. `strip` sets the rows of a strip
+    (of the uppermost features). `optimized` False runs the network as it is trained, in one piece. The network is moved
+    to `device`. The engine has no state about images, so threads may share it.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class StripEngine:
 
     @torch.inference_mode()
     def prior(self, lq: Tensor, *, noise: Tensor) -> Tensor:
-        """The prior (B, D) of `lq`, float32 on the device, walked back from `noise` (B, D)."""
+        """The prior (B, D) of `lq`, float32 on the device, denoised from `noise` (B, D)."""
         network = self.network
         check_image(lq, channels=network.geometry.channels, name="lq")
         if not self.optimized:
@@ -75,13 +75,13 @@ class StripEngine:
 
     @torch.inference_mode()
     def restore(self, lq: Tensor, prior: Tensor) -> Tensor:
-        """The restored pictures (B, 3, H * scale, W * scale), float32 on the CPU, not clipped."""
+        """The restored images (B, 3, H * scale, W * scale), float32 on the CPU, not clipped."""
         check_image(lq, channels=self.network.geometry.channels, name="lq")
         if self.tile_mode == "exact":
             return self._restored(lq, prior)
         made = in_tiles(
             lambda part, _: self._restored(part, prior),
-            self.network.padded(lq),  # so that the outer tiles continue the picture as the whole is continued
+            self.network.padded(lq),  # so that border tiles are padded like the whole image
             tile=self._tile,
             overlap=self._overlap,
             scale=self.network.scale,
@@ -89,12 +89,12 @@ class StripEngine:
         return self.network.cropped(made, lq)
 
     def __call__(self, lq: Tensor, *, noise: Noise, mask: Tensor | None = None) -> Tensor:
-        """The restored pictures under the priors that start at `noise`; see `families.base.Engine`."""
+        """The restored images with the priors denoised from `noise`; see `families.base.Engine`."""
         lq = with_mask(lq, mask)
         return self.restore(lq, self.prior(lq, noise=noise.normal((len(lq), self.network.prior_width))))
 
     def plan(self, height: int, width: int) -> Plan:
-        """How a picture of this size (or its largest tile) is to be restored; raises InputError if it cannot be."""
+        """The plan for an image of this size (or its largest tile); raises InputError if it cannot be restored."""
         if self.tile_mode == "prior":
             height, width = min(height, self._tile), min(width, self._tile)
         multiple = self.network.multiple_of
@@ -106,13 +106,13 @@ class StripEngine:
         if plan.bytes > limit:
             raise InputError(
                 f"{height}x{width} pixels need about {_amount(plan.bytes)} even in the narrowest strips, "
-                f"{_amount(limit)} may be used; {self._advice()}"
+                f"{_amount(limit)} are allowed; {self._advice()}"
             )
         return plan
 
     def _advice(self) -> str:
         tiles = "tiles (--tile-mode tiles)" if self.tile_mode == "exact" else f"tiles smaller than {self._tile} pixels"
-        return f"take {tiles}, allow or free more memory, or cut the picture up"
+        return f"use {tiles}, allow or free more memory, or split the image"
 
     def _restored(self, lq: Tensor, prior: Tensor) -> Tensor:
         if self._body is None:
@@ -145,7 +145,7 @@ class StripEngine:
                         f"out of memory: {height}x{width} pixels do not fit even in {plan}; {self._advice()}"
                     ) from error
             plan = self._planner.narrower(image.shape[-2], image.shape[-1], plan)
-            logger.warning("Out of memory; the picture starts again in %s.", plan)
+            logger.warning("Out of memory; restarting the image in %s.", plan)
 
 
 def _amount(count: int) -> str:

@@ -1,6 +1,7 @@
-"""The prior encoder in strips of rows: each of its convolutions keeps two rows, only the pooled sum grows.
+"""The prior encoder in strips of rows, and the x4 tail as one convolution.
 
-No map of features is ever whole in memory.
+Each convolution of the encoder keeps two rows, and only the pooled sum is accumulated; no feature map is ever complete
+in memory.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from diffir_sr.inference.strips.rows import Neighbours, Plan, Source, block_rows
 
 
 class _Shared:
-    """A source that two readers follow at their own pace; rows are kept until the second has read them."""
+    """A source with two readers at different positions; rows are kept until the second reader has read them."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -30,13 +31,13 @@ class _Shared:
 
     def second(self, count: int) -> Tensor:
         if self._waiting is None:
-            raise RuntimeError("the second reader may not run ahead of the first")
+            raise RuntimeError("the second reader must not be ahead of the first")
         rows, self._waiting = self._waiting[:, :, :count], self._waiting[:, :, count:]
         return rows
 
 
 def condition(encoder: CPEN, image: Tensor, *, plan: Plan, dtype: torch.dtype) -> Tensor:
-    """What stage 2's encoder makes of an image (1, C, H, W) of padded sides, (1, D): as encoder(image)."""
+    """The output (1, D) of stage 2's encoder for a padded image (1, C, H, W), equal to encoder(image)."""
     fold = encoder.unshuffle
     height, width = image.shape[2] // fold, image.shape[3] // fold
 
@@ -56,7 +57,7 @@ def condition(encoder: CPEN, image: Tensor, *, plan: Plan, dtype: torch.dtype) -
 
 
 def _after(layer: nn.Module, source: Source, height: int, dtype: torch.dtype) -> Source:
-    """The source of what `layer` makes of another source's rows."""
+    """A source that applies `layer` to the rows of another source."""
     if isinstance(layer, nn.Conv2d):
         weight = layer.weight.to(dtype)
         bias = None if layer.bias is None else layer.bias.to(dtype)
@@ -74,14 +75,14 @@ def _after(layer: nn.Module, source: Source, height: int, dtype: torch.dtype) ->
 # The x4 tail of the networks (convolution, shuffle, convolution, shuffle, convolution) as one convolution.
 
 
-RADIUS = 2  # rows and columns of features around a pixel that its enlargement sees
-_EDGE = 1  # pixels of features whose enlargement the 5x5 convolution gets wrong
+RADIUS = 2  # receptive field of the tail in rows and columns of features
+_EDGE = 1  # border in feature pixels where the 5x5 convolution is wrong
 _NEAR = _EDGE + RADIUS
 _SCALE = 4
 
 
 class FoldedTail:
-    """Features (1, C, H, W) to an image (1, 3, 4 H, 4 W), float32, in rows."""
+    """Maps features (1, C, H, W) to an image (1, 3, 4 H, 4 W), float32, in rows."""
 
     def __init__(self, tail: nn.Sequential, *, dtype: torch.dtype) -> None:
         layers = [layer for layer in tail.modules() if isinstance(layer, nn.Conv2d)]
@@ -91,9 +92,9 @@ class FoldedTail:
         self._layers = [(weight.to(dtype), bias.to(dtype)) for weight, bias in exact]
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Rows with two neighbours above and below, (1, C, h + 4, W), to (1, 3, 4 h, 4 W).
+        """Map rows with two neighbours above and below, (1, C, h + 4, W), to (1, 3, 4 h, 4 W).
 
-        Rows at the upper and lower edge of the picture are wrong; `top` and `bottom` have them.
+        Rows at the upper and lower edge of the image are wrong; use `top` and `bottom` for them.
         """
         image = F.pixel_shuffle(convolve(rows, self._weight, self._bias, padding=(0, RADIUS)), _SCALE).float()
         inside, edge = slice(_SCALE * RADIUS, -_SCALE * RADIUS), _SCALE * _EDGE
@@ -117,7 +118,7 @@ def _long_way(features: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def _as_one_convolution(layers: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Weight (48, C, 5, 5) and bias (48,): how a 4x4 patch depends on the features around, and what it is at zero."""
+    """Weight (48, C, 5, 5) and bias (48,) of the map from features to 4x4 patches of the image."""
     first, second, third = (weight for weight, _ in layers)
     patch = torch.eye(3 * _SCALE**2, device=first.device)[:, :, None, None]
     patch = F.pad(F.pixel_shuffle(patch, _SCALE), [_SCALE * RADIUS] * 4)

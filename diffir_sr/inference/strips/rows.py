@@ -1,7 +1,7 @@
-"""Feature maps in strips of rows: how convolutions see across the seams, and where the seams lie.
+"""Feature maps in strips of rows: neighbouring rows for convolutions, and planning of strips.
 
-Maps are (1, C, H, W), channels last. Each row of a map is made once and in order, so a pass over a map costs nothing
-more in strips than in one piece, and a map may be overwritten behind the pass that reads it.
+Maps are (1, C, H, W), channels last. Each row of a map is computed once and in order, so strips cost no extra
+computation, and a map can be overwritten behind the pass that reads it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch import Tensor
 from diffir_sr.archs.dirformer import DIRformer
 from diffir_sr.archs.layers import Block
 
-Source = Callable[[int, int], Tensor]  # rows [start, stop) of a map; asked once for each row, from top to bottom
+Source = Callable[[int, int], Tensor]  # rows [start, stop) of a map; each row is requested once, from top to bottom
 
-_SUMMED_PIXELS = 1024  # in one block: large enough for a fast matrix product, small enough for a narrow strip
+_SUMMED_PIXELS = 1024  # per block: large enough for a fast matrix product, small enough for a narrow strip
 
 
 class Neighbours:
-    """The rows of a source with `radius` rows above and below them, zero outside of the picture."""
+    """The rows of a source with `radius` rows above and below them, zero outside the image."""
 
     def __init__(self, source: Source, *, height: int, radius: int = 1) -> None:
         self._source = source
@@ -34,7 +34,7 @@ class Neighbours:
         self._kept: Tensor | None = None
 
     def until(self, stop: int) -> Tensor:
-        """Rows [start - radius, stop + radius), where start is the last call's stop."""
+        """Rows [start - radius, stop + radius), where start is the stop of the last call."""
         ahead = min(stop + self._radius, self._height)
         parts = [] if self._kept is None else [self._kept]
         if ahead > self._read:
@@ -56,7 +56,7 @@ def _zeros(like: Tensor, rows: int) -> Tensor:
 def convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, padding: tuple[int, int] = (0, 0), groups: int = 1
 ) -> Tensor:
-    """As torch.nn.functional.conv2d, by oneDNN wherever it can: torch itself leaves it out for a single thread."""
+    """Like torch.nn.functional.conv2d, with oneDNN if possible; torch does not use it with a single thread."""
     if x.device.type == "cpu" and _by_onednn(x.dtype):
         x = x.contiguous(memory_format=torch.channels_last)
         return torch.mkldnn_convolution(x, weight, bias, padding, (1, 1), (1, 1), groups)
@@ -72,12 +72,12 @@ def _by_onednn(dtype: torch.dtype) -> bool:
 
 
 def block_rows(width: int) -> int:
-    """Rows whose sums are taken at once, whatever the strip: sums over a map then never depend on strips. Even."""
+    """Rows summed at once, independent of the strips, so that sums over a map never depend on them. Even."""
     return even_rows(_SUMMED_PIXELS, width)
 
 
 def even_rows(pixels: int, width: int) -> int:
-    """As many rows as `pixels` fill, but an even number, and 2 at least."""
+    """The number of rows for `pixels` pixels: even, and at least 2."""
     return max(2, pixels // width // 2 * 2)
 
 
@@ -88,54 +88,54 @@ def strips(height: int, rows: int) -> Iterator[tuple[int, int]]:
 
 
 def rows_of(image: Tensor, dtype: torch.dtype) -> Source:
-    """A map that lies in memory, as a source of rows in `dtype`."""
+    """A map in memory as a source of rows in `dtype`."""
     return lambda start, stop: image[:, :, start:stop].to(dtype)
 
 
 def empty_map(channels: int, height: int, width: int, *, like: Tensor) -> Tensor:
-    """Room for a map (1, channels, height, width) of the same kind as `like`."""
+    """An empty map (1, channels, height, width) like `like`."""
     return torch.empty(
         (1, channels, height, width), dtype=like.dtype, device=like.device, memory_format=torch.channels_last
     )
 
 
-# How much memory restoring a picture takes, known before it starts; and what counts as having run out of it.
+# Planning the memory for an image in advance.
 
 
 _FLOAT = 4  # bytes
-# Pixels in a strip on a CPU: small enough for its values to stay in the cache from one operation to the next, and in
-# memory that is used again; measured with the paper's networks.
+# Pixels in a strip on a CPU: small enough for values to stay in the cache between operations; measured with the paper's
+# networks.
 _FAST_PIXELS = 4096
 _DENSE_PIXELS = 2048
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Strips for one picture whose features are (height, width) at the uppermost level."""
+    """The strips for one image with features of (height, width) at the uppermost level."""
 
     height: int
     width: int
     rows: int  # of a strip there
-    bytes: int  # that the network's run takes beyond weights and input
+    bytes: int  # memory of the run beyond weights and input
     fixed_dense: bool = True
-    narrowed: bool = False  # to fit into memory
+    narrowed: bool = False  # whether strips were reduced to fit into memory
 
     def strip_rows(self, width: int) -> int:
-        """Rows of a strip for a map of this width: as many pixels as at the uppermost level, in whole blocks."""
+        """Rows of a strip for a map of this width: the same number of pixels as at the uppermost level, in blocks."""
         block = block_rows(width)
         return max(1, self.rows * self.width // width // block) * block
 
     def dense_rows(self, width: int) -> int:
-        """Rows of a strip for 3x3 convolutions of all channels, which take little memory.
+        """Rows of a strip for 3x3 convolutions of all channels, which need little memory. Even.
 
-        The algorithm that a CPU library picks for them, and so the rounding, depends on their size. There the width
-        alone decides, so that results are the same whatever the memory. Even.
+        CPU libraries select their algorithm, and thereby the rounding, by the size. Here it depends only on the width,
+        so that results do not depend on the memory.
         """
         return even_rows(_DENSE_PIXELS, width) if self.fixed_dense else self.strip_rows(width)
 
     @property
     def is_smallest(self) -> bool:
-        """No narrower strip is possible."""
+        """Whether no narrower strip is possible."""
         return self.rows <= block_rows(self.width)
 
     def __str__(self) -> str:
@@ -144,7 +144,7 @@ class Plan:
 
 
 class Planner:
-    """Chooses strips for a network's body, computed in `dtype`."""
+    """Chooses strips for the body of a network, computed in `dtype`."""
 
     def __init__(self, body: DIRformer, *, dtype: torch.dtype, device: torch.device) -> None:
         self._geometry = body.geometry
@@ -152,18 +152,18 @@ class Planner:
         blocks = [cast(Block, block) for level in (body.latent, body.decoder_level1) for block in level]
         widths = [2 * one.ffn.project_out.in_channels + len(one.norm1.body.weight) for one in blocks]
         self._hidden = max(widths, default=2 * self._dim)
-        # Of a value in a strip: where the arithmetic is narrower than the maps, it lies there in both widths.
+        # Bytes per value in a strip: in half precision, values exist in both widths.
         narrow = 0 if dtype == torch.float32 else torch.empty((), dtype=dtype).element_size()
         self._bytes = _FLOAT + narrow
         self._device = device
 
     def plan(self, height: int, width: int, *, rows: int) -> Plan:
-        """What a picture (padded sides) takes in strips of `rows` rows of its uppermost features."""
+        """The memory for a padded image in strips of `rows` rows of its uppermost features."""
         fold, scale = self._geometry.body_unshuffle, self._geometry.scale
         high, wide = height // fold, width // fold
         block = block_rows(wide)
         rows = max(1, min(rows, high + block - 1) // block) * block
-        # The widest moment: level 1 before and after it is joined with what comes from below it.
+        # The peak: level 1 before and after it is concatenated with the upsampled features.
         maps = high * wide * self._dim * 7 // 2 * _FLOAT
         image = 3 * height * width * scale * scale * _FLOAT
         strip = (min(rows, high) + 3) * wide * 3 * self._hidden * self._bytes
@@ -171,7 +171,7 @@ class Planner:
         return Plan(high, wide, rows, maps + image + max(strip, edge), fixed_dense=self._device.type == "cpu")
 
     def best(self, height: int, width: int, *, limit: int) -> Plan:
-        """The fastest plan within `limit` bytes; the smallest one where none is."""
+        """The fastest plan within `limit` bytes, or the smallest one if none is."""
         plan = self.plan(height, width, rows=self._fast_rows(height, width))
         while plan.bytes > limit and not plan.is_smallest:
             plan = self.narrower(height, width, plan)
@@ -183,5 +183,5 @@ class Planner:
 
     def _fast_rows(self, height: int, width: int) -> int:
         if self._device.type != "cpu":
-            return height  # what a graphics card gains from is large operations
+            return height  # GPUs benefit from large operations
         return max(1, _FAST_PIXELS // (width // self._geometry.body_unshuffle))

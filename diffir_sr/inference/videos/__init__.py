@@ -1,1 +1,1 @@
-"""Restoring videos through PyAV: reading, colours, writing, and going on where a run ended."""
+"""Restoring videos with PyAV: reading, colour conversion, writing, and resuming."""

@@ -1,8 +1,8 @@
-"""What the samples of a video mean: YCbCr to RGB for the network, and back to what the result's file says.
+"""Colours of videos: YCbCr to RGB for the network, and back to the colour description of the result.
 
-Up to 8 bits swscale converts, which is right to half a code value. From 9 bits on it takes 255/219 for the limited
-range of any depth (white comes out 0.4 % dark) and loses codes of the full range, so there it only resamples chroma,
-and the matrix is applied here.
+Up to 8 bits, swscale converts, with errors of at most half a code value. From 9 bits on, it uses 255/219 for the
+limited range of any depth (white becomes 0.4 % too dark) and loses codes of the full range, so there it only resamples
+chroma, and the matrix is applied here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NOT_CONVERTED = {8: "YCgCo", 10: "BT.2020 constant luminance", 11: "YDzDx", 12:
 _NOT_CONVERTED |= {13: "derived from its primaries", 14: "ICtCp"}
 _SWSCALE_NUMBERS = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}
 _DEPTHS = (9, 10, 12, 14, 16)  # of planar formats that ffmpeg has
-# Bicubic chroma, every sample of it in and out, exact rounding, no shortcuts that differ between processors.
+# Bicubic chroma, full chroma input and output, exact rounding, no code paths that differ between processors.
 _ACCURATE = 0x4 | 0x2000 | 0x4000 | 0x40000 | 0x80000
 
 
@@ -34,8 +34,8 @@ _ACCURATE = 0x4 | 0x2000 | 0x4000 | 0x40000 | 0x80000
 class Colours:
     """Pixel format and colour description of frames: `matrix`, `primaries`, `transfer` are numbers of ITU-T H.273.
 
-    `kind` is yuv, rgb or grey, `bits` those of a sample, `chroma` how often width and height are halved for chroma, so
-    that (1, 1) is 4:2:0.
+    `kind` is yuv, rgb or grey, `bits` the bits per sample, `chroma` the number of halvings of width and height for
+    chroma, so (1, 1) is 4:2:0.
     """
 
     format: str
@@ -55,9 +55,10 @@ class Colours:
 
 
 def colours_of(frame: Any, where: str) -> Colours:
-    """What a decoded frame says of itself; where it names no matrix, what players take: BT.601 for SD, BT.709 above.
+    """The colour description of a decoded frame; an unspecified matrix is interpreted as players do (BT.601 for SD,
+    otherwise BT.709).
 
-    Raises InputError for colours that are not converted here.
+    Raises InputError for unsupported colours.
     """
     kind, bits, chroma, alpha = _layout(frame.format)
     matrix = int(frame.colorspace)
@@ -65,7 +66,9 @@ def colours_of(frame: Any, where: str) -> Colours:
         matrix = _BT709 if frame.width >= 1280 or frame.height > 576 else _BT601
     if kind == "yuv" and matrix not in _WEIGHTS:
         name = _NOT_CONVERTED.get(matrix, f"matrix {matrix}")
-        raise InputError(f"{where}: its colours are coded as {name}, which is not converted here; make it BT.709 first")
+        raise InputError(
+            f"{where}: its colours are coded as {name}, which is not supported; convert it to BT.709 first"
+        )
     full = int(frame.color_range) == FULL or frame.format.name.startswith("yuvj")
     return Colours(
         frame.format.name,
@@ -98,7 +101,7 @@ def _halvings(chroma_size: Callable[[int], int]) -> int:
 
 
 def to_rgb(frame: Any, colours: Colours) -> np.ndarray:
-    """A decoded frame as (H, W, 3) RGB, or (H, W, 1) grey, uint8 or, from 9 bits on, uint16 of full scale."""
+    """A decoded frame as (H, W, 3) RGB, or (H, W, 1) grey, uint8 or, from 9 bits on, full-scale uint16."""
     if colours.bits <= 8:
         if colours.kind != "rgb":
             frame.colorspace, frame.color_range = colours.matrix, FULL if colours.full else LIMITED
@@ -115,7 +118,7 @@ def to_rgb(frame: Any, colours: Colours) -> np.ndarray:
 
 
 def from_rgb(rgb: np.ndarray, colours: Colours) -> Any:
-    """A new frame of (H, W, 3) RGB or (H, W, 1) grey values (uint8 or uint16 of full scale) in the given colours."""
+    """A new frame from (H, W, 3) RGB or (H, W, 1) grey values (uint8 or full-scale uint16) in the given colours."""
     import av
 
     rgb = np.repeat(rgb, 3, axis=2) if rgb.shape[2] == 1 else rgb
@@ -142,7 +145,7 @@ def from_rgb(rgb: np.ndarray, colours: Colours) -> Any:
 
 
 def _resampled(frame: Any, form: str) -> Any:
-    """Another pixel format of the same meaning: swscale is told of one matrix and range for both sides."""
+    """Convert to another pixel format with the same colours: swscale gets the same matrix and range for both sides."""
     frame.colorspace, frame.color_range = _BT709, LIMITED
     return frame.reformat(format=form, interpolation=_ACCURATE)
 
@@ -166,7 +169,7 @@ def _scales(colours: Colours) -> tuple[float, float, float, float]:
 
 
 def _decoded(planes: np.ndarray, colours: Colours) -> np.ndarray:
-    """RGB (3, H, W) of YCbCr code values, or (1, H, W) of grey ones; float32, not clipped."""
+    """RGB (3, H, W) from YCbCr code values, or (1, H, W) from grey ones; float32, not clipped."""
     zero, span, middle, reach = (np.float32(value) for value in _scales(colours))
     luma = (planes[0].astype(np.float32) - zero) / span
     if len(planes) == 1:
@@ -179,7 +182,7 @@ def _decoded(planes: np.ndarray, colours: Colours) -> np.ndarray:
 
 
 def _encoded(rgb: np.ndarray, colours: Colours) -> np.ndarray:
-    """YCbCr code values (3, H, W) of RGB values in [0, 1]."""
+    """YCbCr code values (3, H, W) from RGB values in [0, 1]."""
     zero, span, middle, reach = (np.float32(value) for value in _scales(colours))
     of_red, of_blue = (np.float32(weight) for weight in _WEIGHTS[colours.matrix])
     red, green, blue = rgb

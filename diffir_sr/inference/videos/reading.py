@@ -1,4 +1,4 @@
-"""Videos read through PyAV: what a file holds, and every frame once, upright, with its own time stamp."""
+"""Reading videos with PyAV: the properties of a file, and every frame once, upright, with its time stamp."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from diffir_sr.errors import InputError
 from diffir_sr.inference.videos.colours import Colours, colours_of, to_rgb
 
 Item = TypeVar("Item")
-# What libavformat says of a file that ends before its container does; reading goes on to a regular end all the same.
+# Messages of libavformat for a truncated file, which is otherwise read to a regular end.
 _CUT_SHORT = re.compile(r"ended prematurely|partial file|truncat", re.IGNORECASE)
-_MOST_FRAMES_PER_SECOND = 480  # beyond it a stated rate is the tick of a clock, as browsers write it
-# Metadata of frames that a new encoder does not take over, by the names of PyAV.
+_MOST_FRAMES_PER_SECOND = 480  # higher stated rates are clock ticks, as written by browsers
+# Metadata of frames that is not passed to the encoder, by PyAV's names.
 _FRAME_DATA = {
     "A53_CC": "closed captions",
     "DYNAMIC_HDR_PLUS": "HDR10+ metadata",
     "DYNAMIC_HDR_VIVID": "HDR Vivid metadata",
     "DOVI_RPU_BUFFER": "Dolby Vision metadata",
     "DOVI_METADATA": "Dolby Vision metadata",
-    "STEREO3D": "the mark of stereoscopic frames",
-    "SPHERICAL": "the mark of a spherical picture",
+    "STEREO3D": "stereoscopic metadata",
+    "SPHERICAL": "spherical metadata",
     "ICC_PROFILE": "the colour profile",
 }
 
 
 @dataclass(frozen=True)
 class Video:
-    """What the first frame and the header say; sizes are those of stored frames, before `turn` makes them upright.
+    """Properties from the first frame and the header; sizes are those of stored frames, before `turn` is applied.
 
-    `turn` is (quarter turns counter-clockwise, mirrored left to right before them), or None where the frames are turned
-    by another angle. `frames` is how many there are, `aspect` the width of a stored pixel over its height. `mastering`
-    and `light` are ffmpeg's structures of HDR metadata.
+    `turn` is (quarter turns counter-clockwise, whether mirrored horizontally before), or None for other angles.
+    `frames` is the number of frames, `aspect` the pixel aspect ratio of stored frames (width / height). `mastering` and
+    `light` are ffmpeg's structures of HDR metadata.
     """
 
     index: int
@@ -66,15 +66,15 @@ class Video:
 
     @property
     def upright_aspect(self) -> Fraction | None:
-        """The width of a pixel of upright frames over its height."""
+        """The pixel aspect ratio (width / height) of upright frames."""
         return 1 / self.aspect if self.aspect and self.turn and self.turn[0] % 2 else self.aspect
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame: its number, time stamp and duration in units of the video's time base (0: unknown).
+    """One frame: its number, time stamp and duration in units of the time base of the video (0: unknown).
 
-    `rgb` (H, W, 3), or (H, W, 1) grey, upright, uint8 or uint16; None where it was not asked for.
+    `rgb` (H, W, 3), or (H, W, 1) grey, upright, uint8 or uint16; None if it was not requested.
     """
 
     number: int
@@ -84,7 +84,7 @@ class Frame:
 
 
 def import_av() -> ModuleType:
-    """PyAV; raises InputError where it is not installed."""
+    """The module PyAV; raises InputError if it is not installed."""
     try:
         import av
     except ImportError as error:
@@ -94,29 +94,29 @@ def import_av() -> ModuleType:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """A container for reading; raises InputError where there is none in the file."""
+    """A container for reading; raises InputError if the file has none."""
     av = import_av()
     if not path.stat().st_size:
         raise InputError(f"{path}: is empty (0 bytes); get the file again")
     try:
-        with log_of_this_thread():  # for the words of an error
-            # An absolute path, or a name such as http:a.mp4 would be taken for an address.
+        with log_of_this_thread():  # for error messages
+            # An absolute path, since a name such as http:a.mp4 would be treated as an address.
             container = av.open(str(path.absolute()), metadata_errors="replace")
     except av.FFmpegError as error:
-        raise InputError(f"{path}: no video is found in it ({words_of(error)}); check the file") from error
+        raise InputError(f"{path}: contains no video ({words_of(error)}); check the file") from error
     with container:
         yield container
 
 
 def words_of(error: Any) -> str:
-    """What libav says of an error, in one line."""
+    """The message of libav about an error, in one line."""
     said = error.log[2].strip() if error.log and len(error.log) > 2 else ""
     return (said or str(error.strerror or error)).splitlines()[0].rstrip(".")
 
 
 @contextlib.contextmanager
 def log_of_this_thread() -> Iterator[list[tuple[int, str, str]]]:
-    """What libav says at level error in this thread meanwhile."""
+    """Collects libav's messages of level error in this thread."""
     av = import_av()
     before = av.logging.get_level()
     av.logging.set_level(av.logging.ERROR)
@@ -128,12 +128,12 @@ def log_of_this_thread() -> Iterator[list[tuple[int, str, str]]]:
 
 
 def main_stream(container: Any, path: Path) -> Any:
-    """The video track that is restored: the first that is no cover picture."""
+    """The video track to restore: the first one that is not a cover picture."""
     covers = import_av().stream.Disposition.attached_pic
     tracks = [stream for stream in container.streams.video if not stream.disposition & covers]
     if not tracks:
         held = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-        raise InputError(f"{path}: no video track is found in it, only {held}; leave it out")
+        raise InputError(f"{path}: contains no video track, only {held}; leave it out")
     if tracks[0].codec_context is None:
         raise InputError(
             f"{path}: this PyAV has no decoder for its video track; pip install -U av, or convert the file"
@@ -142,13 +142,13 @@ def main_stream(container: Any, path: Path) -> Any:
 
 
 def probe(path: Path) -> Video:
-    """What a video is, by its header, its first frame and its packets; raises InputError for what is not restored."""
+    """Properties of a video, from header, first frame and packets; raises InputError for unsupported videos."""
     with opened(path) as container:
         stream = main_stream(container, path)
         with contextlib.closing(_decoded(container, stream, path, [])) as frames:
             frame = next(frames, None)
         if frame is None:
-            raise InputError(f"{path}: no frame is in it; check the file")
+            raise InputError(f"{path}: contains no frames; check the file")
         data = {one.type.name: bytes(one) for one in frame.side_data}
         colours = colours_of(frame, str(path))
         return Video(
@@ -169,9 +169,9 @@ def probe(path: Path) -> Video:
 
 
 def _count_whole(path: Path) -> int:
-    """How many packets are to be shown, one a frame with most codecs; raises InputError for a file that is cut short.
+    """Number of packets to show, one per frame for most codecs; raises InputError for a truncated file.
 
-    Nothing is decoded, so that this is known before the first frame is restored.
+    Nothing is decoded, so this is known before the first frame is restored.
     """
     with log_of_this_thread() as said, opened(path) as container:
         stream = main_stream(container, path)
@@ -183,16 +183,20 @@ def _count_whole(path: Path) -> int:
                 shown += packet.size > 0 and not packet.is_discard
                 end = max(end, (packet.pts or 0) + (packet.duration or 0))
         except import_av().FFmpegError as error:
-            raise InputError(f"{path}: cannot be read after frame {read} ({words_of(error)}); get it whole") from error
+            raise InputError(
+                f"{path}: cannot be read after frame {read} ({words_of(error)}); get the complete file"
+            ) from error
         words = next((found.group() for _, _, text in said if (found := _CUT_SHORT.search(text))), None)
         if words:
-            raise InputError(f"{path}: is cut short after frame {read} ({words}); get it whole")
+            raise InputError(f"{path}: is truncated after frame {read} ({words}); get the complete file")
         if read < stated:
-            raise InputError(f"{path}: {read} frames found, {stated} stated by the file; it is cut short, get it whole")
+            raise InputError(
+                f"{path}: {read} frames found, but the file states {stated}; it is truncated, get the complete file"
+            )
         found_s, stated_s = float(end * stream.time_base), _stated_seconds(stream)
         if found_s < stated_s * 0.98 - 1:
-            lengths = f"{found_s:.1f} s found, {stated_s:.1f} s stated by the file"
-            raise InputError(f"{path}: {lengths}; it is cut short, get it whole")
+            lengths = f"{found_s:.1f} s found, but the file states {stated_s:.1f} s"
+            raise InputError(f"{path}: {lengths}; it is truncated, get the complete file")
         return shown
 
 
@@ -211,7 +215,7 @@ def _rate(stream: Any) -> Fraction | None:
 
 
 def _stated_seconds(stream: Any) -> float:
-    """The length that the file states of its pictures, 0 where it states none."""
+    """The stated duration of the video track, 0 if there is none."""
     found = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))
     if found:
         return sum(float(part) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True))
@@ -219,9 +223,10 @@ def _stated_seconds(stream: Any) -> float:
 
 
 def _turn(matrix: tuple[int, ...] | None) -> tuple[int, bool] | None:
-    """The quarter turns (and mirroring before them) that a display matrix stands for; None: it is another turn.
+    """The quarter turns (and mirroring before them) of a display matrix; None for other transformations.
 
-    The matrix maps stored to shown places as (x, y) -> (a x + c y, b x + d y) with y downwards, in units of 2^-16.
+    The matrix maps stored to displayed positions as (x, y) -> (a x + c y, b x + d y) with y downwards, in units of
+    2^-16.
     """
     if matrix is None:
         return 0, False
@@ -232,18 +237,18 @@ def _turn(matrix: tuple[int, ...] | None) -> tuple[int, bool] | None:
 
 
 def _decoded(container: Any, stream: Any, path: Path, packets: list[int | None]) -> Generator[Any, None, None]:
-    """Every frame that is to be shown; raises InputError at the first that the decoder finds damaged.
+    """All displayed frames; raises InputError at the first damaged one.
 
-    The decoding time of every packet read is added to `packets`.
+    The decoding time of every packet read is appended to `packets`.
     """
     av = import_av()
     context = stream.codec_context
-    # What it says must come from this thread, and errors be told with the frame at which they are.
+    # A single decoding thread, so that messages arrive in this thread and errors are reported with their frame.
     context.thread_count = 1
     context.options = {"err_detect": "explode"}
     number = 0
     try:
-        with log_of_this_thread():  # or its errors would have no words
+        with log_of_this_thread():  # otherwise its errors would have no message
             for packet in container.demux(stream):
                 if packet.size:
                     packets.append(packet.dts)
@@ -267,9 +272,9 @@ def _place(path: Path, number: int, seconds: float | None) -> str:
 def read_frames(
     path: Path, video: Video, *, wanted: Callable[[int], bool], say: Callable[[str], None]
 ) -> Generator[Frame, None, None]:
-    """All frames in the order of showing; only those `wanted` by their number are converted.
+    """All frames in display order; only those `wanted` by their number are converted.
 
-    Raises InputError for a damaged frame, another size in the middle, and time stamps that jump back.
+    Raises InputError for damaged frames, changes of size, and time stamps that jump back.
     """
     last, length, moved, number = None, 0, 0, 0
     packets: list[int | None] = []
@@ -279,10 +284,10 @@ def read_frames(
         for number, frame in enumerate(_decoded(container, stream, path, packets), start=1):
             if (frame.height, frame.width) != (video.height, video.width):
                 size = f"{frame.height}x{frame.width} instead of {video.height}x{video.width}"
-                raise InputError(f"{path}: frame {number - 1} has another size, {size}; cut the video there")
+                raise InputError(f"{path}: frame {number - 1} has another size, {size}; split the video there")
             pts = frame.pts
             has_stamps = has_stamps or pts is not None
-            if pts is None and not has_stamps:  # a container that has times of decoding alone
+            if pts is None and not has_stamps:  # a container with decoding times only
                 pts = packets[number - 1] if number <= len(packets) else None
             if last is not None:
                 pts = last + max(length, 1) if pts is None else pts
@@ -306,7 +311,7 @@ def _upright(rgb: np.ndarray, turn: tuple[int, bool] | None) -> np.ndarray:
 
 
 def made_ahead(items: Generator[Item, None, None], count: int = 2) -> Generator[Item, None, None]:
-    """The same items, made by a thread of its own, at most `count` ahead of the one that takes them."""
+    """The same items, produced by a separate thread, at most `count` ahead of the consumer."""
     made: queue.Queue[tuple[str, Any]] = queue.Queue(count)
     stopped = threading.Event()
 
@@ -323,7 +328,7 @@ def made_ahead(items: Generator[Item, None, None], count: int = 2) -> Generator[
                 if stopped.is_set():
                     return
             put(("end", None))
-        except BaseException as error:  # told where the items are taken
+        except BaseException as error:  # raised again in the consumer
             put(("error", error))
         finally:
             items.close()

@@ -1,8 +1,8 @@
-"""Restoring a video frame by frame, so that whatever ends the process, the next run goes on at the next frame.
+"""Restoring a video frame by frame, such that after any interruption the next run continues at the next frame.
 
-Frames are encoded in segments of a fixed number of frames. Beside the result lies a folder, `.NAME.partial-video`, with
-the packets of whole segments, and the restored frames of the segment at work as they went to the encoder. The next run
-takes both from there: the result has the bytes of an undisturbed run.
+Frames are encoded in segments of a fixed number of frames. A folder next to the result, `.NAME.partial-video`, contains
+the packets of complete segments, and the restored frames of the current segment as passed to the encoder. The next run
+uses both, so the result is byte-identical to that of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from diffir_sr.inference.videos.writing import (
     write_video,
 )
 
-_SEGMENT_BYTES = 2**28  # of frames before they are encoded, which wait on the disk
+_SEGMENT_BYTES = 2**28  # of restored frames stored on the disk before they are encoded
 _SEGMENT_FRAMES = (24, 240)
 _HEAD = struct.Struct("<qqIII")  # time stamp, duration, flags, length of the data, its CRC-32
 _KEY, _END = 1, 2  # flags of packets: a key frame, the end of a segment
@@ -46,7 +46,7 @@ _KEY, _END = 1, 2  # flags of packets: a key frame, the end of a segment
 
 @dataclass(frozen=True)
 class VideoOutcome:
-    """What became of a video: frames in the result, those that earlier runs had restored, whether it was stopped."""
+    """The outcome for a video: frames in the result, frames restored by earlier runs, whether it was stopped."""
 
     frames: int
     resumed: int
@@ -54,19 +54,19 @@ class VideoOutcome:
 
 
 class Unfinished:
-    """The folder of a result that is being made."""
+    """The folder of an unfinished result."""
 
     def __init__(self, target: Path, about: Mapping[str, object]) -> None:
-        """Take up what an earlier run with the same `about` left, or begin.
+        """Continue from an earlier run with the same `about`, or begin.
 
-        Raises InputError where another process is at work on the same result.
+        Raises InputError if another process is working on the same result.
         """
         self.folder = unfinished_folder(target)
         self.result = self.folder / "result"
         self._packets = self.folder / "packets"
         self._frames = self.folder / "frames"
         self._owner = self.folder / "process"
-        self.segments: list[tuple[int, int]] = []  # frames of each whole segment, where its packets begin
+        self.segments: list[tuple[int, int]] = []  # frames of each complete segment, start of its packets
         self.folder.mkdir(parents=True, exist_ok=True)
         self._take(target)
         known = json.dumps(about, sort_keys=True, default=str)
@@ -85,11 +85,11 @@ class Unfinished:
 
     @property
     def done(self) -> int:
-        """How many frames are in whole segments."""
+        """Number of frames in complete segments."""
         return sum(frames for frames, _ in self.segments)
 
     def _read_segments(self) -> int:
-        """List the whole segments; returns where they end."""
+        """List the complete segments; returns their end."""
         end, frames = 0, 0
         with contextlib.suppress(FileNotFoundError), self._packets.open("rb") as file:
             start = 0
@@ -103,12 +103,12 @@ class Unfinished:
         return end
 
     def frames(self, layout: list[int]) -> Iterator[tuple[int, int, list[bytes]]]:
-        """Restored frames of the segment at work that an earlier run left: time stamp, duration, planes."""
+        """Restored frames of the current segment from an earlier run: time stamp, duration, planes."""
         end = 0
         with contextlib.suppress(FileNotFoundError), self._frames.open("rb") as file:
             for pts, duration, flags, data in _records(file):
                 if flags != len(self.segments) or len(data) != sum(layout):
-                    break  # of a segment that is whole by now
+                    break  # of a segment that is complete by now
                 end = file.tell()
                 bounds = np.cumsum([0, *layout])
                 yield pts, duration, [data[here:there] for here, there in zip(bounds[:-1], bounds[1:], strict=True)]
@@ -116,13 +116,13 @@ class Unfinished:
             os.truncate(self._frames, end)
 
     def keep_frame(self, pts: int, duration: int, planes: list[bytes]) -> None:
-        """Add a restored frame of the segment at work."""
+        """Add a restored frame to the current segment."""
         data = b"".join(planes)
         with self._frames.open("ab") as file:
             file.write(_HEAD.pack(pts, duration, len(self.segments), len(data), zlib.crc32(data)) + data)
 
     def close_segment(self, packets: list[Packet]) -> None:
-        """Add the packets of a whole segment, after which its frames are not needed any more."""
+        """Add the packets of a complete segment, whose frames are then no longer needed."""
         with self._packets.open("ab") as file:
             file.truncate(self._size)
             file.seek(self._size)
@@ -133,20 +133,20 @@ class Unfinished:
                 file.write(head + packet.data)
             file.write(_HEAD.pack(0, 0, _END, 0, 0))
             file.flush()
-            os.fsync(file.fileno())  # before the frames go
+            os.fsync(file.fileno())  # before the frames are removed
             self.segments.append((len(packets), self._size))
             self._size = file.tell()
         self._frames.unlink(missing_ok=True)
 
     def packets(self) -> Iterator[Packet]:
-        """All packets of whole segments."""
+        """All packets of complete segments."""
         with self._packets.open("rb") as file:
             for pts, duration, flags, data in _records(file):
                 if not flags & _END:
                     yield Packet(data, pts, duration, bool(flags & _KEY))
 
     def leave(self) -> None:
-        """Keep what is done for the next run, in whatever process."""
+        """Keep the finished part for the next run."""
         for path in (self.result, self._owner):
             path.unlink(missing_ok=True)
 
@@ -156,12 +156,12 @@ class Unfinished:
 
 
 def unfinished_folder(target: Path) -> Path:
-    """Where what is done of a result lies; never longer than file systems allow."""
+    """The folder for the finished part of a result; never longer than file systems allow."""
     return target.with_name(f"{partial_prefix(target.name)}video")
 
 
 def _records(file: Any) -> Iterator[tuple[int, int, int, bytes]]:
-    """Whole records from where the file stands: time stamp, duration, flags, data."""
+    """Complete records from the current position of the file: time stamp, duration, flags, data."""
     while len(head := file.read(_HEAD.size)) == _HEAD.size:
         pts, duration, flags, length, check = _HEAD.unpack(head)
         data = file.read(length)
@@ -183,21 +183,23 @@ def restore_video(
     progress: Callable[[int, int], bool | None],
     finish: Callable[[Path], None],
 ) -> VideoOutcome:
-    """Restore every frame of `source`; `finish(file)` is given the whole file, which is to get the name `target`.
+    """Restore every frame of `source`; `finish(file)` gets the complete file, to be renamed to `target`.
 
-    `restore(frame, first frame)` takes and gives (H, W, 3 or 1) uint8 or uint16. `settings` are all that decides the
-    result beside what is decided here; results of others are not gone on with. `check(height, width)` may refuse.
-    `progress(frames done, frames in all or 0)` is called after each frame, and stops the work by returning False: as
-    after a kill, the next call goes on there. Raises InputError for what cannot be read or written, after which nothing
-    stays; after any other error what is done stays for the next call.
+    `restore(frame, first frame)` maps (H, W, 3 or 1) uint8 or uint16. `settings` are all other settings that determine
+    the result; a partial result with different settings is not continued. `check(height, width)` may raise.
+    `progress(frames done, total frames or 0)` is called after each frame; returning False stops the work, and the next
+    call continues there, as after a kill. Raises InputError if a file cannot be read or written, and then removes the
+    partial result; after other errors it is kept for the next call.
     """
     video = probe(source)
     check(*video.size)
     encoding, notes = choose(video, target.suffix, scale=scale, quality=quality, where=str(source))
-    Encoder(encoding, str(source)).finish()  # what it refuses is known before the first frame is restored
+    Encoder(encoding, str(source)).finish()  # unsupported encodings fail before the first frame is restored
     carried = plan_carried(source, encoding)
     notes += (
-        [f"{target.suffix[1:]} does not hold its {', '.join(carried.left_out)}: left out"] if carried.left_out else []
+        [f"{target.suffix[1:]} does not support its {', '.join(carried.left_out)}: left out"]
+        if carried.left_out
+        else []
     )
     about = {**settings, "encoding": asdict(encoding), "libraries": import_av().library_versions}
     unfinished = Unfinished(target, about)
@@ -212,7 +214,7 @@ def restore_video(
     except InputError:
         unfinished.forget()
         raise
-    except BaseException:  # a full disk, too little memory, Ctrl-C: another day
+    except BaseException:  # a full disk, lack of memory, Ctrl-C: resumable
         unfinished.leave()
         raise
     if stopped:
@@ -233,7 +235,7 @@ def _write(source: Path, video: Video, encoding: Encoding, carried: Carried, unf
     except av.FFmpegError as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(error.errno, error.strerror, str(unfinished.result)) from error
-        raise InputError(f"{source}: its result cannot be written ({words_of(error)}); name it .mkv") from error
+        raise InputError(f"{source}: its result cannot be written ({words_of(error)}); use the suffix .mkv") from error
 
 
 class _Work:
@@ -262,7 +264,7 @@ class _Work:
         return import_av().VideoFrame(width, height, self._encoding.colours.format)
 
     def run(self, progress: Callable[[int, int], bool | None]) -> tuple[int, int, bool]:
-        """Restore what is not restored yet; returns frames done, those of them done before, whether it was stopped."""
+        """Restore the remaining frames; returns frames done, frames done before, whether it was stopped."""
         done = self._unfinished.done
         for pts, duration, planes in self._unfinished.frames(self._layout):
             frame = self._empty_frame()
@@ -272,7 +274,7 @@ class _Work:
             done += 1
         resumed = done
         if resumed:
-            self._say(f"{self._source}: goes on after frame {resumed - 1}, which an earlier run has restored")
+            self._say(f"{self._source}: continues after frame {resumed - 1}, restored by an earlier run")
         frames = read_frames(
             self._source, self._video, wanted=lambda number: number == 0 or number >= resumed, say=self._say
         )

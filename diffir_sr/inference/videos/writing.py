@@ -1,4 +1,4 @@
-"""Restored frames as a video file: encoders, and what is taken over from the source beside its pictures."""
+"""Writing videos: encoders, and streams and metadata copied from the source."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from diffir_sr.errors import InputError
 from diffir_sr.inference.videos.colours import FULL, LIMITED, TRANSFERS, Colours
 from diffir_sr.inference.videos.reading import Video, import_av, main_stream, opened, words_of
 
-# Containers that are written, by suffix, as libavformat calls them; videos of other containers become .mkv.
+# Output containers by suffix, with libavformat's names; videos in other containers become .mkv.
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".avi": "avi"}
 CONTAINERS |= {".ts": "mpegts", ".mts": "mpegts", ".m2ts": "mpegts", ".flv": "flv", ".3gp": "3gp"}
 _HOLDS_HEVC = ("mp4", "mov", "matroska", "mpegts")
-_LEAST_HEVC = 64  # pixels per side: below, x265 writes beyond its memory at 10 and 12 bits, and the process dies
-# What a transport stream can hold so that it is found again.
+_LEAST_HEVC = 64  # pixels per side; below, x265 corrupts memory at 10 and 12 bits and crashes
+# Codecs that a transport stream can store such that they are recognised.
 _IN_TRANSPORT = ("mp2", "mp3", "aac", "ac3", "eac3", "dts", "truehd", "opus", "dvb_subtitle", "dvb_teletext")
-# H.264 differs with the number of threads: the same on every machine.
+# The output of H.264 depends on the number of threads, so it is fixed.
 _THREADS = 4
-# Written anew by the muxer, or true of the source's packets alone.
+# Rewritten by the muxer, or only valid for the packets of the source.
 _NOT_CARRIED = ("encoder", "duration", "number_of_frames", "number_of_bytes", "bps", "major_brand", "minor_version")
 _NOT_CARRIED += ("compatible_brands", "vendor_id", "alpha_mode")
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """Everything that decides the bytes of the pictures' track: `size` is (height, width), `aspect` of a pixel.
+    """All parameters of the encoded video track: `size` is (height, width), `aspect` the pixel aspect ratio.
 
-    `rate` is frames per second, 0 where that varies.
+    `rate` is frames per second, 0 if variable.
     """
 
     container: str
@@ -50,7 +50,7 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Packet:
-    """Encoded data of one frame; `pts` and `duration` are in units of the encoding's time base."""
+    """Encoded data of one frame; `pts` and `duration` are in units of the time base of the encoding."""
 
     data: bytes
     pts: int
@@ -60,7 +60,7 @@ class Packet:
 
 @dataclass
 class Carried:
-    """The tracks of the source that are copied, by their number there, and in words what is left out."""
+    """The tracks of the source to copy, by index, and descriptions of those left out."""
 
     tracks: list[int] = field(default_factory=list)
     covers: list[int] = field(default_factory=list)
@@ -71,10 +71,10 @@ class Carried:
 
 
 def choose(video: Video, suffix: str, *, scale: int, quality: int, where: str) -> tuple[Encoding, list[str]]:
-    """How restored frames are encoded, and what about it a user should know.
+    """The encoding of restored frames, and notes for the user.
 
-    H.264 up to 8 bits and HEVC above, where the container holds it; VP9 and AV1 in WebM. Depth, chroma, range and the
-    colour description stay. Raises InputError where this PyAV lacks the encoder.
+    H.264 up to 8 bits and HEVC above, if the container supports it; VP9 and AV1 in WebM. Bit depth, chroma, range and
+    colour description are kept. Raises InputError if this PyAV lacks the encoder.
     """
     container = CONTAINERS[suffix.lower()]
     height, width = (side * scale for side in video.size)
@@ -86,9 +86,9 @@ def choose(video: Video, suffix: str, *, scale: int, quality: int, where: str) -
     time_base = video.time_base
     rate = video.rate or Fraction(0)
     if codec == "libsvtav1":
-        rate = min(video.rate or Fraction(30), Fraction(240))  # it refuses others, and only plans its bits by it
+        rate = min(video.rate or Fraction(30), Fraction(240))  # others are refused; it only affects rate control
     if container == "avi" and video.rate:
-        time_base = 1 / rate  # AVI has no time stamps, only a rate
+        time_base = 1 / rate  # AVI has only a frame rate, no time stamps
     encoding = Encoding(
         container,
         codec,
@@ -109,7 +109,7 @@ def _colours_written(
     bits = 8 if found.bits <= 8 else 10 if found.bits <= 10 else 12
     bits = bits if hevc else min(bits, 10)
     if bits < found.bits:
-        notes.append(f"its {found.bits} bits a sample become {bits}")
+        notes.append(f"its {found.bits} bits per sample become {bits}")
     if found.kind == "rgb":
         if lossless and container in ("matroska", "mp4", "mov", "avi") and (bits == 8 or hevc):
             form = "rgb24" if bits == 8 else f"gbrp{bits}le"
@@ -119,12 +119,12 @@ def _colours_written(
     chroma = (1, 1) if found.kind == "grey" else found.chroma
     if container == "webm" and bits > 8 and chroma != (1, 1):
         chroma = (1, 1)
-        notes.append("its chroma becomes 4:2:0, all that WebM's encoder has above 8 bits")
+        notes.append("its chroma becomes 4:2:0, the only format of WebM's encoder above 8 bits")
     if chroma not in ((0, 0), (1, 0), (1, 1)):
         chroma = (1, 0) if chroma[1] == 0 else (0, 0) if chroma[0] == 0 else (1, 1)
     if odd and chroma != (0, 0) and container != "webm":
         chroma = (0, 0)
-        notes.append("its odd size is kept by chroma of full size (4:4:4), which few players show in hardware")
+        notes.append("its odd size requires full-resolution chroma (4:4:4), which few players decode in hardware")
     name = {(0, 0): "yuv444p", (1, 0): "yuv422p", (1, 1): "yuv420p"}[chroma]
     form = name if bits == 8 else f"{name}{bits}le"
     return replace(found, format=form, kind="yuv", bits=bits, chroma=chroma, alpha=False), notes
@@ -144,13 +144,13 @@ def _check_encoder(codec: str, where: str) -> None:
         av.codec.Codec(codec, "w")
     except av.codec.codec.UnknownCodecError as error:
         raise InputError(
-            f"{where}: this PyAV was built without the encoder {codec}; take its wheels, which have it: pip install "
+            f"{where}: this PyAV was built without the encoder {codec}; use its wheels, which include it: pip install "
             "--force-reinstall --only-binary av av"
         ) from error
 
 
 def _options(codec: str, colours: Colours, video: Video, quality: int, container: str) -> dict[str, str]:
-    """Constant quality: CRF 16 (VP9: 20) at quality 95, no loss at 100."""
+    """Constant quality: CRF 16 (VP9: 20) at quality 95, lossless at 100."""
     if codec == "libvpx-vp9":
         loss = {"lossless": "1"} if quality == 100 else {"crf": str(round(20 + (95 - quality) * 0.45)), "b": "0"}
         return {**loss, "row-mt": "1", "tile-columns": "2", "cpu-used": "2"}
@@ -165,16 +165,16 @@ def _options(codec: str, colours: Colours, video: Video, quality: int, container
         params += ["lossless=1"] if quality == 100 else []
         return {"crf": crf, "x265-params": ":".join(params)}
     options = {"qp": "0"} if quality == 100 else {"crf": crf}
-    options |= {"mbtree": "0"}  # which reads memory that nothing was written to: other bytes from run to run
+    options |= {"mbtree": "0"}  # mbtree reads uninitialised memory, so its output varies between runs
     options |= {"bf": "0"} if container == "avi" else {}
     params = _hdr_parameters(video, "mastering-display", "cll")
     return options | ({"x264-params": ":".join(params)} if params else {})
 
 
 def _hdr_parameters(video: Video, mastering: str, light: str, *, units: tuple[int, int] = (50000, 10000)) -> list[str]:
-    """Mastering display (SMPTE ST 2086) and content light levels as encoders take them.
+    """Mastering display (SMPTE ST 2086) and content light levels in the format of encoders.
 
-    `units` are how many make 1 in chromaticity, and one candela per square metre.
+    `units` are the integer values for chromaticity 1 and for one candela per square metre.
     """
     found = []
     if video.mastering and video.mastering[20] and video.mastering[21]:
@@ -195,23 +195,23 @@ def _notes(video: Video, encoding: Encoding) -> list[str]:
     notes = []
     if video.interlaced:
         notes.append(
-            "is interlaced: its two fields are restored as one picture and written as progressive; deinterlace it first"
+            "is interlaced: its two fields are restored as one frame and written as progressive; deinterlace it first"
         )
     if video.colours.alpha:
         notes.append("its transparency is left out")
     if video.colours.transfer in TRANSFERS:
         name = TRANSFERS[video.colours.transfer]
         notes.append(
-            f"is HDR: its {name} values are restored as they are, which a network of SDR pictures has not seen"
+            f"is HDR: its {name} values are restored as they are, although the network was trained on SDR images"
         )
     if (video.mastering or video.light) and encoding.codec == "libvpx-vp9":
         notes.append("its HDR metadata (mastering display, light levels) is left out")
     if video.frame_data:
         notes.append(f"left out of its frames: {', '.join(video.frame_data)}")
     if video.turn is None:
-        notes.append("its turn by an angle that is no quarter turn is left out")
+        notes.append("its rotation, not a multiple of 90 degrees, is left out")
     if encoding.container == "avi" and video.rate is None:
-        notes.append("AVI holds no variable frame rate; name the result .mkv to keep every time stamp")
+        notes.append("AVI has no variable frame rate; use the suffix .mkv to keep the time stamps")
     return notes
 
 
@@ -228,11 +228,11 @@ def _set_up(context: Any, encoding: Encoding) -> None:
     context.thread_count = _THREADS
     context.options = dict(encoding.options)
     if encoding.codec == "libx265" and encoding.container in ("mp4", "mov"):
-        context.codec_tag = "hvc1"  # what Apple's players ask for
+        context.codec_tag = "hvc1"  # required by Apple's players
 
 
 class Encoder:
-    """Encodes one segment: its first packet needs nothing from before, its last frame nothing from after."""
+    """Encodes one segment, independent of the previous and the next one."""
 
     def __init__(self, encoding: Encoding, where: str) -> None:
         av = import_av()
@@ -255,13 +255,13 @@ class Encoder:
             ) from error
 
     def add(self, frame: Any, pts: int, duration: int) -> None:
-        """Encode a frame; time stamps in units of the encoding's time base, rising."""
+        """Encode a frame, with increasing time stamps in units of the time base of the encoding."""
         self._durations[pts] = duration
         frame.pts, frame.time_base = pts, self._time_base
         self._keep(frame)
 
     def finish(self) -> list[Packet]:
-        """All packets of the segment, in the order of decoding."""
+        """All packets of the segment, in decoding order."""
         self._keep(None)
         return self._packets
 
@@ -279,7 +279,7 @@ class Encoder:
 
 
 def plan_carried(path: Path, encoding: Encoding) -> Carried:
-    """Which tracks of the source the result's container can hold."""
+    """The tracks of the source that the container of the result supports."""
     av = import_av()
     carried = Carried()
     with opened(path) as container:
@@ -304,7 +304,7 @@ def plan_carried(path: Path, encoding: Encoding) -> Carried:
 
 
 def _made_anew(stream: Any, container: Any, encoding: Encoding) -> bool:
-    """Whether the muxer writes such a track of its own: chapters' titles, and timecode from the pictures' metadata."""
+    """Whether the muxer writes such a track itself: chapter titles, and timecode from the metadata of the video."""
     if stream.type != "data" or encoding.container not in ("mp4", "mov"):
         return False
     return "timecode" in stream.metadata or (stream.name == "bin_data" and bool(container.chapters()))
@@ -323,12 +323,12 @@ def _codec_name(stream: Any) -> str | None:
 
 
 def _can_hold(encoding: Encoding, stream: Any, source_format: str) -> bool:
-    """Whether a container takes a track: tried, with a file in memory that has it alone."""
+    """Whether a container supports a track, tried with a file in memory that contains only this track."""
     av = import_av()
     if stream.type == "attachment":
-        return encoding.container == "matroska"  # others leave it out without an error
+        return encoding.container == "matroska"  # others drop it silently
     if encoding.container == "mpegts" != source_format and _codec_name(stream) not in _IN_TRANSPORT:
-        return False  # it would take any, as data that nobody can read
+        return False  # it would accept any, as unreadable data
     try:
         with av.open(io.BytesIO(), "w", format=encoding.container) as trial:
             _add_copy(trial, stream)
@@ -362,9 +362,9 @@ def write_video(
     packets: Iterable[Packet],
     stamps: np.ndarray,
 ) -> None:
-    """Mux encoded pictures with what is carried from `source`.
+    """Mux encoded frames with the streams copied from `source`.
 
-    `stamps` are the time stamps of all packets in the order of decoding.
+    `stamps` are the time stamps of all packets in decoding order.
     """
     av = import_av()
     options = {"mpegts_m2ts_mode": "1"} if source.suffix.lower() == ".m2ts" and encoding.container == "mpegts" else {}
@@ -404,7 +404,7 @@ def _add_tracks(
 
 
 def _add_cover(output: Any, source: Path, number: int) -> None:
-    """A cover picture as an attachment, which is what Matroska has for it."""
+    """A cover picture as an attachment, as usual in Matroska."""
     with opened(source) as container:
         stream = container.streams[number]
         picture = next((bytes(packet) for packet in container.demux(stream) if packet.size), b"")
@@ -417,7 +417,7 @@ Entry = tuple[float, int, Any]  # seconds of decoding, track, packet
 
 
 def _timed(packets: Iterable[Packet], stamps: np.ndarray, stream: Any, encoding: Encoding) -> Iterator[Entry]:
-    """Packets with the time of their decoding: the sorted time stamps, earlier by as many as frames are reordered."""
+    """Packets with decoding times: the sorted time stamps, shifted by the number of reordered frames."""
     av = import_av()
     order = np.sort(stamps)
     delay = int(max(np.arange(len(stamps)) - np.searchsorted(order, stamps))) if len(stamps) else 0
@@ -436,7 +436,7 @@ def _copied(container: Any, copies: dict[int, Any]) -> Iterator[Entry]:
     last: dict[int, int] = {}
     for packet in container.demux(*(container.streams[number] for number in copies)):
         if packet.dts is None and not packet.size:
-            continue  # what tells decoders that the end is reached
+            continue  # the end-of-stream marker for decoders
         number = packet.stream.index
         if packet.dts is None:
             packet.dts = packet.pts = last.get(number, -1) + 1 if packet.pts is None else packet.pts
@@ -450,5 +450,5 @@ def _copied(container: Any, copies: dict[int, Any]) -> Iterator[Entry]:
 
 
 def rebased(pts: int, time_base: Fraction, encoding: Encoding) -> int:
-    """A time stamp in units of the encoding's time base."""
+    """A time stamp in units of the time base of the encoding."""
     return pts if time_base == encoding.time_base else round(pts * time_base / encoding.time_base)
