@@ -47,6 +47,7 @@ COMMANDS = {
         "train a small DiffIR on real photographs, from data to results",
         "diffir_sr.quickstart.commands:add_quickstart_parser",
     ),
+    "assess": ("name what is wrong with pictures (AutoDIR's assessor)", "diffir_sr.inference.assess:add_assess_parser"),
     "doctor": (
         "check data or this installation for problems",
         "diffir_sr.doctor.commands:add_doctor_parser",

@@ -1,5 +1,6 @@
 """AutoDIR: the published numbers of its parts and of its loop, stages of training, prompts, bad input."""
 
+import importlib.util
 import json
 import math
 import zlib
@@ -7,14 +8,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from PIL import Image
+from toy import run_training, train_options
 
 pytest.importorskip("transformers", reason="needs the extra autodir")
 pytest.importorskip("diffusers", reason="needs the extra autodir")
 
 from diffir_sr.archs.autodir_arch import AutoDIR, Diffusion, KLLatents, Wishes, recoloured  # noqa: E402
-from diffir_sr.archs.autodir_assessor import CATEGORIES, ClipTokens, centre_view, mixed, probabilities, prompt_of  # noqa: E402, E501
+from diffir_sr.archs.autodir_assessor import (  # noqa: E402
+    CATEGORIES,
+    ClipTokens,
+    centre_view,
+    grid_views,
+    mixed,
+    probabilities,
+    prompt_of,
+)
 from diffir_sr.cards import write_card_file  # noqa: E402
 from diffir_sr.checkpoints import load_network  # noqa: E402
 from diffir_sr.cli import main  # noqa: E402
@@ -27,12 +38,13 @@ from diffir_sr.families.autodir_checkpoint import (  # noqa: E402
     UNET,
     _autoencoder_sizes,
     _renamed,
+    _tokenizer_json,
     _unet_sizes,
     converted,
 )
 from diffir_sr.files.picture import encode_png  # noqa: E402
 from diffir_sr.inference.plain import engine_for  # noqa: E402
-from diffir_sr.losses.autodir_losses import FidelityLoss  # noqa: E402
+from diffir_sr.losses.autodir_losses import FidelityLoss, semantic_agnostic_loss  # noqa: E402
 from diffir_sr.models.autodir_models import AutoDIRCorrectionModel  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -621,6 +633,26 @@ def test_free_texts_need_the_vocabulary_of_clip():
         ClipTokens(None)("make it nice")
 
 
+@cases("autodir_prompts*")
+def test_words_of_clip_have_their_published_tokens(name, tmp_path):
+    found = importlib.util.find_spec("open_clip")
+    if found is None or found.origin is None:
+        pytest.skip("needs the word list of the package open_clip_torch")
+    words = Path(found.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
+    (tmp_path / "tokenizer.json").write_bytes(_tokenizer_json(words))
+    tokens, facts = ClipTokens(str(tmp_path / "tokenizer.json")), case(name)[0]
+    for prompt, ids in facts["ids"].items():
+        assert [tokens.start, *tokens(prompt), tokens.end] == ids
+
+
+def test_a_vocabulary_that_is_none_is_refused(tmp_path):
+    (tmp_path / "words.txt").write_text("no words")
+    with pytest.raises(InputError, match="is neither CLIP's word list .* nor a tokenizer.json"):
+        _tokenizer_json(tmp_path / "words.txt")
+    with pytest.raises(InputError, match="no such file"):
+        _tokenizer_json(tmp_path / "absent.json")
+
+
 # Files
 
 
@@ -704,3 +736,149 @@ def test_the_command_restores_any_picture_with_a_trace(tmp_path, monkeypatch, ca
     ):
         assert main([*words, *more, "--overwrite"]) == 1
         assert said in capsys.readouterr().err
+
+
+def test_assessing_tells_a_table_and_json_of_every_picture(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    weights = carded(tmp_path)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.png").write_bytes(encode_png(picture()))
+    (tmp_path / "in/grey.png").write_bytes(encode_png(picture()[..., :1]))
+    assert main(["assess", "in", "-w", str(weights), "--device", "cpu", "--json", "said.json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    told = json.loads(Path("said.json").read_text())
+    for line, one in zip(lines, told["pictures"], strict=True):
+        assert list(one["probabilities"]) == list(CATEGORIES)
+        assert sum(one["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert one["category"] == max(one["probabilities"], key=one["probabilities"].get)
+        assert f"{one['picture']}" in line
+        assert one["category"] in line
+    expected = load_network(weights).network(torch.from_numpy(picture()).permute(2, 0, 1)[None] / 255)
+    assert list(told["pictures"][0]["probabilities"].values()) == pytest.approx(expected[0].tolist(), abs=1e-5)
+    assert main(["assess", "in", "-w", str(weights), "--view", "center", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["view"] == "center"
+    (tmp_path / "in/bad.png").write_bytes(b"\x89PNG broken")
+    assert main(["assess", "in", "-w", str(weights)]) == 1
+    assert "could not be read" in capsys.readouterr().out
+
+
+def test_views_of_a_grid_cover_the_picture():
+    image = torch.arange(50.0 * 70).reshape(1, 1, 50, 70).expand(-1, 3, -1, -1)
+    views = grid_views(image, 32)
+    assert views.shape == (2 * 3, 1, 3, 32, 32)
+    assert set(views[:, 0, 0].flatten().tolist()) == set(image[0, 0].flatten().tolist())
+    assert torch.equal(grid_views(image[..., :20, :20], 32)[0], centre_view(image[..., :20, :20], 32))
+
+
+# Training
+
+
+def write_kinds(folder):
+    """Pairs of two kinds from a photograph."""
+    photo = skimage.data.astronaut()
+    for number in range(2):
+        path = folder / f"photos/p{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_png(np.ascontiguousarray(photo[40 * number : 40 * number + 48, 100:148])))
+    words = [
+        "prepare",
+        "degrade",
+        str(folder / "photos"),
+        "-o",
+        str(folder / "pairs"),
+        "--kind",
+        "noise",
+        "underexposure",
+    ]
+    assert main([*words, "--jobs", "1"]) == 0
+
+
+def recipe(name, kind, *, loss, iterations=2, **train):
+    """Options of a training of the small system on two kinds."""
+    kinds = ("noise", "underexposure")
+    data = dict(
+        type="LabelledPairsDataset", degradations=list(kinds),
+        dataroot_lq=[f"pairs/{one}/input" for one in kinds], dataroot_gt=[f"pairs/{one}/target" for one in kinds],
+    )  # fmt: skip
+    options = train_options("s1", name=name, iterations=iterations, pixel_opt=loss, **train)
+    patches = dict(name="train", gt_size=32, batch_size_per_gpu=4, num_worker_per_gpu=0, clean_share=0.2)
+    patches |= dict(dataset_enlarge_ratio=4)
+    options |= dict(
+        model_type=kind, scale=1, network_g=dict(type="AutoDIR", **SMALL),
+        datasets=dict(train=dict(**patches, **data), val=dict(name="val", **data)),
+    )  # fmt: skip
+    return options
+
+
+MSE = dict(type="MSELoss", loss_weight=1.0, reduction="mean")
+
+
+def test_three_stages_train_their_part_alone_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_kinds(tmp_path)
+    parts = {"assessor": "assessor.clipmodel.v", "diffusion": "diffusion.unet.", "correction": "correction."}
+    kinds = {
+        "assessor": ("AutoDIRAssessorModel", dict(type="FidelityLoss", loss_weight=1.0)),
+        "diffusion": ("AutoDIRDiffusionModel", MSE),
+        "correction": ("AutoDIRCorrectionModel", MSE),
+    }
+    before, start = None, None
+    for name, (kind, loss) in kinds.items():
+        more = dict(scm_t_max=500) if name == "correction" else {}
+        options = recipe(name, kind, loss=loss, ema_decay=0.5, **more)
+        if start is not None:
+            options["path"] = dict(pretrain_network_g=start, param_key_g="params", strict_load_g=True)
+        assert run_training(options) == 0
+        start = f"experiments/{name}/models/net_g_latest.pth"
+        now = torch.load(start, weights_only=True)["params"]
+        if before is not None:
+            changed = {key for key in now if not torch.equal(now[key], before[key])}
+            assert changed
+            assert all(key.startswith(parts[name]) for key in changed), changed
+        before = now
+    table = json.loads(Path("experiments/assessor/confusion_val.json").read_text())
+    assert np.sum(table["rows are what is wrong, columns what was said"]) == 8  # four pictures and their truth
+    rows = [json.loads(line) for line in Path("experiments/correction/validation.jsonl").read_text().splitlines()]
+    assert rows[-1]["psnr"] > 0
+    loaded = load_network("experiments/correction/models/net_g_latest.safetensors")
+    assert type(loaded.network) is AutoDIR
+    assert loaded.network.restore(torch.rand(1, 3, 16, 16), noise=PictureNoise(torch.rand(1, 3, 16, 16))).shape == (1, 3, 16, 16)  # fmt: skip  # noqa: E501
+
+
+def test_the_assessor_learns_to_name_two_faults_and_not_to_see_them_in_the_clean_picture(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_kinds(tmp_path)
+    options = recipe("learns", "AutoDIRAssessorModel", loss=dict(type="CategoryCrossEntropy", loss_weight=1.0),
+                     iterations=60, ema_decay=0.8, optim_g=dict(type="Adam", lr=3e-3),
+                     scheduler=dict(type="MultiStepLR", milestones=[50], gamma=0.1))  # fmt: skip
+    options["logger"]["save_checkpoint_freq"] = 1000
+    assert run_training(options) == 0
+    row = json.loads(Path("experiments/learns/validation.jsonl").read_text().splitlines()[-1])
+    assert row["accuracy"] >= 0.75
+    net = load_network("experiments/learns/models/net_g_latest.safetensors").network
+    clean = torch.from_numpy(skimage.data.astronaut()[40:88, 100:148]).permute(2, 0, 1)[None] / 255
+    p = net(clean)[0]
+    assert p[CATEGORIES.index("noise")] + p[CATEGORIES.index("underexposure")] < 0.6
+
+
+def test_clean_counterparts_raise_the_loss_by_what_is_found_in_them():
+    p, labels = torch.rand(3, 8).softmax(dim=1), torch.eye(8)[:3]
+    expected = torch.sqrt((p * labels).sum(dim=1)).mean() / 8
+    assert semantic_agnostic_loss(p, labels).item() == pytest.approx(expected.item(), rel=1e-2)
+
+
+def test_options_of_other_networks_and_data_without_labels_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_kinds(tmp_path)
+    options = recipe("wrong", "AutoDIRDiffusionModel", loss=MSE)
+    options["network_g"] = dict(type="NAFNet", width=4, middle_blk_num=1, enc_blk_nums=[1], dec_blk_nums=[1])
+    assert run_training(options) == 1
+    assert "AutoDIRDiffusionModel trains AutoDIR, found 'NAFNet'" in capsys.readouterr().err
+    options = recipe("plain", "AutoDIRDiffusionModel", loss=MSE)
+    for section in options["datasets"].values():
+        section |= dict(type="PairedDataset", dataroot_lq="pairs/noise/input", dataroot_gt="pairs/noise/target")
+        del section["degradations"]
+        section.pop("clean_share", None)
+    assert run_training(options) == 1
+    assert "needs a dataset that says what is wrong with each picture" in capsys.readouterr().err

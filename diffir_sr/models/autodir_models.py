@@ -24,6 +24,7 @@ from diffir_sr.models import validation as measuring
 from diffir_sr.models.distributed import gathered
 from diffir_sr.models.restoration_model import Losses, RestorationModel
 from diffir_sr.option_types import Found, NotNegative, Number, Section, View, Whole
+from diffir_sr.options.schema import ValOptions
 
 logger = logging.getLogger("basicsr")
 
@@ -148,9 +149,10 @@ class AutoDIRAssessorModel(_Stage):
         was_training = net.training
         net.eval()
         rank, world = self.opt["rank"], self.opt["world_size"]
+        progress = ValOptions.of(self.opt.get("val")).pbar
         called: dict[int, tuple[str, dict[str, float]]] = {}
         try:
-            for index, batch in measuring.samples(dataset, rank=rank, world_size=world, progress=self.opt["pbar"]):
+            for index, batch in measuring.samples(dataset, rank=rank, world_size=world, progress=progress):
                 self.feed_data(batch)
                 truth = int(self.labels().argmax())
                 with torch.inference_mode():
