@@ -7,6 +7,7 @@ has no such dataset, so its plain reader of whole images, FFHQDataset, stands be
 
 import argparse
 import logging
+import os
 import platform
 import random
 import tempfile
@@ -135,6 +136,21 @@ def alone(data):
     return count / (time.perf_counter() - start)
 
 
+def decoded(folder):
+    """Pairs per second whose PNG files one process decodes, and does nothing else with."""
+    names = [path.name for path in sorted((folder / "gt").glob("*.png"))]
+    pairs = [
+        [np.fromfile(folder / side / name, np.uint8) for side in ("gt", "lq") if (folder / side).is_dir()]
+        for name in names
+    ]
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < SECONDS:
+        for png in pairs[count % len(pairs)]:
+            cv2.imdecode(png, cv2.IMREAD_COLOR)
+        count += 1
+    return count / (time.perf_counter() - start)
+
+
 def loaded(data, workers):
     """Pairs per second out of a DataLoader with batches of 8; the workers of ours start as in a training."""
     indices = [random.randrange(len(data)) for _ in range(400_000)]
@@ -161,7 +177,7 @@ def main():
         "",
         f"`python benchmarks/data.py`, {date.today()}, commit {commit()}, {machine()}, torch {torch.__version__}, "
         f"Python {platform.python_version()}. LMDBs in the page cache, batches of 8, one torch thread. In brackets: "
-        "times the first row's.",
+        f"times the first row's. Load of the machine before: {os.getloadavg()[0]:.1f}.",
     ]
     for task, cases in ((task, CASES[task]) for task in args.tasks):
         lines += ["", f"## {TITLES[task]}", "", *measured(task, cases)]
@@ -174,11 +190,15 @@ def main():
 def measured(task, cases):
     with tempfile.TemporaryDirectory() as name:
         count, sizes = make_data(Path(name), task)
+        alone_decoded = decoded(Path(name))
         rows = {}
         for label, how in cases.items():
             data = dataset(Path(name), **how)
             rows[label] = [alone(data), *(loaded(data, workers) for workers in (0, 1, 2))]
-    yield f"{count} images; PNG {sizes['png']:.0f} MiB, raw {sizes['raw']:.0f} MiB."
+    yield (
+        f"{count} images; PNG {sizes['png']:.0f} MiB, raw {sizes['raw']:.0f} MiB. Decoding PNG alone: "
+        f"{alone_decoded:,.0f} a second in one process, which bounds every row that reads PNG."
+    )
     yield ""
     yield "| dataset, codec | one process | DataLoader, 0 workers | 1 worker | 2 workers |"
     yield "| --- | ---: | ---: | ---: | ---: |"
