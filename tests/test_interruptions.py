@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from toy import files_of, killed_at, rows, run_training, train_options, write_options, write_pairs
+import torch
+from toy import files_of, killed_at, rows, run_training, train_options, warm_up_law, write_options, write_pairs
 
 from diffir_sr.data import records as record
 from diffir_sr.files.atomic import sweep
@@ -52,6 +53,41 @@ def test_runs_killed_at_random_writings_end_as_an_undisturbed_one(val_freq):
     for name in whole:
         assert whole[name] == part[name], name
     assert not list(Path("experiments").rglob("*.partial*"))
+
+
+@pytest.mark.parametrize(("stage", "change"), [("s2", warm_up_law(3)), ("gan", {})])
+def test_later_stages_with_loaders_killed_at_random_writings_end_as_undisturbed(stage, change):
+    for earlier in ("s1", "s2"):
+        assert run_training(train_options(earlier, iterations=1)) == 0
+
+    def made(name):
+        options = train_options(stage, name=name, iterations=6, **change)
+        options["datasets"]["train"]["num_worker_per_gpu"] = 2
+        return options
+
+    assert run_training(made("whole")) == 0
+    draw, kills = random.Random(1), 0
+    while kills < 4 and killed_at(draw.randint(12, 30), lambda: run_training(made("part1"), "--auto_resume")):
+        kills += 1
+    assert kills > 1
+    assert run_training(made("part1"), "--auto_resume") == 0
+    for file in ("training.jsonl", "validation.jsonl"):
+        assert rows("part1", file) == rows("whole", file), file
+    assert files_of("part1") == files_of("whole")
+    weights = [
+        torch.load(f"experiments/{name}/models/net_g_latest.pth", weights_only=True) for name in ("part1", "whole")
+    ]
+    for key in weights[0]:
+        assert all(torch.equal(weights[0][key][name], weights[1][key][name]) for name in weights[1][key])
+
+
+def test_the_best_value_so_far_outlives_an_interruption():
+    assert run_training(options("whole", iterations=2)) == 0
+    file = Path("experiments/whole/validation.jsonl")
+    file.write_text(file.read_text().replace('"psnr": 2', '"psnr": 9'))
+    assert run_training(options("whole", iterations=4), "--auto_resume") == 0
+    log = max(Path("experiments/whole").glob("*.log"), key=lambda one: one.stat().st_mtime_ns).read_text()
+    assert re.search(r"Best: 9\d\.\d{4} @ 2 iter", log)
 
 
 def test_validation_that_ctrl_c_forestalled_is_made_up(monkeypatch):

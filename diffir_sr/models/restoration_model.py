@@ -21,7 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from diffir_sr.checkpoints import fit, fitting, read_weights
 from diffir_sr.compat import vgg_features_from
-from diffir_sr.data.records import append_record
+from diffir_sr.data.records import append_record, read_records
 from diffir_sr.diffusion.noise import IterationNoise, Noise, RowsNoise
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.families.base import Restores
@@ -491,6 +491,16 @@ class RestorationModel(SRModel, ABC):
         if left_out:
             lines.append(f"\t (no ground truth: left out {', '.join(sorted(left_out))}, which compare with it)")
         logger.info("\n".join(lines))
+
+    def _initialize_best_metric_results(self, dataset_name: str) -> None:
+        """The best values so far: of a run that was resumed, or went back after an alert, those in its record."""
+        if dataset_name in self.best_metric_results:
+            return
+        super()._initialize_best_metric_results(dataset_name)
+        for row in read_records(Path(self.opt["path"]["log"]) / "validation.jsonl") if self.is_train else []:
+            for name in self.best_metric_results[dataset_name]:
+                if row.get("dataset") == dataset_name and name in row:
+                    self._update_best_metric_result(dataset_name, name, row[name], row["iter"])
 
     # Saving
 
