@@ -166,7 +166,7 @@ def test_every_fault_of_own_pairs_is_told(capsys):
     assert "d.png: no degraded image d_small" in told
     assert "e_small.png: no ground truth for it" in told
     assert "f.png" in told
-    assert "1 pairs at scale 4, 5 faults; mend them" in told
+    assert "1 pairs at scale 4, 5 faults; fix them" in told
 
 
 def test_good_pairs_are_copied_under_one_name(capsys):

@@ -146,7 +146,7 @@ def test_masks_are_those_of_the_evaluation_and_counted(photos, tmp_path, capsys)
         assert f"{kind}_256: 6 masks (6 made, 0 kept, " in told
         assert f"missing {np.mean(shares):.1f} % on average ({min(shares):.1f} to {max(shares):.1f})" in told
     assert run("masks", photos, "--count", 3, "-o", tmp_path / "n") == 1
-    assert "one of the two" in capsys.readouterr().err
+    assert "either a folder of images or --count" in capsys.readouterr().err
 
 
 def test_squares_belong_to_their_masks(photos, tmp_path):
