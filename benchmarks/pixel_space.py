@@ -202,9 +202,10 @@ def main():
         for name, (make, *how) in cases.items()
         if args.only in name
     ]
+    about = " ".join(__doc__.partition("\n\n")[2].split())
     text = [
         f"# SR3 and DvSR on a CPU\n\n`python benchmarks/pixel_space.py`, {date.today()}, commit {commit()}, torch",
-        f"{torch.__version__}, {torch.get_num_threads()} thread, {machine()}. {' '.join(__doc__.split()[10:])}\n",
+        f"{torch.__version__}, {torch.get_num_threads()} thread, {machine()}. {about}\n",
         "| network | plain, s | here, s | times faster | of which loop | largest difference |",
         "| --- | --: | --: | --: | --: | --: |",
         *lines,

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from diffir_sr.archs import convolution
-from diffir_sr.archs.convolution import Convolution, transformed, winograd
+from diffir_sr.archs.convolution import Convolution, as_product, transformed, winograd
 from diffir_sr.archs.noise_level_unet_arch import NoiseLevelUNet
 
 
@@ -19,6 +19,7 @@ def test_minimal_filtering_is_as_exact_as_a_direct_convolution(monkeypatch, coun
     bias = torch.randn(136) if biased else None
     exact = F.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), padding=1)
     direct = (F.conv2d(x, weight, bias, padding=1) - exact).abs().max()
+    assert (as_product(x, weight, bias) - exact).abs().max() < max(2e-5, 4 * direct)
     for at_once in (1, 2**21):  # bands of one row of tiles, or of all
         monkeypatch.setattr(convolution, "_AT_ONCE", at_once)
         made = winograd(x, transformed(weight), bias)
