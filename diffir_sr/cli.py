@@ -29,6 +29,10 @@ COMMANDS = {
         "check option files, show the available options, copy recipes",
         "diffir_sr.options.commands:add_options_parser",
     ),
+    "plan": (
+        "tell what a training will take of time, memory and disk, and what is missing",
+        "diffir_sr.training.commands:add_plan_parser",
+    ),
     "recipe": (
         "train the stages of a recipe in order, and resume after an interruption",
         "diffir_sr.training.commands:add_recipe_parser",

@@ -18,6 +18,7 @@ NAMES = (
     "experiments/README.md",
     "examples/plugin/README.md",
     "docs/restore.md",
+    "docs/training.md",
     "docs/models.md",
     "docs/bench.md",
     "docs/tasks.md",

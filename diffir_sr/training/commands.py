@@ -1,4 +1,4 @@
-"""`diffir recipe` and `diffir report`: the stages of a training in order, and a page about one."""
+"""`diffir plan`, `diffir recipe` and `diffir report`: before, during and after trainings."""
 
 from __future__ import annotations
 
@@ -7,6 +7,48 @@ from pathlib import Path
 from typing import Any
 
 from diffir_sr.errors import InputError
+
+
+def add_plan_parser(commands: Any) -> None:
+    """Add `diffir plan`."""
+    what = "tell what a training will take of time, memory and disk, and what is missing"
+    parser = commands.add_parser(
+        "plan",
+        help=what,
+        description=what[0].upper() + what[1:] + ", on this machine. Memory is found on shapes; a few steps, batches "
+        "and pictures are measured. Nothing is written.",
+    )
+    parser.add_argument(
+        "-opt", "--opt", nargs="+", type=Path, required=True, metavar="FILE", help="option files, or a recipe"
+    )
+    parser.add_argument("--json", action="store_true", help="for programs: the same as a list of JSON objects")
+    parser.add_argument(
+        "--force_yml", nargs="+", default=[], metavar="KEY:KEY=VALUE", help="override options of all files"
+    )
+    parser.set_defaults(run=_plan)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    import json
+    import sys
+    from dataclasses import asdict
+
+    from diffir_sr.plugins import load_plugins
+    from diffir_sr.training.plan import as_text, plan_file
+
+    load_plugins()
+    plans = []
+    for file in args.opt:
+        for plan in plan_file(file, args.force_yml):
+            plans.append(asdict(plan))
+            if not args.json:
+                sys.stdout.write(as_text(plan))
+                sys.stdout.flush()
+    if args.json:
+        sys.stdout.write(json.dumps(plans, indent=2, ensure_ascii=False) + "\n")
+    elif len(plans) > 1 and all(plan["hours"] is not None for plan in plans):
+        sys.stdout.write(f"in all {sum(plan['hours'] for plan in plans):.2f} hours\n")
+    return 0
 
 
 def add_recipe_parser(commands: Any) -> None:
