@@ -110,7 +110,10 @@ def checkpoint_bytes(model: Any) -> dict[str, int]:
 def disk_bytes(opt: Mapping[str, Any], model: Any) -> int:
     """What a training writes to the disk in all: its checkpoints, the last one twice, as 'latest', too."""
     one, count = checkpoint_bytes(model), checkpoints_of(opt)
-    return (count + 1) * one["weights"] + count * one["state"]
+    logger = opt["logger"]
+    kept = min(count, int(logger.get("keep_states") or count))
+    kept += int(opt["train"]["total_iter"]) // every if (every := logger.get("keep_states_every")) else 0
+    return (count + 1) * one["weights"] + min(count, kept) * one["state"]
 
 
 def checkpoints_of(opt: Mapping[str, Any]) -> int:
