@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ def multiplications(network: nn.Module, *, one_step: bool = False) -> tuple[floa
 
     A network that restores in steps is counted with all of them, or with `one_step`.
     """
-    noise, call = PictureNoise(torch.zeros(1, 3, 8, 8)), cast(Callable[[Tensor], Any], network)
+    noise = PictureNoise(torch.zeros(1, 3, 8, 8))
     try:
         shapes, counter = FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False)
         with shapes, Living(), counter, torch.no_grad():
@@ -36,10 +36,10 @@ def multiplications(network: nn.Module, *, one_step: bool = False) -> tuple[floa
                 given = {"mask": lq[:, :1], "gt": torch.zeros(1, 3, side, side, device=lq.device)}
                 conditions = {name: given[name] for name in network.conditions}
                 in_steps = one_step and isinstance(network, WalksInSteps)
-                restore = network.restore_in_one_step if in_steps else network.restore
+                restore: Any = network.restore_in_one_step if in_steps else network.restore
                 restore(lq, noise=noise, **conditions)
             else:
-                call(lq)
+                network(lq)
     except Exception as error:  # whatever a network does that needs values, not shapes
         return None, _why(error)
     return counter.get_total_flops() / 2, ""
