@@ -1,17 +1,81 @@
-"""`diffir plan`: cost as counted and measured, and what is missing."""
+"""`diffir plan`: memory as the machine then measures it, cost as counted, what is missing, what does not fit."""
 
 import json
+import os
+import traceback
 from pathlib import Path
 
 import pytest
 import torch
 from basicsr.archs import build_network
-from toy import train_options, write_options, write_pairs
+from basicsr.models import build_model
+from toy import ADAM, S1, train_options, write_options, write_pairs
 
 from diffir_sr.cli import main
 from diffir_sr.options import load_options
 from diffir_sr.options.recipes import recipes_folder
-from diffir_sr.training.cost import multiplications
+from diffir_sr.training import plan as plans
+from diffir_sr.training.cost import multiplications, peak_of_step, process_peak
+from diffir_sr.training.plan import plan_training
+from diffir_sr.training.preflight import checkpoint_bytes, moments_of, quiet, write_stand_in
+
+CPU = torch.device("cpu")
+
+
+def status(line):
+    text = Path("/proc/self/status").read_text()
+    return int(next(one for one in text.splitlines() if one.startswith(line)).split()[1]) * 1024
+
+
+def completed(options):
+    for key in [key for key in options["path"] if key.startswith("pretrain_network_")]:
+        section = key.removeprefix("pretrain_")
+        write_stand_in(options[section], Path(f"{section}.pth"))
+        options["path"][key] = f"{section}.pth"
+    options |= dict(dist=False, rank=0, world_size=1, is_train=True)
+    options["logger"]["print_freq"] = 2**62
+    options["path"] |= dict(log="log", models="models", training_states="states", visualization="pictures")
+    return options
+
+
+def batch(count, size):
+    return dict(lq=torch.rand(count, 3, size // 4, size // 4), gt=torch.rand(count, 3, size, size))
+
+
+def measured(options, data):
+    """Bytes before, and at most, of a process that trains for three iterations."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            plans._trim()
+            Path("/proc/self/clear_refs").write_text("5")
+            before = status("VmRSS")
+            model = build_model(options)
+            for iteration in range(1, 4):
+                model.feed_data(data)
+                model.optimize_parameters(iteration)
+            Path("measured.json").write_text(json.dumps([before, status("VmHWM")]))
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    return json.loads(Path("measured.json").read_text())
+
+
+def test_a_step_takes_the_memory_that_was_foreseen():
+    options, data = completed(train_options("s1")), batch(40, 64)
+    with quiet():
+        base, peak = measured(options, data)
+        model = build_model(options)
+        model.feed_data(data)
+        tensors = peak_of_step(model, 4, moments=moments_of)
+    foreseen = process_peak(tensors, base, CPU)
+    assert peak - base > 120 * 2**20  # what is compared is the step, not the process around it
+    assert abs(foreseen - peak) < 0.1 * peak, (foreseen, peak, base)
+    assert abs(foreseen - peak) < 0.35 * (peak - base), (foreseen, peak, base)
 
 
 def test_the_papers_network_has_the_papers_multiplications():
@@ -66,3 +130,46 @@ def test_the_stages_of_a_recipe_are_planned_with_what_they_hand_on(capsys):
     told = json.loads(capsys.readouterr().out)
     assert [one["name"] for one in told] == ["toy_s1", "toy_s2"]
     assert [one["missing"] for one in told] == [[], []]
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.0, "not even one sample fits"), (0.93, "of 4 samples")])
+def test_too_little_memory_is_told_and_not_tried(monkeypatch, share, text):
+    write_pairs("data", lmdb=False)
+    options = train_options("s1")
+    options["datasets"]["train"] |= dict(batch_size_per_gpu=4, gt_size=64)
+    write_options(options, "s1.yml")
+    whole = plan_training(Path("s1.yml"))
+    assert not whole.warnings
+    base = plans._base()
+    wanted = base + (whole.memory - base) * share
+    monkeypatch.setattr(plans, "_free", lambda device: int(wanted / 0.9 - base))
+    told = plan_training(Path("s1.yml"))
+    assert any("too little memory: a step takes" in line for line in told.warnings)
+    assert any(text in line for line in told.notes)
+    assert (told.step_seconds is None) == (share == 0.0)
+
+
+def test_a_schedule_that_does_not_go_with_its_length_is_told():
+    write_pairs("data", lmdb=False)
+    options = train_options("s1", scheduler=dict(type="MultiStepLR", milestones=[2, 9], gamma=0.5))
+    options["logger"]["save_checkpoint_freq"] = 5
+    write_options(options, "s1.yml")
+    told = "\n".join(plan_training(Path("s1.yml")).warnings)
+    assert "milestones 9 lie beyond total_iter 4" in told
+    assert "save_checkpoint_freq: 5 is more than total_iter 4" in told
+    cosine = dict(type="CosineAnnealingRestartLR", periods=[6], eta_min=1e-6)
+    write_options(train_options("s1", scheduler=cosine), "s1.yml")
+    assert "training ends before its end" in "\n".join(plan_training(Path("s1.yml")).warnings)
+
+
+def test_moments_are_those_that_an_optimizer_makes():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    for kind, count in ((torch.optim.Adam, 2), (torch.optim.AdamW, 2), (torch.optim.SGD, 0), (torch.optim.RMSprop, 1)):
+        assert moments_of(kind([weight], lr=0.1)) == count
+    assert moments_of(torch.optim.SGD([weight], lr=0.1, momentum=0.9)) == 1
+
+
+def test_a_state_takes_two_moments_of_every_weight():
+    model = build_model(completed(train_options("s1", optim_g=ADAM)))
+    count = sum(weight.numel() for weight in build_network(dict(S1)).parameters())
+    assert checkpoint_bytes(model)["state"] == 2 * 4 * count
