@@ -20,12 +20,9 @@ import torch
 import yaml
 from basicsr.data import build_dataset
 from PIL import Image
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 from tqdm import tqdm
 
-from diffir_sr.diffusion.noise import PictureNoise
 from diffir_sr.errors import CheckpointError, InputError, OptionError
 from diffir_sr.inference.restorer import load_restorer
 from diffir_sr.metrics.fid import SetDistance, inception_features
@@ -33,6 +30,7 @@ from diffir_sr.models.validation import measure
 from diffir_sr.options import load_options
 from diffir_sr.options.recipes import recipes_folder
 from diffir_sr.prepare.stored import bicubic_resize
+from diffir_sr.training.cost import multiplications
 from diffir_sr.training.run import RunArguments, check_data, check_metrics, complete_options
 from diffir_sr.weights.download import sha256_of
 from diffir_sr.weights.search import choose
@@ -293,7 +291,6 @@ def paper_rows(name: str) -> dict[str, dict[str, float]]:
 # Methods of a benchmark: networks, and simple methods without weights.
 
 
-COUNTED_SIDE = 256  # side of the input in pixels for which operations are counted, as in the paper's table
 _RADIUS = 3  # radius of OpenCV's inpainting in pixels
 
 
@@ -371,7 +368,7 @@ def network_method(
         raise InputError(f"{name}: this benchmark has {wanted}, but the network {has}; choose another model")
     network = restorer.network
     paper = chosen.entry.paper if chosen.entry else vars(type(network)).get("paper_row", "")
-    macs, why = _multiplications(network, takes_mask=takes_mask)
+    macs, why = multiplications(network)
     return Method(
         name,
         lambda lq: restorer.run(lq, restorer.start(lq)),
@@ -384,16 +381,3 @@ def network_method(
         uncounted=why,
         about=restorer.describe().splitlines()[0].partition(": ")[2],
     )
-
-
-def _multiplications(network: nn.Module, *, takes_mask: bool) -> tuple[float | None, str]:
-    """Multiply-accumulate operations of matrix products and convolutions, counted from shapes; or why this fails."""
-    restores: Any = network  # ensured by `load_restorer`
-    noise = PictureNoise(torch.zeros(1, 3, 8, 8))
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter, torch.no_grad():
-            lq = torch.zeros(1, 3, COUNTED_SIDE, COUNTED_SIDE, device=next(network.parameters()).device)
-            restores.restore(lq, noise=noise, **({"mask": lq[:, :1]} if takes_mask else {}))
-    except Exception as error:  # networks that need values, not only shapes
-        return None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    return counter.get_total_flops() / 2, ""
