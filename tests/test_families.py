@@ -343,7 +343,7 @@ def test_a_network_that_strides_is_padded_and_one_that_gives_no_picture_is_refus
     assert size_rule(Strided()) == (8, 1)
     made = PlainEngine(Strided())(torch.rand(2, 3, 13, 17), noise=PictureNoise(torch.rand(2, 3, 13, 17)))
     assert made.shape == (2, 3, 13, 17)
-    with pytest.raises(InputError, match=r"Flatten does not restore a picture of any size that was tried"):
+    with pytest.raises(InputError, match=r"Flatten does not restore images of any size tried"):
         size_rule(nn.Flatten())
 
 

@@ -15,6 +15,7 @@ from diffir_sr.errors import OptionError
 from diffir_sr.files.images import decode
 from diffir_sr.options import load_options
 from diffir_sr.options.recipes import recipes_folder
+from diffir_sr.options.schema import LoggerOptions
 from diffir_sr.options.source import read_source
 
 FOLDER = Path(__file__).parent / "data" / "published"
@@ -104,7 +105,9 @@ def test_only_what_is_wrong_is_changed(path):
     task = {"task": "deblur"} if path.parent.name == "deblur" else {}
     for section in ("network_g", "network_S1"):
         assert values.get(section) == (written[section] | task if section in written else None)
-    settled = {"scale", "val", "network_g", "network_S1", "path"}
+    if "logger" in written:
+        assert values["logger"] == LoggerOptions.of(None).model_dump() | written["logger"]
+    settled = {"scale", "val", "network_g", "network_S1", "path", "logger"}
     # What BasicSR reads unasked (a metric's direction, a section's default) may be added, nothing may be lost.
     assert {key: values[key] for key in written if key not in settled} == {
         key: value for key, value in written.items() if key not in settled

@@ -28,7 +28,11 @@ def test_right_files_load_without_a_word(options):
         ("train.Ema_Decay", "did you mean 'ema_decay'?"),
         ("val.metric", "did you mean 'metrics'?"),
         ("logger.save_freq", "did you mean 'save_checkpoint_freq'?"),
-        ("logger.zzz", "known options here: print_freq, save_checkpoint_freq, use_tb_logger, wandb"),
+        (
+            "logger.zzz",
+            "known options here: keep_states, keep_states_every, print_freq, report, save_checkpoint_freq, trackio, "
+            "use_tb_logger, wandb",
+        ),
         ("logger.wandb.projekt", "did you mean 'project'?"),
         ("path.pretrain_network", "did you mean 'pretrain_network_g'?"),
         ("dist_params.ports", "did you mean 'port'?"),

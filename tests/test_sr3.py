@@ -536,7 +536,7 @@ def test_networks_without_a_sampler_say_so(tmp_path):
     write_card_file(SR3Regression(scale=4, **small).state_dict(), dict(network=about, scale=4), path)
     picture = np.zeros((4, 6, 3), dtype=np.uint8)
     assert load_restorer(path, device="cpu")(picture).shape == (16, 24, 3)
-    with pytest.raises(OptionError, match="steps, eta: SR3Regression has no sampler that could be chosen"):
+    with pytest.raises(OptionError, match="steps, eta: SR3Regression has no sampler; leave it out"):
         load_restorer(path, sampling=dict(steps=3, eta=0.0))
     with pytest.raises(InputError, match="weights: expected one file to blend with, got 2"):
         load_restorer([path, path], blend=(path, 0.5))

@@ -211,7 +211,10 @@ def _assessor(
 
 def is_folder(path: Path) -> bool:
     """Whether a path is a folder that was converted."""
-    return (path / CARD).is_file()
+    try:
+        return (path / CARD).is_file()
+    except OSError:  # a folder that may not be entered; reading it as a file names the cause
+        return False
 
 
 def write_folder(
