@@ -38,8 +38,8 @@ def cost(words, repeats=5):
     """CPU seconds (median) and peak MB of a command; a process of its own keeps the peaks apart."""
     runs = []
     for _ in range(repeats):
-        told = subprocess.check_output([sys.executable, "-c", MEASURED, *map(str, words)], text=True).split()
-        runs.append((float(told[0]), int(told[1]) / 1024))
+        measured = subprocess.check_output([sys.executable, "-c", MEASURED, *map(str, words)], text=True).split()
+        runs.append((float(measured[0]), int(measured[1]) / 1024))
     return median(run[0] for run in runs), max(run[1] for run in runs)
 
 

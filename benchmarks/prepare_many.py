@@ -172,8 +172,8 @@ def main():
         "| --- | ---: | ---: | ---: | --- |",
     ]
     with tempfile.TemporaryDirectory() as name:
-        for job, seconds, peak, told in measure(Path(name), args.number):
-            lines.append(f"| {job} | {seconds:.1f} | {peak[0]:,.0f} | {peak[1]:,.0f} | {told} |")
+        for job, seconds, peak, note in measure(Path(name), args.number):
+            lines.append(f"| {job} | {seconds:.1f} | {peak[0]:,.0f} | {peak[1]:,.0f} | {note} |")
             print(lines[-1], flush=True)
     if args.output:
         args.output.write_text("\n".join(lines) + "\n")

@@ -250,13 +250,18 @@ def attempt(kind, good, source, seed):
             return "unhandled", how, words, f"{type(error).__name__}: {error}"[:300]
         finally:
             os.chdir(before)
-        said = (err.getvalue() + out.getvalue()).replace(str(here), "").strip()
+        message = (err.getvalue() + out.getvalue()).replace(str(here), "").strip()
         if code == CRASHED:
-            return "unhandled", how, words, said[-500:].splitlines()[0]
+            return "unhandled", how, words, message[-500:].splitlines()[0]
         if half := left_half(here):
             return "half", how, words, half
         # The doctor's 3 is for warnings: a grey picture, another depth.
-        return "accepted" if code == 0 or (words[0] == "doctor" and code == 3) else "refused", how, words, said[-200:]
+        return (
+            "accepted" if code == 0 or (words[0] == "doctor" and code == 3) else "refused",
+            how,
+            words,
+            message[-200:],
+        )
 
 
 def work(good, pipe):
@@ -368,25 +373,25 @@ def main():
         # A command that refuses good files would look robust.
         controls = [(0, kind, path, -seed) for kind in kinds for path in kinds[kind] for seed in range(1, 5)]
         controls = controls if args.control else []
-        for case, (outcome, _, words, said) in run(controls, good, workers=args.workers, limit=600):
+        for case, (outcome, _, words, message) in run(controls, good, workers=args.workers, limit=600):
             if outcome != "accepted":
-                sys.exit(f"a good {case[2].name} is {outcome} by {' '.join(words)}: {said}")
+                sys.exit(f"a good {case[2].name} is {outcome} by {' '.join(words)}: {message}")
         cases = []
         for number in range(args.number):
             kind, seed = chosen[number % len(chosen)], args.seed * 1_000_000 + number
             cases.append((number, kind, random.Random(f"{seed} source").choice(kinds[kind]), seed))
         started, rows = time.perf_counter(), []
-        for (_, kind, source, seed), (outcome, how, words, said) in run(
+        for (_, kind, source, seed), (outcome, how, words, message) in run(
             cases, good, workers=args.workers, limit=args.limit
         ):
-            rows.append((kind, outcome, source.name, seed, how, " ".join(words[:2]), said.replace(name, "")))
+            rows.append((kind, outcome, source.name, seed, how, " ".join(words[:2]), message.replace(name, "")))
             if outcome not in ("refused", "accepted"):
                 print(*rows[-1], flush=True)
         lines = report(rows, time.perf_counter() - started, args)
     print("\n".join(lines))
     if args.output:
         args.output.with_suffix(".md").write_text("\n".join(lines) + "\n")
-        names = ("kind", "outcome", "file", "seed", "damage", "command", "said")
+        names = ("kind", "outcome", "file", "seed", "damage", "command", "message")
         faults = [dict(zip(names, row, strict=True)) for row in rows if row[1] not in ("refused", "accepted")]
         counts = Counter(f"{kind}: {outcome}" for kind, outcome, *_ in rows)
         content = {"commit": commit(), "number": args.number, "seed": args.seed, "counts": counts, "faults": faults}

@@ -265,5 +265,5 @@ def _mismatch(
         ("unknown in the network", [name for name in unexpected if name in fatal]),
         ("with another shape", [shapes(name) for name in reshaped if name in fatal]),
     ]
-    said = [f"{len(names)} {what}, such as {', '.join(names[:3])}" for what, names in parts if names]
-    return f"{place} does not fit: {'; '.join(said)}"
+    differences = [f"{len(names)} {what}, such as {', '.join(names[:3])}" for what, names in parts if names]
+    return f"{place} does not fit: {'; '.join(differences)}"

@@ -293,12 +293,12 @@ def _failed(error: Exception, command: Sequence[str]) -> int:
 
         close_standard_output()
         return 1
-    told = sentence(error)
+    message = sentence(error)
     if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
-        told = told and f"rank {os.environ['RANK']}: {told}"
-    tell_launcher(told or f"{type(error).__name__}: {error}")
-    if told is not None:
-        _tell(told)
+        message = message and f"rank {os.environ['RANK']}: {message}"
+    tell_launcher(message or f"{type(error).__name__}: {error}")
+    if message is not None:
+        _tell(message)
         return 1
     report = write_crash_report(error, command)
     place = traceback.extract_tb(error.__traceback__)[-1]

@@ -113,8 +113,8 @@ class Section(BaseModel):
             return cls.model_validate(known)
         except ValidationError as error:
             details = error.errors(include_url=False)
-            told = (f"{'.'.join(map(str, detail['loc']))}: {explain(detail)}" for detail in details)
-            raise OptionError("; ".join(told)) from None
+            messages = (f"{'.'.join(map(str, detail['loc']))}: {explain(detail)}" for detail in details)
+            raise OptionError("; ".join(messages)) from None
 
 
 class Built(BaseModel):

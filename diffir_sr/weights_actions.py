@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffir_sr.errors import CheckpointError, OptionError
 from diffir_sr.weights.download import sha256_of
-from diffir_sr.weights.registry import TASKS, Entry, entry_of, registry
+from diffir_sr.weights.registry import TASK_TITLES, Entry, entry_of, registry
 from diffir_sr.weights.search import Place, check, find, locate, places
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def show(args: argparse.Namespace) -> int:
     if args.json:
         _write_json(_as_json(entry) | ({} if weights is None else {"training": weights.card}))
         return 0
-    task = {"task": f"{entry.task}, {TASKS[entry.task]}", "scale": entry.scale} if entry.task else {}
+    task = {"task": f"{entry.task}, {TASK_TITLES[entry.task]}", "scale": entry.scale} if entry.task else {}
     known = {
         **task,
         "file": ", or ".join((entry.file, *entry.also)),
@@ -107,7 +107,7 @@ def verify(args: argparse.Namespace) -> int:
         _write_json(results)
     else:
         for result in results:
-            sys.stdout.write(f"{result['state']:<7} {result['name']}: {result['path']}: {result['told']}\n")
+            sys.stdout.write(f"{result['state']:<7} {result['name']}: {result['path']}: {result['message']}\n")
     return 1 if any(result["state"] == "wrong" for result in results) else 0
 
 
@@ -117,9 +117,9 @@ def _verified(entry: Entry, place: Place) -> dict[str, str]:
         check(place, entry)
         what = f", {_verified_identity(entry, place.path)}" if entry.kind == "restorer" else ""
     except CheckpointError as error:
-        return {**found, "state": "wrong", "told": str(error)}
+        return {**found, "state": "wrong", "message": str(error)}
     known = f"sha256 {place.sha256}" if place.sha256 else f"no checksum known, computed {sha256_of(place.path)}"
-    return {**found, "state": "ok" if place.sha256 else "unknown", "told": f"{known}{what}"}
+    return {**found, "state": "ok" if place.sha256 else "unknown", "message": f"{known}{what}"}
 
 
 def _verified_identity(entry: Entry, path: Path) -> Identity:

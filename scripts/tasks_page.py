@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from diffir_sr.quickstart.tasks import TASKS
+from diffir_sr.quickstart.tasks import QUICKSTARTS
 
 HEAD = """# Small recipes for every task
 
@@ -37,7 +37,7 @@ def main() -> int:
     docs = Path("docs")
     parts = [HEAD]
     (docs / "tasks").mkdir(parents=True, exist_ok=True)
-    for task in TASKS.values():
+    for task in QUICKSTARTS.values():
         report = task.results / "report.md"
         if not report.is_file():
             sys.stderr.write(f"no {report}; run: diffir quickstart --task {task.name}\n")

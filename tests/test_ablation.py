@@ -11,7 +11,7 @@ import yaml
 from toy import train_options, write_options, write_pairs
 
 from diffir_sr.ablation.commands import _last
-from diffir_sr.ablation.plan import plan, read_ablation
+from diffir_sr.ablation.plan import plan_runs, read_ablation
 from diffir_sr.ablation.report import Found, against, check_document, marks, shown_range
 from diffir_sr.cli import main
 from diffir_sr.errors import InputError, OptionError
@@ -94,7 +94,7 @@ def test_a_document_without_its_marks_is_told(text):
 def test_a_stage_1_that_does_not_change_is_shared(small):
     small["variants"]["own"] = dict(stage_1=dict(network_g=dict(prior_input="gt")))
     Path("toy.yml").write_text(yaml.safe_dump(small))
-    runs = plan(read_ablation(Path("toy.yml")), Path())
+    runs = plan_runs(read_ablation(Path("toy.yml")), Path())
     assert sum(run.stage == 1 for run in runs) == 4
     assert sum(run.stage == 2 for run in runs) == 6
     starts = {run.name: run.values["path"]["pretrain_network_S1"] for run in runs if run.stage == 2}
@@ -103,7 +103,7 @@ def test_a_stage_1_that_does_not_change_is_shared(small):
 
 
 @pytest.mark.parametrize(
-    ("values", "lower", "said"),
+    ("values", "lower", "message"),
     [
         ((1.0, 1.1, 1.05), False, "better"),
         ((1.0, 1.1, 1.05), True, "worse"),
@@ -114,10 +114,10 @@ def test_a_stage_1_that_does_not_change_is_shared(small):
         ((-1.0, -1.2, -1.1), False, "worse"),
     ],
 )
-def test_a_difference_counts_where_a_paired_t_test_says_so(values, lower, said):
+def test_a_difference_counts_where_a_paired_t_test_says_so(values, lower, message):
     reference = Found((30.0, 20.0, 25.0))  # seeds differ far more than variants
     other = Found(tuple(one + gain for one, gain in zip(reference.values, values, strict=True)))
-    assert against(other, reference, lower_is_better=lower)[1] == said
+    assert against(other, reference, lower_is_better=lower)[1] == message
 
 
 def test_a_variant_far_away_does_not_press_the_others_into_a_point():
@@ -133,7 +133,7 @@ def test_one_seed_says_nothing():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (dict(reference="other"), "reference: no variant is named 'other'; there are: joint, plain"),
         (dict(stage_2="none.yml"), "no such option file: "),
@@ -149,9 +149,9 @@ def test_one_seed_says_nothing():
         (dict(name="../../evil"), "name: expected a file name .* found '../../evil'"),
     ],
 )
-def test_a_wrong_file_is_told(small, change, told):
+def test_a_wrong_file_is_told(small, change, message):
     Path("toy.yml").write_text(yaml.safe_dump(small | change))
-    with pytest.raises(OptionError, match=told):
+    with pytest.raises(OptionError, match=message):
         read_ablation(Path("toy.yml"))
 
 
@@ -163,7 +163,7 @@ def test_a_variant_that_is_given_twice_is_told(small):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (dict(metric="ssim"), "metric 'ssim' is not among val.metrics of ablate_toy_S1_plain_s0: psnr"),
         (dict(stage_2="s1.yml"), "its network is DiffIRS1, of stage 1; stage_2 of the ablation must name a recipe"),
@@ -174,19 +174,19 @@ def test_a_variant_that_is_given_twice_is_told(small):
     ],
 )
 @pytest.mark.parametrize("words", [[], ["--dry-run"]])
-def test_no_training_starts_where_a_later_one_cannot_run(small, capsys, change, told, words):
+def test_no_training_starts_where_a_later_one_cannot_run(small, capsys, change, message, words):
     if "plain" in change:
         small["variants"]["plain"] = dict(stage_2=change["plain"])
     Path("toy.yml").write_text(yaml.safe_dump(small | (change if "plain" not in change else {})))
     assert main(["ablate", "toy.yml", *words]) == 1
-    assert re.search(told, capsys.readouterr().err)
+    assert re.search(message, capsys.readouterr().err)
     assert not Path("experiments").exists()
 
 
 def test_a_change_of_stage_1_may_hold_a_date(small):
     small["variants"]["plain"] = dict(stage_1=dict(when=date(2020, 1, 1)))
     Path("toy.yml").write_text(yaml.safe_dump(small))
-    assert len(plan(read_ablation(Path("toy.yml")), Path())) == 8
+    assert len(plan_runs(read_ablation(Path("toy.yml")), Path())) == 8
 
 
 @pytest.mark.parametrize("seeds", [["-1"], ["0", "0"]])
@@ -225,7 +225,7 @@ def test_a_training_that_fails_ends_the_comparison(small, capsys):
 def test_shipped_ablations_are_sound(path, tmp_path):
     from diffir_sr.options import load_options
 
-    for run in plan(read_ablation(path), path.parent):
+    for run in plan_runs(read_ablation(path), path.parent):
         file = tmp_path / f"{run.name}.yml"
         file.write_text(yaml.safe_dump(run.values))
         if run.seed == 0:

@@ -97,10 +97,12 @@ def test_what_is_not_said_is_the_published_network():
     torch.manual_seed(0)
     plain = build_network(dict(S2))
     torch.manual_seed(0)
-    said = build_network(
+    output = build_network(
         dict(S2, use_diffusion=True, variance_noise=False, rescale_schedule=False, prior_width=256, prediction="x0")
     )
-    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), said.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.state_dict().values(), output.state_dict().values(), strict=True)
+    )
     assert (
         build_network(dict(S1)).state_dict().keys() == build_network(dict(S1, prior_input="lq_gt")).state_dict().keys()
     )
@@ -125,9 +127,9 @@ def diffusion(value, **change):
 def test_variance_noise_follows_from_the_start_and_has_the_posterior_variance():
     start, value = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(8)
     noisy, quiet = diffusion(value, variance_noise=True), diffusion(value)
-    first, again = noisy.reverse(start, start), noisy.reverse(start[:3], start[:3])
+    first, again = noisy.sample(start, start), noisy.sample(start[:3], start[:3])
     assert all(torch.equal(one[:3], other) for one, other in zip(first, again, strict=True))
-    added = first[0] - quiet.reverse(start, start)[0]
+    added = first[0] - quiet.sample(start, start)[0]
     assert added.var().item() == pytest.approx(noisy.posterior_variance[3].item(), rel=0.03)
     assert torch.equal(first[-1], torch.zeros_like(start))  # the last step adds nothing
 

@@ -16,7 +16,7 @@ from toy import run_training, train_options
 pytest.importorskip("transformers", reason="needs the extra autodir")
 pytest.importorskip("diffusers", reason="needs the extra autodir")
 
-from diffir_sr.archs.autodir_arch import AutoDIR, Diffusion, KLLatents, Wishes, recoloured  # noqa: E402
+from diffir_sr.archs.autodir_arch import AutoDIR, AutoDIRSettings, Diffusion, KLLatents, recoloured  # noqa: E402
 from diffir_sr.archs.autodir_assessor import (  # noqa: E402
     CATEGORIES,
     ClipTokens,
@@ -280,7 +280,7 @@ def test_the_loop_is_the_published_one(name):
             return whole(image, context, noise=noise)
 
         net.undone = spied
-        net.wishes = Wishes().changed(
+        net.restore_settings = AutoDIRSettings().changed(
             steps=run["steps"], text_scale=run["text_scale"], image_scale=run["image_scale"], prompt=run.get("custom")
         )
         noise = RunNoise(arrays, index, net.sigmas.visited(run["steps"])[0])
@@ -484,12 +484,12 @@ def saying(net, *categories):
     left = list(categories)
 
     def likelihoods(image, embeddings):
-        known = [category for category in CATEGORIES if category not in said]
+        known = [category for category in CATEGORIES if category not in output]
         place = known.index(left[0])
-        said.append(left.pop(0))
+        output.append(left.pop(0))
         return torch.nn.functional.one_hot(torch.tensor([place]), len(known)).float()
 
-    said = []
+    output = []
     net.assessor.likelihoods = likelihoods
     return net
 
@@ -606,7 +606,7 @@ def test_latents_in_tiles_fade_into_each_other_under_one_prompt():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (dict(steps=0), "steps: expected 1 to 1000"),
         (dict(max_rounds=0), "max_rounds: expected 1 or more, found 0"),
@@ -615,8 +615,8 @@ def test_latents_in_tiles_fade_into_each_other_under_one_prompt():
         (dict(sampler="ddim"), "sampler: AutoDIR has no such option"),
     ],
 )
-def test_wishes_that_cannot_be_are_refused(changes, said):
-    with pytest.raises((OptionError, InputError), match=said):
+def test_wishes_that_cannot_be_are_refused(changes, message):
+    with pytest.raises((OptionError, InputError), match=message):
         small().adjust(**changes)
 
 
@@ -671,9 +671,9 @@ def test_a_converted_checkpoint_is_a_folder_that_restores_as_the_network(tmp_pat
     net = system(facts)
     assert all(torch.equal(value, net.state_dict()[key]) for key, value in loaded.network.state_dict().items())
     assert main(["describe", str(folder)]) == 0
-    told = capsys.readouterr().out
-    assert "AutoDIR, " in told
-    assert "correction: " in told
+    output = capsys.readouterr().out
+    assert "AutoDIR, " in output
+    assert "correction: " in output
     (folder / "unet.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"unet.safetensors is missing; copy the whole folder"):
         load_network(folder)
@@ -729,13 +729,13 @@ def test_the_command_restores_any_picture_with_a_trace(tmp_path, monkeypatch, ca
     assert main([*words, "--prompt", "brighten", "--steps", "1", "--overwrite"]) == 0
     assert Path("out/a.png").read_bytes() != first
     capsys.readouterr()
-    for more, said in (
+    for more, message in (
         (["--degradations", "rian"], "did you mean rain"),
         (["--structure", "much"], "--structure: expected a number, or rain=0.5,haze=1; got 'much'"),
         (["--sampler", "ddim"], "sampler: AutoDIR has no such option"),
     ):
         assert main([*words, *more, "--overwrite"]) == 1
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_assessing_tells_a_table_and_json_of_every_picture(tmp_path, monkeypatch, capsys):
@@ -747,15 +747,15 @@ def test_assessing_tells_a_table_and_json_of_every_picture(tmp_path, monkeypatch
     assert main(["assess", "in", "-w", str(weights), "--device", "cpu", "--json", "said.json"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
-    told = json.loads(Path("said.json").read_text())
-    for line, one in zip(lines, told["pictures"], strict=True):
+    record = json.loads(Path("said.json").read_text())
+    for line, one in zip(lines, record["pictures"], strict=True):
         assert list(one["probabilities"]) == list(CATEGORIES)
         assert sum(one["probabilities"].values()) == pytest.approx(1, abs=1e-5)
         assert one["category"] == max(one["probabilities"], key=one["probabilities"].get)
         assert f"{one['picture']}" in line
         assert one["category"] in line
     expected = load_network(weights).network(torch.from_numpy(picture()).permute(2, 0, 1)[None] / 255)
-    assert list(told["pictures"][0]["probabilities"].values()) == pytest.approx(expected[0].tolist(), abs=1e-5)
+    assert list(record["pictures"][0]["probabilities"].values()) == pytest.approx(expected[0].tolist(), abs=1e-5)
     assert main(["assess", "in", "-w", str(weights), "--view", "center", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["view"] == "center"
     (tmp_path / "in/bad.png").write_bytes(b"\x89PNG broken")
@@ -838,7 +838,7 @@ def test_three_stages_train_their_part_alone_one_after_the_other(tmp_path, monke
             assert all(key.startswith(parts[name]) for key in changed), changed
         before = now
     table = json.loads(Path("experiments/assessor/confusion_val.json").read_text())
-    assert np.sum(table["rows are what is wrong, columns what was said"]) == 8  # four pictures and their truth
+    assert np.sum(table["rows: true category, columns: predicted"]) == 8  # four pictures and their truth
     rows = [json.loads(line) for line in Path("experiments/correction/validation.jsonl").read_text().splitlines()]
     assert rows[-1]["psnr"] > 0
     loaded = load_network("experiments/correction/models/net_g_latest.safetensors")

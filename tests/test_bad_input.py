@@ -28,10 +28,10 @@ def refused(capsys, options, *parts, command="train"):
         assert run_training(options) == 1
     else:
         assert basicsr_main(["test", "-opt", write_options(options)]) == 1
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     for part in parts:
-        assert part in said, said
-    assert "Traceback" not in said
+        assert part in output, output
+    assert "Traceback" not in output
     assert not Path("experiments").exists()
     assert not Path("results").exists()
 
@@ -69,9 +69,9 @@ def test_a_truncated_image_stops_the_training_with_its_name(capsys, data):
     for file in Path("data/gt").iterdir():
         file.write_bytes(file.read_bytes()[:2000])
     assert run_training(train_options("s1")) == 1
-    said = capsys.readouterr().err
-    assert "damaged or truncated" in said
-    assert "data/gt/p" in said
+    output = capsys.readouterr().err
+    assert "damaged or truncated" in output
+    assert "data/gt/p" in output
 
 
 def test_an_unknown_option(capsys, data):
@@ -122,14 +122,14 @@ def test_missing_vgg_weights(capsys, data, monkeypatch, tmp_path):
     monkeypatch.setenv("DIFFIR_OFFLINE", "1")
     perceptual = dict(type="PerceptualLoss", layer_weights={"conv5_4": 1.0}, vgg_type="vgg19")
     assert run_training(train_options("s1", perceptual_opt=perceptual)) == 1
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     for part in (
         "weights vgg19 not found",
         "experiments/pretrained_models/vgg19-dcbb9e9d.pth",
         "DIFFIR_OFFLINE=1 disables network access",
         "vgg_type: vgg16",
     ):
-        assert part in said
+        assert part in output
 
 
 def test_a_degraded_image_of_any_size_is_restored_when_testing(data):
@@ -161,18 +161,18 @@ def test_one_unreadable_picture_stops_no_other_when_testing(data, capsys, caplog
         path=dict(pretrain_network_g="s2.pth"),
     )  # fmt: skip
     assert basicsr_main(["test", "-opt", write_options(options)]) == 1
-    said = capsys.readouterr().err
-    assert "x: 1 of 3 images could not be read" in said
-    assert "lq/a.png: damaged or truncated" in said
-    assert "lose its transparency and more than 8 bits" in said + caplog.text
+    output = capsys.readouterr().err
+    assert "x: 1 of 3 images could not be read" in output
+    assert "lq/a.png: damaged or truncated" in output
+    assert "lose its transparency and more than 8 bits" in output + caplog.text
     assert sorted(file.name for file in Path("results/t/visualization/x").iterdir()) == ["b_t.png", "c_t.png"]
 
 
 def test_describe_says_what_a_file_is(capsys):
     assert main(["describe", weights(DiffIRS2, "s2.pth")]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for part in ("DiffIR stage 2, sr x4, dim 8", "timesteps: 4", "params,"):
-        assert part in said
+        assert part in output
     assert main(["describe", "absent.pth"]) == 1
     assert "no such weights file" in capsys.readouterr().err
 
@@ -181,9 +181,9 @@ def test_a_published_sized_network_is_described_by_its_file(capsys):
     facts, _ = load_case("deblur_paper")
     torch.save({"params_ema": DiffIRS2(task="deblur", **facts["arch_kwargs"]).state_dict()}, "deblur.pth")
     assert main(["describe", "deblur.pth"]) == 0
-    said = capsys.readouterr().out
-    assert "DiffIR stage 2, deblur, dim 48, blocks 3,5,6,6" in said
-    assert f"{facts['parameters_s2']:,d} numbers" in said
+    output = capsys.readouterr().out
+    assert "DiffIR stage 2, deblur, dim 48, blocks 3,5,6,6" in output
+    assert f"{facts['parameters_s2']:,d} numbers" in output
 
 
 def test_no_command_is_an_error_with_usage(capsys):

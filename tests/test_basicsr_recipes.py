@@ -55,9 +55,9 @@ def test_a_recipe_trains_and_all_commands_agree_on_its_result(world, monkeypatch
         assert mean == pytest.approx(validated["psnr"], abs=0.02)  # files are rounded to 8 bits, as validation does
     capsys.readouterr()
     assert main(["describe", str(weights), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["arch"] == name
-    assert told["restores"]
+    record = json.loads(capsys.readouterr().out)
+    assert record["arch"] == name
+    assert record["restores"]
 
 
 def options(model, network, **more):
@@ -126,6 +126,6 @@ def test_what_a_model_of_basicsr_saves_has_a_card_and_restores(world, monkeypatc
     assert Image.open("out_plain/black.png").size == (64, 64)
     capsys.readouterr()
     assert main(["describe", str(weights), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["arguments"]["num_feat"] == 8
-    assert told["card"]["iterations"] == 4
+    record = json.loads(capsys.readouterr().out)
+    assert record["arguments"]["num_feat"] == 8
+    assert record["card"]["iterations"] == 4

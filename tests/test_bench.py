@@ -62,8 +62,8 @@ def measured(folder, dataset):
 
 def test_a_network_stands_beside_simple_methods_and_the_paper(capsys):
     run = stand_in("GoPro")
-    code, said = bench(capsys)
-    assert code == 0, said
+    code, output = bench(capsys)
+    assert code == 0, output
     found, content = measured(Path("results/bench") / run, "GoPro")
     assert list(found) == ["input as it is", "net.pth"]
     (method,) = (one for one in content["methods"] if one["name"] == "net.pth")
@@ -74,10 +74,10 @@ def test_a_network_stands_beside_simple_methods_and_the_paper(capsys):
     assert cell["paper"] == {"psnr": 33.20, "ssim_matlab": 0.963}
     assert cell["difference"]["psnr"] == pytest.approx(cell["measured"]["psnr"] - 33.20)
     assert set(cell["images"]) == {"p0.png", "p1.png"}
-    assert "| Restormer | – | 32.92 | – |" in said
-    assert f"{cell['measured']['psnr']:.2f} | 33.20 | {cell['difference']['psnr']:+.2f}" in said
+    assert "| Restormer | – | 32.92 | – |" in output
+    assert f"{cell['measured']['psnr']:.2f} | 33.20 | {cell['difference']['psnr']:+.2f}" in output
     assert {path.name for path in (Path("results/bench") / run).iterdir()} == {"bench.md", "bench.json", "bench.png"}
-    assert Path("results/bench", run, "bench.md").read_text() in said
+    assert Path("results/bench", run, "bench.md").read_text() in output
     # The same values as those of restoring and evaluating.
     assert main(["restore", "data/lq", "-o", "restored", "-w", "net.pth", "--device", "cpu"]) == 0
     command = ["evaluate", "restored", "data/gt", "--preset", "deblur", "--json", "again.json"]
@@ -88,9 +88,9 @@ def test_a_network_stands_beside_simple_methods_and_the_paper(capsys):
 
 def test_check_fails_where_values_are_apart_and_never_without_a_comparison(capsys):
     run = stand_in("GoPro")
-    code, said = bench(capsys, "--check", "--no-picture", "--limit", "1")
+    code, output = bench(capsys, "--check", "--no-picture", "--limit", "1")
     assert code == 1
-    assert "check: GoPro, net.pth: psnr is" in said
+    assert "check: GoPro, net.pth: psnr is" in output
     assert bench(capsys, "--check", "--no-picture", "--tolerance", "psnr=99", "ssim_matlab=1")[0] == 0
     earlier = f"results/bench/{run}/bench.json"
     Path(earlier).rename("earlier.json")
@@ -98,19 +98,19 @@ def test_check_fails_where_values_are_apart_and_never_without_a_comparison(capsy
     altered = json.loads(Path("earlier.json").read_text())
     altered["methods"][0]["sets"]["GoPro"]["measured"]["psnr"] += 1
     Path("altered.json").write_text(json.dumps(altered))
-    code, said = bench(capsys, "--check", "--no-picture", "--against", "altered.json")
+    code, output = bench(capsys, "--check", "--no-picture", "--against", "altered.json")
     assert code == 1
-    assert "input as it is: psnr is" in said
-    assert "altered.json" in said
+    assert "input as it is: psnr is" in output
+    assert "altered.json" in output
     Path("data/lq/p0.png").write_bytes(encode_png(cv2.imread("data/gt/p0.png")[..., ::-1]))
-    code, said = bench(capsys, "--check", "--no-picture", "--against", "earlier.json")
+    code, output = bench(capsys, "--check", "--no-picture", "--against", "earlier.json")
     assert code == 1
-    assert "was measured on other images of GoPro" in said
+    assert "was measured on other images of GoPro" in output
 
 
 def test_what_cannot_be_compared_or_measured_is_told(capsys):
     stand_in("GoPro")
-    for words, told in (
+    for words, message in (
         (("--against", "x.json"), "require --check"),
         (("--check", "--against", "x.json", "--no-picture"), "not a result of diffir bench"),
         (("--tolerance", "psnr=0.1"), "require --check"),
@@ -120,16 +120,16 @@ def test_what_cannot_be_compared_or_measured_is_told(capsys):
         (("--model", "nothing"), "no weights are named 'nothing'"),
         (("--weights", "net.pth", "net.pth"), "several weights have this file name"),
     ):
-        code, said = bench(capsys, *words)
+        code, output = bench(capsys, *words)
         assert code == 1
-        assert told in said
+        assert message in output
     network = DiffIRS2(**(SMALL | dict(task="deblur", scale=1, LayerNorm_type="WithBias")))
     fill(network, "s2")
     torch.save({"params": network.state_dict()}, "mine.pth")
     Path("named.yml").write_text("base: stand_in.yml\ndatasets: {test_1: {name: Mine}}\n")
-    code, said = bench(capsys, "--check", "--no-picture", "--weights", "mine.pth", benchmark="named.yml")
+    code, output = bench(capsys, "--check", "--no-picture", "--weights", "mine.pth", benchmark="named.yml")
     assert code == 1
-    assert "none of these methods has a value to compare with" in said
+    assert "none of these methods has a value to compare with" in output
 
 
 def test_simple_methods_enlarge_and_fill():
@@ -169,11 +169,11 @@ def test_peak_memory_is_what_was_taken_at_most():
 @needs_weights
 def test_inpainting_keeps_known_pixels_and_says_that_fid_is_absent(capsys):
     run = stand_in("CelebA-HQ")
-    code, said = bench(capsys, "--limit", "1", "--no-picture")
-    assert code == 0, said
+    code, output = bench(capsys, "--limit", "1", "--no-picture")
+    assert code == 0, output
     found, content = measured(Path("results/bench") / run, "CelebA-HQ-thick")
     assert list(found) == ["OpenCV Telea", "OpenCV Navier-Stokes", "net.pth"]
-    assert "FID, which is in the paper's table, is not measured" in said
+    assert "FID, which is in the paper's table, is not measured" in output
     assert found["net.pth"]["paper"] == {"fid": 5.1440, "lpips_vgg": 0.0918}
     assert set(found["net.pth"]["difference"]) == {"lpips_vgg"}
     assert {name: facts["images"] for name, facts in content["sets"].items()} == dict.fromkeys(content["sets"], 1)

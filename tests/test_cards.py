@@ -36,9 +36,9 @@ def test_a_training_writes_safetensors_with_its_record(capsys):
     assert 5 < card["metrics"]["val"]["psnr"] < 60
     capsys.readouterr()
     assert main(["describe", str(folder / "net_g_latest.safetensors")]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for part in ("task: super-resolution x4", "stage: 1", "safetensors", "iterations: 3", "licence: CC0-1.0", "psnr"):
-        assert part in said
+        assert part in output
 
 
 def test_safetensors_and_pth_restore_alike():
@@ -67,10 +67,10 @@ def test_every_published_layout_is_described(capsys):
         torch.save(content, name)
         assert read_weights(name).tensors.keys() == state.keys()
         assert main(["describe", name]) == 0
-        said = capsys.readouterr().out
-        assert "task: inpainting" in said
-        assert "stage: 2" in said
-        assert "training: not recorded" in said
+        output = capsys.readouterr().out
+        assert "task: inpainting" in output
+        assert "stage: 2" in output
+        assert "training: not recorded" in output
 
 
 def test_damaged_and_foreign_files_are_named(capsys):

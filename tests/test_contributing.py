@@ -46,7 +46,7 @@ def test_the_example_of_a_family_works_as_it_stands(tmp_path, monkeypatch):
     options["train"] |= dict(noise=2)
     Path("bound.yml").write_text(yaml.safe_dump(options))
     weights = "experiments/sharpen/models/net_g_latest.safetensors"
-    for command, told in (
+    for command, message in (
         (["basicsr", "train", "-opt", "train.yml"], ""),
         (["describe", weights], "Sharpen x1"),
         (["restore", "data/lq", "-o", "out", "-w", weights], "4 restored"),
@@ -61,5 +61,5 @@ def test_the_example_of_a_family_works_as_it_stands(tmp_path, monkeypatch):
             check=False,
         )
         assert done.returncode == (1 if command[0] == "options" else 0), done.stdout + done.stderr
-        assert told in done.stdout
+        assert message in done.stdout
     assert len(list(Path("out").glob("*.png"))) == 4

@@ -200,9 +200,9 @@ def refused(message, **change):
 def test_an_empty_folder_says_what_was_looked_for(tmp_path):
     Path("data/gt").mkdir(parents=True)
     Path("data/lq").mkdir()
-    said = refused("no images under")
-    assert str(tmp_path / "data" / "lq") in said
-    assert ".png" in said
+    output = refused("no images under")
+    assert str(tmp_path / "data" / "lq") in output
+    assert ".png" in output
 
 
 def test_an_absent_folder_is_named(tmp_path):
@@ -213,10 +213,10 @@ def test_a_missing_partner_is_named_with_both_folders():
     write_pairs("data", lmdb=False)
     Path("data/lq/p2.png").unlink()
     put(Path("data/lq/extra.png"), photo(16))
-    said = refused("1 of 4 ground-truth images have no partner: p2")
-    assert "1 degraded images have no ground truth: extra" in said
-    assert "data/lq" in said
-    assert "data/gt" in said
+    output = refused("1 of 4 ground-truth images have no partner: p2")
+    assert "1 degraded images have no ground truth: extra" in output
+    assert "data/lq" in output
+    assert "data/gt" in output
 
 
 def test_a_wrong_scale_tells_found_and_expected():

@@ -117,8 +117,8 @@ def test_sub_folders_and_strange_files_are_told_before_basicsr_fails_on_them():
     put_pair("a")
     put_pair("sub/b")
     Path("gt/Thumbs.db").write_text("x")
-    said = refused_for_basicsr("images in sub-folders of .*lq: sub/b")
-    assert "Thumbs.db" in said
+    output = refused_for_basicsr("images in sub-folders of .*lq: sub/b")
+    assert "Thumbs.db" in output
     refused_for_basicsr("images in sub-folders of .*lq: sub/b", type="SingleImageDataset")
 
 

@@ -149,9 +149,9 @@ def test_without_weights_every_image_comes_once_in_a_pass():
     assert [mixture.locate(draw) for draw in range(7)] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (1, 3)]
 
 
-@pytest.mark.parametrize(("weights", "told"), [([1], "1 numbers for 2 sources"), ([1, 0], "above 0")])
-def test_wrong_weights_are_refused(weights, told):
-    with pytest.raises(InputError, match=told):
+@pytest.mark.parametrize(("weights", "message"), [([1], "1 numbers for 2 sources"), ([1, 0], "above 0")])
+def test_wrong_weights_are_refused(weights, message):
+    with pytest.raises(InputError, match=message):
         Mixture([2, 2], weights)
 
 
@@ -231,15 +231,15 @@ def test_growing_batches_go_on_where_they_stopped(trees):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"gt_sizes": [192, 256, 320, 384, 464, 640]}, "gt_sizes: 640 is larger than gt_size, which is 512"),
         ({"mini_batch_sizes": [9, 4, 2, 2, 1, 1]}, "mini_batch_sizes: 9 is larger than batch_size_per_gpu"),
         ({"iters": [1]}, "three lists of the same length: iters has 1, gt_sizes has 6, mini_batch_sizes has 6"),
     ],
 )
-def test_phases_that_cannot_be_are_refused(change, told):
-    with pytest.raises(InputError, match=told):
+def test_phases_that_cannot_be_are_refused(change, message):
+    with pytest.raises(InputError, match=message):
         curriculum_from_options({**DEBLUR, **change})
 
 

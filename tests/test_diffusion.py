@@ -16,8 +16,8 @@ from diffir_sr.diffusion.sampling import (
     drawn_levels,
     eps_from_clean,
     levels_between,
-    noised,
     noised_to,
+    q_sample,
     sampling_of,
     walk,
 )
@@ -86,7 +86,7 @@ def test_listed_betas_are_taken_as_they_are():
 
 
 @pytest.mark.parametrize(
-    ("about", "said"),
+    ("about", "message"),
     [
         (LINEAR | dict(schedule="sine"), "schedule: expected one of linear, quad.*found 'sine'"),
         (LINEAR | dict(n_timestep=0), "n_timestep: expected a whole number of 1 or more, found 0"),
@@ -99,13 +99,13 @@ def test_listed_betas_are_taken_as_they_are():
         ("linear", "betas: expected a list"),
     ],
 )
-def test_a_schedule_that_cannot_be_is_refused(about, said):
-    with pytest.raises(OptionError, match=said):
+def test_a_schedule_that_cannot_be_is_refused(about, message):
+    with pytest.raises(OptionError, match=message):
         schedule_of(about)
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "message"),
     [
         (dict(beta_schedule=LINEAR | dict(n_timestep=10)), "after its 10 steps 0.95 of the squared signal is left"),
         (dict(beta_schedule=dict(schedule="jsd", n_timestep=10)), "its last beta is 1"),
@@ -113,13 +113,13 @@ def test_a_schedule_that_cannot_be_is_refused(about, said):
         (dict(steps=0), "steps: expected 1 to 2000"),
     ],
 )
-def test_a_schedule_that_cannot_be_sampled_from_is_refused(how, said):
-    with pytest.raises(OptionError, match=said):
+def test_a_schedule_that_cannot_be_sampled_from_is_refused(how, message):
+    with pytest.raises(OptionError, match=message):
         Sampling(**how).schedule(schedule_of(LINEAR))
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "message"),
     [
         (dict(sampler="euler"), "sampler: expected one of ddpm, ddim, found 'euler'"),
         (dict(eta=0.5), "eta: belongs to sampler ddim"),
@@ -130,8 +130,8 @@ def test_a_schedule_that_cannot_be_sampled_from_is_refused(how, said):
         (dict(stepz=2), "sampling.stepz: unknown option; known options: steps"),
     ],
 )
-def test_sampling_options_that_cannot_be_are_refused(how, said):
-    with pytest.raises(OptionError, match=said):
+def test_sampling_options_that_cannot_be_are_refused(how, message):
+    with pytest.raises(OptionError, match=message):
         sampling_of(how)
 
 
@@ -243,7 +243,7 @@ def test_bounds_hold_for_each_guess_and_may_be_pictures():
 def test_conversions_are_inverse_to_each_other():
     step = Step(kept=0.3, before=0.4)
     x0, eps = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    x = noised(x0, eps, signal=math.sqrt(0.3), spread=math.sqrt(0.7))
+    x = q_sample(x0, eps, signal=math.sqrt(0.3), spread=math.sqrt(0.7))
     assert torch.allclose(step.clean(x, eps), x0)
     assert torch.allclose(eps_from_clean(x, x0, signal=math.sqrt(0.3), spread=math.sqrt(0.7)), eps)
     assert torch.allclose(clean_from_eps(x, eps, recip=0.3**-0.5, recip_minus=(1 / 0.3 - 1) ** 0.5), x0)

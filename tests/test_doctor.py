@@ -219,7 +219,7 @@ def test_a_clean_set_has_no_findings():
     code, found, report = doctor(options, *MASKED)
     assert (code, found) == (0, [])
     assert report["checked"]["images"] == 7 * 2 + (2 + 1 + 2 + 2 + 2 + 2) * 2 + 4
-    assert report["checked"]["shifts_told"] == report["checked"]["pairs"] == 18
+    assert report["checked"]["shifts_measured"] == report["checked"]["pairs"] == 18
 
 
 def test_every_kind_of_fault_is_found_once_and_nothing_else(capsys):

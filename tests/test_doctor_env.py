@@ -31,13 +31,13 @@ def severities(facts):
 def test_everything_is_told_with_values(capsys):
     code = main(["doctor", "env", "--json"])
     report = json.loads(capsys.readouterr().out)
-    told = {fact["name"]: fact["value"] for fact in report["facts"]}
+    record = {fact["name"]: fact["value"] for fact in report["facts"]}
     assert code == report["exit_code"]
-    assert {"python", "torch", "torchvision", "basicsr", "opencv-python", "numpy", "lmdb"} <= told.keys()
-    assert {"cpu", "memory", "driver", "weights vgg16", "command diffir", "command basicsr"} <= told.keys()
-    assert told["basicsr"].startswith("1.4.2, ")
-    assert any("MiB/s" in value for name, value in told.items() if name.startswith("disk "))
-    assert all(told.values())
+    assert {"python", "torch", "torchvision", "basicsr", "opencv-python", "numpy", "lmdb"} <= record.keys()
+    assert {"cpu", "memory", "driver", "weights vgg16", "command diffir", "command basicsr"} <= record.keys()
+    assert record["basicsr"].startswith("1.4.2, ")
+    assert any("MiB/s" in value for name, value in record.items() if name.startswith("disk "))
+    assert all(record.values())
 
 
 def test_the_table_says_what_to_do(capsys, monkeypatch):

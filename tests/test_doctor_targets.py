@@ -41,9 +41,9 @@ def test_a_source_that_cannot_be_used_hides_no_other_fault():
     code, findings = doctor(options)
     assert code == 1
     assert checks(findings) == ["source", "source", "source", "unreadable"]
-    told = "".join(finding["where"] for finding in findings)
+    output = "".join(finding["where"] for finding in findings)
     for place in ("grey/gt", "some.txt", "test_raw/gt.lmdb", "train/lq/cat.png"):
-        assert place in told
+        assert place in output
 
 
 def test_faults_of_the_option_file_are_told_beside_those_of_the_data():

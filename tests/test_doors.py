@@ -91,22 +91,22 @@ BUILD = "build_network(dict(type='DiffIRS2', n_denoise_res=1, dim=8, num_blocks=
     ],
 )
 def test_basicsr_knows_our_names_in_whatever_order_things_are_imported(imports):
-    told = python(
+    output = python(
         f"{imports}\nfrom basicsr.archs import build_network\nprint(type({BUILD}).__name__)\n"
         "from basicsr.utils.registry import MODEL_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY\n"
         "print('DiffIRS2Model' in MODEL_REGISTRY, 'PairedDataset' in DATASET_REGISTRY.keys(), "
         "dict(iter(LOSS_REGISTRY))['KDLoss'])"
     )
-    assert told.splitlines()[0] == "DiffIRS2"
-    assert told.splitlines()[1].startswith("True True <class")
+    assert output.splitlines()[0] == "DiffIRS2"
+    assert output.splitlines()[1].startswith("True True <class")
 
 
 def test_importing_the_package_imports_nothing_heavy_and_keeps_its_public_names():
-    told = python(
+    output = python(
         f"import sys, diffir_sr\nprint([name for name in {HEAVY!r} if name in sys.modules])\n"
         "print(sorted(set(diffir_sr.__all__) - set(dir(diffir_sr))))\nprint(diffir_sr.load_restorer.__name__)"
     )
-    assert told.splitlines() == ["[]", "[]", "load_restorer"]
+    assert output.splitlines() == ["[]", "[]", "load_restorer"]
 
 
 # Errors
@@ -139,19 +139,19 @@ def crashing(monkeypatch, error):
 )
 def test_refusals_of_the_machine_are_one_sentence(monkeypatch, capsys, error, expected):
     assert crashing(monkeypatch, error) == 1
-    told = capsys.readouterr().err
-    assert expected in told
-    assert told.count("\n") == 1
+    output = capsys.readouterr().err
+    assert expected in output
+    assert output.count("\n") == 1
     assert not list(Path().glob("diffir-crash*"))
 
 
 def test_a_fault_of_the_program_is_reported_in_a_file_to_send(monkeypatch, capsys):
     assert crashing(monkeypatch, ZeroDivisionError("division by nothing")) == cli.CRASHED
-    told = capsys.readouterr().err
-    assert "ZeroDivisionError in test_doors.py, line" in told
-    assert "Traceback" not in told
+    output = capsys.readouterr().err
+    assert "ZeroDivisionError in test_doors.py, line" in output
+    assert "Traceback" not in output
     (report,) = Path().glob("diffir-crash-*.txt")
-    assert str(report.absolute()) in told
+    assert str(report.absolute()) in output
     text = report.read_text()
     for part in (
         "command: diffir describe",
@@ -173,9 +173,9 @@ def test_a_pipe_that_nobody_reads_ends_quietly():
     code = "from diffir_sr.cli import main\nimport sys\nsys.exit(main(['options', 'list']))"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
-    told = process.stderr.read().decode()
+    output = process.stderr.read().decode()
     process.wait(60)
-    assert told == ""
+    assert output == ""
 
 
 def test_a_name_that_the_terminal_cannot_show_does_not_end_the_work():
@@ -253,11 +253,11 @@ def test_describe_as_json(tmp_path, capsys):
 
     file = write_network()
     assert cli.main(["describe", str(file), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["arch"] == "DiffIRS2"
-    assert told["restores"] is True
-    assert told["arguments"]["dim"] == 8
-    assert told["numbers"] > 1000
+    record = json.loads(capsys.readouterr().out)
+    assert record["arch"] == "DiffIRS2"
+    assert record["restores"] is True
+    assert record["arguments"]["dim"] == 8
+    assert record["numbers"] > 1000
 
 
 COMMANDS_WITH_PATHS = [
@@ -281,7 +281,7 @@ def test_a_name_that_begins_as_a_home_of_nobody_is_a_name_in_every_command(words
     Image.fromarray(photo(16)).save("p.png")
     write_network("inpaint.pth", task="inpaint", scale=1)
     code = cli.main([word.format("~nobody-of-this-name.png") for word in words])
-    told = "".join(capsys.readouterr())
+    output = "".join(capsys.readouterr())
     assert code == 1
-    assert "~nobody-of-this-name.png" in told
+    assert "~nobody-of-this-name.png" in output
     assert not list(Path().glob("diffir-crash*"))

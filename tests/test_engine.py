@@ -219,7 +219,7 @@ def test_tiles_under_one_prior_cover_the_picture_and_know_its_prior():
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "message"),
     [
         (dict(tile_mode="fast"), "expected one of exact, prior, got 'fast'"),
         (dict(tile_mode="prior", tile=16, overlap=10), "at least twice the overlap of 10"),
@@ -230,6 +230,6 @@ def test_tiles_under_one_prior_cover_the_picture_and_know_its_prior():
         (dict(memory_limit=0), "more than 0 bytes"),
     ],
 )
-def test_wrong_settings_are_told(how, said):
-    with pytest.raises(OptionError, match=said):
+def test_wrong_settings_are_told(how, message):
+    with pytest.raises(OptionError, match=message):
         StripEngine(network_of("x4"), **how)

@@ -168,20 +168,20 @@ def test_pictures_that_do_not_divide_into_patches_are_told_before_measuring(caps
     store("gt", {"a": PHOTO, "b": whole})
     store("restored", {"a": PHOTO, "b": whole})
     assert main(["evaluate", "restored", "gt", "--preset", "dvsr", "--metrics", "patch_fd_vgg16"]) == 1
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     height, width = PHOTO.shape[:2]
-    assert "1 of 2 images (height x width) cannot be divided into patches of 240x256" in said
-    assert f"a: {height}x{width}" in said
+    assert "1 of 2 images (height x width) cannot be divided into patches of 240x256" in output
+    assert f"a: {height}x{width}" in output
 
 
 def test_without_the_weights_of_inception_there_is_no_fid_and_a_way_without(capsys):
     store("gt", {"a": PHOTO, "b": PHOTO})
     store("restored", {"a": noisy(5), "b": noisy(5)})
     assert main(["evaluate", "restored", "gt", "--preset", "inpaint", "--inception", "mine.pth"]) == 1
-    said = capsys.readouterr()
-    assert "--inception: no such file" in said.err
-    assert "To measure without FID and KID: --metrics lpips_vgg ssim fd_vgg16" in said.err
-    assert said.out == ""
+    output = capsys.readouterr()
+    assert "--inception: no such file" in output.err
+    assert "To measure without FID and KID: --metrics lpips_vgg ssim fd_vgg16" in output.err
+    assert output.out == ""
 
 
 def test_presets_have_the_protocols_of_the_tables():
@@ -250,19 +250,19 @@ def test_numbers_equal_those_of_validation_to_the_digit():
 
 
 @pytest.mark.parametrize(
-    ("option", "path", "told"),
+    ("option", "path", "message"),
     [
         ("-o", "gt", "gt: is a folder; give a file in it"),
         ("-o", "afile/x.csv", "afile/x.csv: cannot be written (Not a directory)"),
         ("--json", "x" * 300, "cannot be written (File name too long)"),
     ],
 )
-def test_a_place_that_cannot_be_written_is_told_before_the_measuring(capsys, monkeypatch, option, path, told):
+def test_a_place_that_cannot_be_written_is_told_before_the_measuring(capsys, monkeypatch, option, path, message):
     store("gt", {"a": PHOTO})
     Path("afile").write_text("")
     monkeypatch.setattr("diffir_sr.evaluation.measure.measure", None)  # would fail
     assert main(["evaluate", "gt", "gt", "--preset", "sr", option, path]) == 1
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert sorted(one.name for one in Path().iterdir()) == ["afile", "gt"]
 
 
@@ -273,9 +273,9 @@ def test_a_disk_that_fills_up_during_the_measuring_is_told(capsys, monkeypatch):
     store("gt", {"a": PHOTO})
     monkeypatch.setattr("diffir_sr.evaluation.commands.write_report", full)
     assert main(["evaluate", "gt", "gt", "--preset", "sr", "--metrics", "psnr", "-o", "out/x.csv"]) == 1
-    said = capsys.readouterr()
-    assert "out/x.csv: cannot be written (No space left on device)" in said.err
-    assert "psnr" in said.out.lower()
+    output = capsys.readouterr()
+    assert "out/x.csv: cannot be written (No space left on device)" in output.err
+    assert "psnr" in output.out.lower()
 
 
 @pytest.mark.parametrize("asked", ["exists", "is_file"])

@@ -153,9 +153,9 @@ def test_a_toy_family_trains_validates_resumes_is_described_and_restores(inside,
     weights = "experiments/toy_family/models/net_g_latest.safetensors"
     capsys.readouterr()
     assert main(["describe", weights]) == 0
-    told = capsys.readouterr().out
-    assert "ToyWalk x4" in told
-    assert "width: 4" in told
+    output = capsys.readouterr().out
+    assert "ToyWalk x4" in output
+    assert "width: 4" in output
 
     test = dict(toy_options(), name="toy_test", path=dict(pretrain_network_g=weights.replace("safetensors", "pth")))
     test["path"] |= dict(param_key_g="params_ema")
@@ -179,7 +179,7 @@ def test_a_toy_family_trains_validates_resumes_is_described_and_restores(inside,
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"train.walk_noise": 2}, "train.walk_noise: expected 1 or less, found 2"),
         ({"train.walk_nois": 0.5}, "train.walk_nois: unknown option; did you mean 'walk_noise'?"),
@@ -197,21 +197,21 @@ def test_a_toy_family_trains_validates_resumes_is_described_and_restores(inside,
         ({"network_g.width": "wide"}, "network_g.width: expected a whole number, found 'wide' (text)"),
     ],
 )
-def test_a_family_brings_its_own_options_bounds_and_rules(inside, toy_family, change, told):
+def test_a_family_brings_its_own_options_bounds_and_rules(inside, toy_family, change, message):
     right = options_cases.changed(toy_options(), {"datasets.train.type": "ToyPairs", "datasets.train.shade": "dark"})
     right = options_cases.changed(right, {"train.walk_noise": 0.5, "val.walk_steps": 2})
     assert options_cases.load(right).warnings == []
-    assert told in options_cases.refusal(options_cases.changed(right, change))
+    assert message in options_cases.refusal(options_cases.changed(right, change))
 
 
 def test_an_option_of_a_family_has_no_effect_elsewhere(inside, toy_family):
     plain = toy_options(model_type="PlainModel", network_g=dict(type="EDSR", num_in_ch=3, num_out_ch=3))
     found = options_cases.changed(plain, {"train.walk_noise": 0.5, "train.share_t": True})
-    told = options_cases.load(found).warnings
+    output = options_cases.load(found).warnings
     assert any(
-        "train.walk_noise: has no effect: PlainModel does not read it (only ToyWalkModel)" in one for one in told
+        "train.walk_noise: has no effect: PlainModel does not read it (only ToyWalkModel)" in one for one in output
     )
-    assert len(told) == 2
+    assert len(output) == 2
 
 
 def test_a_toy_network_restores_odd_sizes_and_tiles(toy_family):

@@ -27,14 +27,14 @@ from diffir_sr.files.processes import hold, is_running
 FORK = multiprocessing.get_context("fork")  # a new interpreter would take seconds to import all this
 
 
-def hold_until(target, held, told, ended):
+def hold_until(target, held, message, ended):
     """What another process does: hold a place, or find out that it cannot."""
     try:
         with hold(Path(target)):
             held.release()
             ended.wait()
     except InputError:
-        told.release()
+        message.release()
 
 
 def put(path):
@@ -109,8 +109,8 @@ def test_a_lock_says_who_holds_it_and_death_releases_it(tmp_path):
     holder = FORK.Process(target=hold_until, args=(target, held, None, ended))
     holder.start()
     assert held.acquire(timeout=30)
-    told = rf"out\.lmdb: another process is writing there: .*process {holder.pid} on .*since 2.*choose another name"
-    with pytest.raises(InputError, match=told), hold(target):
+    message = rf"out\.lmdb: another process is writing there: .*process {holder.pid} on .*since 2.*choose another name"
+    with pytest.raises(InputError, match=message), hold(target):
         pass
     holder.kill()
     holder.join()
@@ -158,11 +158,11 @@ def test_a_lock_of_another_machine_that_is_renewed_is_respected(tmp_path, monkey
 
 def test_of_many_that_find_a_dead_lock_one_gets_it(tmp_path, dead):
     (tmp_path / ".a.lock").write_text(json.dumps(processes._record() | {"pid": dead}))
-    held, told, ended = FORK.Semaphore(0), FORK.Semaphore(0), FORK.Event()
-    others = [FORK.Process(target=hold_until, args=(tmp_path / "a", held, told, ended)) for _ in range(6)]
+    held, output, ended = FORK.Semaphore(0), FORK.Semaphore(0), FORK.Event()
+    others = [FORK.Process(target=hold_until, args=(tmp_path / "a", held, output, ended)) for _ in range(6)]
     for other in others:
         other.start()
-    assert all(told.acquire(timeout=30) for _ in range(5))
+    assert all(output.acquire(timeout=30) for _ in range(5))
     assert held.acquire(timeout=30)
     ended.set()
     for other in others:
@@ -318,12 +318,12 @@ def test_an_unreadable_note_of_a_stopped_job_is_told_with_the_way_out(note, caps
     assert main(words) == 0
 
 
-def limited(words, size, said):
+def limited(words, size, message):
     """The command, in a process where files may have `size` bytes at most, as on a disk that is full."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     with contextlib.redirect_stderr(io.StringIO()) as errors:
         code = main(words)
-    said.put((code, errors.getvalue()))
+    message.put((code, errors.getvalue()))
 
 
 @pytest.mark.parametrize(
@@ -339,10 +339,10 @@ def test_a_disk_that_takes_no_more_is_one_sentence(words):
     answer = FORK.Queue()
     process = FORK.Process(target=limited, args=(["prepare", *words], 4096, answer))
     process.start()
-    code, said = answer.get(timeout=60)
+    code, output = answer.get(timeout=60)
     process.join()
     assert code == 1
-    assert "arge" in said  # File too large, in LMDB's words or the system's
+    assert "arge" in output  # File too large, in LMDB's words or the system's
     assert [path for path in Path().iterdir() if path.name.startswith("out") and path.suffix == ".lmdb"] == []
     assert not list(Path().rglob("*partial*"))
 

@@ -420,8 +420,8 @@ def test_a_damaged_strip_of_tiff_is_a_fault(compression, monkeypatch):
 
 
 def test_what_tiff_says_beside_its_pixels_goes_on_to_tiff():
-    told = dict(resolution=(300, 300), resolutionunit="INCH", description="a cat", software="camera")
-    picture = read(tiff(PHOTO, photometric="rgb", **told))
+    output = dict(resolution=(300, 300), resolutionunit="INCH", description="a cat", software="camera")
+    picture = read(tiff(PHOTO, photometric="rgb", **output))
     assert not_held(picture, "tiff") == []
     with tifffile.TiffFile(io.BytesIO(encode(picture, "tiff"))) as file:
         tags = file.pages[0].tags
@@ -462,8 +462,8 @@ def test_heic_of_8_and_10_bits_is_read():
 
 def test_content_decides_and_what_is_no_picture_is_called_what_it_is():
     assert inspect(saved(Image.fromarray(PHOTO), "JPEG"), where="a.png").format == "jpeg"
-    for data, said in ((b"8BPS", "Photoshop"), (b"\0\0\0\x0cJXL \r\n", "JPEG XL"), (b"<!DOCTYPE html>", "HTML")):
-        with pytest.raises(InputError, match=f"x: contains {said}"):
+    for data, message in ((b"8BPS", "Photoshop"), (b"\0\0\0\x0cJXL \r\n", "JPEG XL"), (b"<!DOCTYPE html>", "HTML")):
+        with pytest.raises(InputError, match=f"x: contains {message}"):
             inspect(data, where="x")
 
 

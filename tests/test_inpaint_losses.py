@@ -207,12 +207,12 @@ def test_another_file_is_refused(encoder, tmp_path):
     assert torch.equal(loaded.layer4[2].conv3.weight, tensors["layer4.2.conv3.weight"])
     with pytest.raises(CheckpointError, match=f"sha256 is {good}, expected 00"):
         diffir_losses.load_backbone(encoder, sha256="00")
-    for change, told in (
+    for change, message in (
         ({"layer4.2.conv3.weight": None}, "1 of 275 tensors are missing, such as layer4.2.conv3.weight"),
         ({"conv1.weight": torch.zeros(64, 3, 7, 7)}, r"conv1.weight is \(64, 3, 7, 7\), not \(64, 3, 3, 3\)"),
     ):
         torch.save({**tensors, **change}, tmp_path / "other.pth")
-        with pytest.raises(CheckpointError, match=told):
+        with pytest.raises(CheckpointError, match=message):
             diffir_losses.load_backbone(tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(CheckpointError, match="not a readable PyTorch weights file"):

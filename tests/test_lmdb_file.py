@@ -51,7 +51,7 @@ def wipe(data, rng):
 
 refused = {}
 for damage in (cut, flip, flip_heads, replace_words, wipe):
-    rng, told = random.Random(1), 0
+    rng, caught = random.Random(1), 0
     for _ in range(count):
         data = bytearray(whole)
         damage(data, rng)
@@ -65,8 +65,8 @@ for damage in (cut, flip, flip_heads, replace_words, wipe):
             except InputError as error:
                 errors.append(str(error))
         assert all("data.mdb: " in error and "copy the LMDB again" in error for error in errors), errors
-        told += bool(errors)
-    refused[damage.__name__] = told
+        caught += bool(errors)
+    refused[damage.__name__] = caught
 print(json.dumps(refused))
 """
 
@@ -155,7 +155,7 @@ def test_a_file_that_shrinks_or_changes_while_it_is_read(images):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "truncated"),
         (bytes(9000), "empty"),
@@ -164,9 +164,9 @@ def test_a_file_that_shrinks_or_changes_while_it_is_read(images):
         (bytes(16) + b"\xbe\xef\xc0\xde" + bytes(9000), "byte order"),
     ],
 )
-def test_what_is_no_lmdb_is_named(tmp_path, content, told):
+def test_what_is_no_lmdb_is_named(tmp_path, content, message):
     (tmp_path / "data.mdb").write_bytes(content)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         LmdbFile(tmp_path).check()
 
 

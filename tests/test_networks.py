@@ -90,7 +90,7 @@ def test_a_constant_denoiser_gives_its_constant_from_any_noise():
     diffusion = PriorDiffusion(
         model=Constant(), condition=torch.nn.Identity(), timesteps=4, linear_start=0.1, linear_end=0.99
     )
-    trajectory = diffusion.reverse(torch.randn(3, 256) * 100, torch.zeros(3, 256))
+    trajectory = diffusion.sample(torch.randn(3, 256) * 100, torch.zeros(3, 256))
     assert torch.allclose(trajectory[-1], torch.full((3, 256), 0.7))
 
 
@@ -107,7 +107,7 @@ def test_predicting_the_noise_finds_the_clean_prior_that_was_noised():
         model=KnowsTheNoise(), condition=torch.nn.Identity(), timesteps=4, linear_start=0.1, linear_end=0.99,
         prediction="eps",
     )  # fmt: skip
-    assert torch.allclose(diffusion.reverse(diffusion.q_sample(prior, noise), prior)[-1], prior, atol=1e-5)
+    assert torch.allclose(diffusion.sample(diffusion.q_sample(prior, noise), prior)[-1], prior, atol=1e-5)
 
 
 def test_unit_gain_and_zero_shift_modulate_nothing():
@@ -162,7 +162,7 @@ def test_wrong_shapes_are_refused_with_both_shapes():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (dict(task="colour"), "known tasks: sr, deblur, inpaint"),
         (dict(scale=3), "possible: 1, 2, 4"),
@@ -173,8 +173,8 @@ def test_wrong_shapes_are_refused_with_both_shapes():
         (dict(prediction="v"), "'x0' or 'eps'"),
     ],
 )
-def test_impossible_arguments_are_refused_by_name(change, said):
-    with pytest.raises(OptionError, match=said):
+def test_impossible_arguments_are_refused_by_name(change, message):
+    with pytest.raises(OptionError, match=message):
         DiffIRS2(**(TINY | change))
 
 

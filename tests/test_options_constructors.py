@@ -134,7 +134,7 @@ def test_schedulers_are_known_by_name():
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "told"),
+    ("scheduler", "message"),
     [
         ({"type": "MultiStepRestartLR", "milestones": [50], "restarts": [0, 20], "restart_weights": [1, 1]}, None),
         ({"type": "CosineAnnealingRestartLR", "periods": [60, 40], "restart_weights": [1, 1], "eta_min": 1e-7}, None),
@@ -144,12 +144,12 @@ def test_schedulers_are_known_by_name():
         ({"type": "MultiStepLR", "milestones": 50}, "milestones: expected a list, [a, b, ...], found 50"),
     ],
 )
-def test_each_scheduler_has_its_own_options(scheduler, told):
+def test_each_scheduler_has_its_own_options(scheduler, message):
     options = changed(STAGE_1, {"train.scheduler": scheduler})
-    if told is None:
+    if message is None:
         assert load(options).warnings == []
     else:
-        assert f"train.scheduler.{told}" in refusal(options)
+        assert f"train.scheduler.{message}" in refusal(options)
 
 
 def test_an_unknown_model_lists_the_known_ones():

@@ -36,8 +36,8 @@ def test_a_wrong_window_size_is_corrected(scale, multiple, given):
 
 @pytest.mark.parametrize("name", ["mine_x2", "mine_x2_V2"])
 def test_a_run_called_after_another_scale_is_told(name):
-    told = warnings(changed(STAGE_1, {"name": name}))
-    assert told == {"name": "contains x2, but the scale is 4: results would mix with those of x2; rename it"}
+    output = warnings(changed(STAGE_1, {"name": name}))
+    assert output == {"name": "contains x2, but the scale is 4: results would mix with those of x2; rename it"}
 
 
 @pytest.mark.parametrize("name", ["mine_x4", "mine_x4_V2", "x2", "mine_x25"])
@@ -46,9 +46,9 @@ def test_names_that_fit_the_scale_or_say_none_are_no_matter(name):
 
 
 def test_the_gan_stage_has_no_warm_up_to_rule():
-    told = warnings(changed(GAN, {**_WARM_UP, "train.encoder_iter": 10}))
-    assert list(told) == ["train.lr_encoder"]
-    assert told["train.lr_encoder"].startswith(
+    output = warnings(changed(GAN, {**_WARM_UP, "train.encoder_iter": 10}))
+    assert list(output) == ["train.lr_encoder"]
+    assert output["train.lr_encoder"].startswith(
         "has no effect (also gamma_encoder, lr_decay_encoder): the GAN stage learns all parts from its start"
     )
 
@@ -61,8 +61,8 @@ def test_a_window_size_of_nothing_is_no_matter():
 def test_learning_rates_of_a_warm_up_that_is_none_have_no_effect(encoder_iter, options):
     if encoder_iter is not ABSENT:
         options = changed(options, {"train.encoder_iter": encoder_iter})
-    told = warnings(changed(options, _WARM_UP))
-    assert told == {
+    output = warnings(changed(options, _WARM_UP))
+    assert output == {
         "train.lr_encoder": "has no effect (also lr_sr, gamma_encoder, gamma_sr, lr_decay_encoder, lr_decay_sr): "
         "encoder_iter is 0, so train.scheduler rules the learning rate, as in the published super-resolution recipes"
     }
@@ -73,16 +73,18 @@ def test_learning_rates_of_a_warm_up_rule_when_there_is_one():
 
 
 def test_models_without_warm_up_tell_so():
-    told = warnings(changed(STAGE_1, {"train.lr_sr": 1e-4}))
-    assert told["train.lr_sr"].startswith(
+    output = warnings(changed(STAGE_1, {"train.lr_sr": 1e-4}))
+    assert output["train.lr_sr"].startswith(
         "has no effect: DiffIRS1Model does not read it (only DiffIRS2Model, DiffIRGANS2Model)"
     )
 
 
 def test_refinement_blocks_for_inpainting_have_no_effect():
     network = {"type": "DiffIRS1", "task": "inpaint", "num_refinement_blocks": 4}
-    told = warnings(changed(STAGE_1, {"network_g": network, "scale": 1}))
-    assert told["network_g.num_refinement_blocks"].startswith("has no effect: the inpainting network has no refinement")
+    output = warnings(changed(STAGE_1, {"network_g": network, "scale": 1}))
+    assert output["network_g.num_refinement_blocks"].startswith(
+        "has no effect: the inpainting network has no refinement"
+    )
     assert warnings(changed(STAGE_1, {"network_g": {**network, "num_refinement_blocks": 0}, "scale": 1})) == {}
 
 
@@ -103,8 +105,8 @@ def test_degradation_options_without_degradation_have_no_effect():
     ],
 )
 def test_options_that_this_model_does_not_read_have_no_effect(options, key, value):
-    told = warnings(changed(options, {f"train.{key}": value}))
-    assert told[f"train.{key}"].startswith(f"has no effect: {options['model_type']} does not read it (only ")
+    output = warnings(changed(options, {f"train.{key}": value}))
+    assert output[f"train.{key}"].startswith(f"has no effect: {options['model_type']} does not read it (only ")
 
 
 def test_an_option_that_is_switched_off_needs_no_warning():
@@ -120,13 +122,13 @@ def test_mixing_has_no_effect_where_nothing_mixes():
 
 def test_shuffling_cannot_be_switched_off():
     assert warnings(changed(STAGE_1, {"datasets.train.use_shuffle": True})) == {}
-    told = warnings(changed(STAGE_1, {"datasets.train.use_shuffle": False}))
-    assert told == {"datasets.train.use_shuffle": "has no effect: training data is always shuffled"}
+    output = warnings(changed(STAGE_1, {"datasets.train.use_shuffle": False}))
+    assert output == {"datasets.train.use_shuffle": "has no effect: training data is always shuffled"}
 
 
 def test_a_cold_start_of_stage_2_is_told():
-    told = warnings(changed(STAGE_2, {"path.pretrain_network_g": ABSENT}))
-    assert told["path.pretrain_network_g"].startswith("not given: stage 2 starts from random weights")
+    output = warnings(changed(STAGE_2, {"path.pretrain_network_g": ABSENT}))
+    assert output["path.pretrain_network_g"].startswith("not given: stage 2 starts from random weights")
     assert warnings(changed(STAGE_2, {"path.pretrain_network_g": ABSENT, "path.resume_state": "5.state"})) == {}
 
 

@@ -21,16 +21,16 @@ def test_patches_suit_the_network(network, scale, multiple):
     for size in range(multiple, 130, multiple):
         assert load(changed(base, {"datasets.train.gt_size": size}))
     for size in {1, scale * 8 - 1, multiple - 1, multiple // 2, multiple + multiple // 2, 127}:
-        told = problems(changed(base, {"datasets.train.gt_size": size}))
-        assert told["datasets.train.gt_size"].startswith(
+        output = problems(changed(base, {"datasets.train.gt_size": size}))
+        assert output["datasets.train.gt_size"].startswith(
             f"{size} is not possible: at scale {scale}, degraded patches must"
         )
-        assert f"choose a multiple of {multiple}, for example" in told["datasets.train.gt_size"]
+        assert f"choose a multiple of {multiple}, for example" in output["datasets.train.gt_size"]
 
 
 def test_a_patch_that_does_not_fit_gets_two_that_do():
-    told = problems(changed(STAGE_1, {"datasets.train.gt_size": 250}))["datasets.train.gt_size"]
-    assert told == (
+    output = problems(changed(STAGE_1, {"datasets.train.gt_size": 250}))["datasets.train.gt_size"]
+    assert output == (
         "250 is not possible: at scale 4, degraded patches must have multiples of 8 pixels; choose a multiple of 32, "
         "for example 224 or 256"
     )
@@ -39,16 +39,16 @@ def test_a_patch_that_does_not_fit_gets_two_that_do():
 def test_other_networks_need_whole_pixels():
     options = changed(STAGE_1, {"model_type": "SRModel", "network_g": _SR})
     assert load(options).warnings == []
-    told = problems(changed(options, {"datasets.train.gt_size": 66}))
+    output = problems(changed(options, {"datasets.train.gt_size": 66}))
     assert (
         "must have a whole number of pixels; choose a multiple of 4, for example 64 or 68"
-        in told["datasets.train.gt_size"]
+        in output["datasets.train.gt_size"]
     )
 
 
 def test_a_scale_is_needed_where_no_network_tells_it():
-    told = problems(changed(STAGE_1, {"model_type": "SRModel", "network_g": _SR, "scale": ABSENT}))
-    assert told["scale"].startswith("missing: datasets.train needs ")
+    output = problems(changed(STAGE_1, {"model_type": "SRModel", "network_g": _SR, "scale": ABSENT}))
+    assert output["scale"].startswith("missing: datasets.train needs ")
 
 
 def test_patches_of_real_images_are_cut_after_degradation():
@@ -62,8 +62,8 @@ def test_growing_patches_are_checked_one_by_one():
     data |= {"mini_batch_sizes": [2, 1], "iters": [5, 5], "gt_sizes": [32, 49]}
     options = changed(STAGE_1, {"datasets.train": data, "network_g.scale": ABSENT, "scale": 1})
     assert list(problems(options)) == ["datasets.train.gt_sizes[1]"]
-    told = problems(changed(options, {"datasets.train.gt_sizes": [32]}))
-    assert told == {
+    output = problems(changed(options, {"datasets.train.gt_sizes": [32]}))
+    assert output == {
         "datasets.train": "these lists must have the same length: mini_batch_sizes has 2, iters has 2, gt_sizes has 1"
     }
 
@@ -76,12 +76,12 @@ def test_training_data_needs_its_loader_options(key):
 
 
 def test_basicsr_pairs_need_their_flips():
-    told = problems(changed(STAGE_1, {"datasets.train.type": "PairedImageDataset"}))
-    assert list(told) == ["datasets.train.use_hflip", "datasets.train.use_rot"]
+    output = problems(changed(STAGE_1, {"datasets.train.type": "PairedImageDataset"}))
+    assert list(output) == ["datasets.train.use_hflip", "datasets.train.use_rot"]
 
 
 @pytest.mark.parametrize(
-    ("changes", "key", "told"),
+    ("changes", "key", "message"),
     [
         ({"val.persistent_workers": True}, "val.persistent_workers", "only training has worker processes"),
         ({"train.persistent_workers": True, "train.num_worker_per_gpu": 0}, "train.persistent_workers", "needs num_w"),
@@ -106,14 +106,14 @@ def test_basicsr_pairs_need_their_flips():
         ),
     ],
 )
-def test_datasets_are_consistent(changes, key, told):
+def test_datasets_are_consistent(changes, key, message):
     told_of = problems(changed(STAGE_1, {f"datasets.{name}": value for name, value in changes.items()}))
-    assert told_of[f"datasets.{key}"].startswith(told)
+    assert told_of[f"datasets.{key}"].startswith(message)
 
 
 def test_the_pool_of_pairs_is_a_multiple_of_the_batch():
-    told = problems(changed(STAGE_1, {"datasets.train": REAL, "queue_size": 100}))
-    assert told == {"queue_size": "100 is not a multiple of datasets.train.batch_size_per_gpu, which is 9"}
+    output = problems(changed(STAGE_1, {"datasets.train": REAL, "queue_size": 100}))
+    assert output == {"queue_size": "100 is not a multiple of datasets.train.batch_size_per_gpu, which is 9"}
 
 
 def test_a_wrong_dataset_does_not_hide_the_next_one():

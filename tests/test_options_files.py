@@ -23,7 +23,7 @@ def test_files_that_are_there_are_found(options):
 
 
 @pytest.mark.parametrize(
-    ("options", "key", "told"),
+    ("options", "key", "message"),
     [
         (STAGE_2, "pretrain_network_g", "stage 1 makes it: basicsr train -opt options/train_DiffIRS1_x4.yml"),
         (STAGE_2, "pretrain_network_S1", "stage 1 makes it: basicsr train -opt options/train_DiffIRS1_x4.yml"),
@@ -34,10 +34,10 @@ def test_files_that_are_there_are_found(options):
         (TEST, "pretrain_network_g", "stage 2 makes it: basicsr train -opt options/train_DiffIRS2_x4.yml"),
     ],
 )
-def test_missing_weights_tell_what_makes_them(options, key, told, tmp_path):
+def test_missing_weights_tell_what_makes_them(options, key, message, tmp_path):
     options = changed(_with_files(options), {f"path.{key}": "nowhere/net.pth"})
     told_of = problems(options, check_files=True)
-    assert told_of == {f"path.{key}": f"no such file: nowhere/net.pth (current folder: {tmp_path}); {told}"}
+    assert told_of == {f"path.{key}": f"no such file: nowhere/net.pth (current folder: {tmp_path}); {message}"}
 
 
 def test_missing_weights_of_another_task_name_the_model():
@@ -74,8 +74,8 @@ def test_missing_data_is_told_for_every_dataset(tmp_path):
 def test_missing_lists_and_vgg_weights_are_told():
     loss = {"type": "PerceptualLoss", "layer_weights": {"conv5_4": 1}, "vgg_path": "vgg.pth"}
     changes = {"datasets.train.meta_info_file": "list.txt", "train.perceptual_opt": loss}
-    told = problems(changed(_with_files(STAGE_1), changes), check_files=True)
-    assert set(told) == {"datasets.train.meta_info_file", "train.perceptual_opt.vgg_path"}
+    output = problems(changed(_with_files(STAGE_1), changes), check_files=True)
+    assert set(output) == {"datasets.train.meta_info_file", "train.perceptual_opt.vgg_path"}
 
 
 def test_the_home_folder_may_be_written_short(monkeypatch, tmp_path):

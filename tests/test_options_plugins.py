@@ -174,8 +174,8 @@ def test_models_of_plugins_are_checked_by_their_options(plugin):
 
 def test_models_that_declare_nothing_pass_with_a_warning(plugin):
     options = changed(STAGE_1, {**plugin, "model_type": "PluginFreeModel", "train.warmth": 1, "val.flips": 3})
-    told = [warning.split(": ", 1)[1] for warning in load(options).warnings]
-    assert told == [
+    output = [warning.split(": ", 1)[1] for warning in load(options).warnings]
+    assert output == [
         "train: keys of model type PluginFreeModel are not checked (the class declares no OPTIONS): warmth",
         "val: keys of val of model type PluginFreeModel are not checked (the class declares no OPTIONS): flips",
     ]

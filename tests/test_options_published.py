@@ -78,13 +78,13 @@ def test_all_published_files_are_here():
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_published_files_load_and_every_correction_is_said_where_it_stands(path):
     loaded = load(path)
-    told = set()
+    output = set()
     for warning in loaded.warnings:
         place, key, text = warning.split(": ", 2)
         assert int(place.removeprefix(f"{path}:")) == line_of(f"{key.split('.')[-1]}:", file=str(path))
-        told.add((key, text))
-    assert told == expected_lines(path)
-    assert len(loaded.warnings) == len(told)
+        output.add((key, text))
+    assert output == expected_lines(path)
+    assert len(loaded.warnings) == len(output)
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -201,11 +201,11 @@ def refusal_of(values, file="run.yaml"):
     [("celeba", "train_celebahqS"), ("place2", "train_place256S"), ("place2_big", "train_place256_bigLdataS")],
 )
 def test_an_inpainting_configuration_is_answered_with_its_recipe(stage, by_default, location, recipe):
-    told = refusal_of(hydra(stage, location=location, by_default=by_default))
+    output = refusal_of(hydra(stage, location=location, by_default=by_default))
     instead = f"options/inpaint/{recipe}{stage}.yml"
-    assert told.startswith("run.yaml: expected an option file with name, model_type, datasets and network_g, found ")
-    assert "an inpainting configuration for hydra and Lightning (keys " in told
-    assert told.endswith(f"its training is {instead}: basicsr train -opt {instead}")
+    assert output.startswith("run.yaml: expected an option file with name, model_type, datasets and network_g, found ")
+    assert "an inpainting configuration for hydra and Lightning (keys " in output
+    assert output.endswith(f"its training is {instead}: basicsr train -opt {instead}")
     assert (recipes_folder().parent / instead).is_file()
 
 
@@ -215,14 +215,14 @@ def test_the_name_of_the_file_tells_where_its_keys_do_not():
 
 
 def test_a_configuration_that_tells_no_data_gets_all_recipes_of_its_stage():
-    told = refusal_of(hydra(2, location="docker"))
+    output = refusal_of(hydra(2, location="docker"))
     recipes = ", ".join(f"options/inpaint/train_{name}S2.yml" for name in ("celebahq", "place256_bigLdata", "place256"))
-    assert told.endswith(f"one of {recipes}")
+    assert output.endswith(f"one of {recipes}")
 
 
 def test_a_configuration_that_predicts_is_answered_with_ours_for_own_images():
-    told = refusal_of({"indir": "in", "outdir": "out", "model": {"path": "big", "checkpoint": "last.ckpt"}})
-    assert told.endswith("use options/inpaint/test_mine.yml or diffir restore --mask")
+    output = refusal_of({"indir": "in", "outdir": "out", "model": {"path": "big", "checkpoint": "last.ckpt"}})
+    assert output.endswith("use options/inpaint/test_mine.yml or diffir restore --mask")
     assert (recipes_folder() / "inpaint" / "test_mine.yml").is_file()
 
 

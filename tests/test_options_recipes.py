@@ -121,11 +121,11 @@ def test_recipes_read_the_same_with_any_yaml_reader(path):
 @pytest.mark.parametrize("path", PUBLISHED, ids=_name)
 def test_published_files_load_with_warnings_alone(path):
     loaded = _load(path)
-    told = {warning.split(": ")[1] for warning in loaded.warnings}
+    output = {warning.split(": ")[1] for warning in loaded.warnings}
     expected = {"val.window_size"}
     if "DiffIRS2" in path.name and "train" in path.name:
         expected |= {"train.lr_encoder", "queue_size"}
-    assert told == expected
+    assert output == expected
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=_name)

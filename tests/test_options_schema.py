@@ -54,7 +54,7 @@ def test_unknown_keys_are_errors_with_a_hint(key, hint):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "expected"),
     [
         ("name", 12, "expected text, found 12; put it in quotes"),
         ("name", True, "expected text, found true; put it in quotes"),
@@ -83,9 +83,9 @@ def test_unknown_keys_are_errors_with_a_hint(key, hint):
         ("plugins", "mine", "expected a list, [a, b, ...], found 'mine' (text)"),
     ],
 )
-def test_wrong_kinds_tell_what_was_expected_and_found(key, value, told):
+def test_wrong_kinds_tell_what_was_expected_and_found(key, value, expected):
     message = refusal(changed(STAGE_1, {key: value}))
-    assert f": {key}: {told}" in message
+    assert f": {key}: {expected}" in message
 
 
 def test_an_element_of_a_list_has_its_own_place():
@@ -215,7 +215,7 @@ def test_the_degradation_options_are_known(name):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "expected"),
     [
         ("resize_prob", [0.5, 0.5], "expected three probabilities: enlarge, shrink, keep"),
         ("resize_prob2", [0.5, 0.5, 0.5], "expected probabilities that add up to 1 (these make 1.5)"),
@@ -228,13 +228,13 @@ def test_the_degradation_options_are_known(name):
         ("queue_size", 0, "expected 1 or more, found 0"),
     ],
 )
-def test_degradation_values_have_limits(key, value, told):
+def test_degradation_values_have_limits(key, value, expected):
     message = refusal(changed(STAGE_1, {"datasets.train": REAL, "queue_size": 90, key.split("[")[0]: value}))
-    assert f": {key}: {told}" in message
+    assert f": {key}: {expected}" in message
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         ("kernel_list", ["iso", "square"], "kernel_list[1]: expected 'iso', 'aniso', "),
         ("kernel_prob2", [0.4, 0.4], "kernel_prob2: expected probabilities that add up to 1 (these make 0.8)"),
@@ -242,8 +242,10 @@ def test_degradation_values_have_limits(key, value, told):
         ("blur_kernel_size", 8, "blur_kernel_size: expected "),
     ],
 )
-def test_kernel_options_have_limits(key, value, told):
-    assert told in refusal(changed(STAGE_1, {"datasets.train": REAL, f"datasets.train.{key}": value, "queue_size": 90}))
+def test_kernel_options_have_limits(key, value, message):
+    assert message in refusal(
+        changed(STAGE_1, {"datasets.train": REAL, f"datasets.train.{key}": value, "queue_size": 90})
+    )
 
 
 def test_options_of_the_other_dataset_types_are_refused():
@@ -331,7 +333,7 @@ def test_no_value_of_any_option_ends_in_anything_but_findings_with_their_lines()
     folder = recipes_folder()
     recipes = {name: read_source(folder / f"{name}.yml").values for name in recipe_names(folder)}
     places = [(name, *leaf) for name, values in recipes.items() for leaf in _leaves(values)]
-    draws, told = random.Random(5), 0
+    draws, output = random.Random(5), 0
     for _ in range(70):
         (name, keys, before), bad = draws.choice(places), draws.choice(_BAD)
         values = copy.deepcopy(recipes[name])
@@ -342,12 +344,12 @@ def test_no_value_of_any_option_ends_in_anything_but_findings_with_their_lines()
         theirs = name.startswith("basicsr/") and keys[0].startswith("network_")  # their arguments have no kinds
         legal = theirs or isinstance(before, dict | list) or bad not in _WRONG_KINDS
         assert findings or legal, (name, keys, bad)
-        told += bool(findings)
-    assert told > 40
+        output += bool(findings)
+    assert output > 40
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         (
             "train.pixel_opt.reduction",
@@ -396,12 +398,12 @@ def test_no_value_of_any_option_ends_in_anything_but_findings_with_their_lines()
         ),
     ],
 )
-def test_values_that_would_end_in_a_traceback_are_refused(key, value, told):
-    assert told in refusal(changed(STAGE_1, {key: value}))
+def test_values_that_would_end_in_a_traceback_are_refused(key, value, message):
+    assert message in refusal(changed(STAGE_1, {key: value}))
 
 
 @pytest.mark.parametrize(
-    ("network", "told"),
+    ("network", "message"),
     [
         (
             {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_block": 10**9},
@@ -414,8 +416,8 @@ def test_values_that_would_end_in_a_traceback_are_refused(key, value, told):
         ({"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "upscale": 5}, "network_g: EDSR cannot be built with these"),
     ],
 )
-def test_networks_that_cannot_be_built_are_refused(network, told):
-    assert told in refusal(changed(STAGE_1, {"model_type": "PlainModel", "network_g": network}))
+def test_networks_that_cannot_be_built_are_refused(network, message):
+    assert message in refusal(changed(STAGE_1, {"model_type": "PlainModel", "network_g": network}))
 
 
 def test_building_a_network_to_check_it_changes_no_random_numbers():
@@ -428,8 +430,8 @@ def test_building_a_network_to_check_it_changes_no_random_numbers():
 
 def test_the_layers_of_a_perceptual_loss_exist():
     loss = {"type": "PerceptualLoss", "layer_weights": {"conv5_4": 1, "conv9_9": 1}}
-    told = refusal(changed(STAGE_1, {"train.perceptual_opt": loss}))
-    assert "train.perceptual_opt.layer_weights.conv9_9: vgg19 has no such layer; it has conv1_1, relu1_1" in told
+    output = refusal(changed(STAGE_1, {"train.perceptual_opt": loss}))
+    assert "train.perceptual_opt.layer_weights.conv9_9: vgg19 has no such layer; it has conv1_1, relu1_1" in output
 
 
 _REAL = changed(STAGE_1, {"datasets.train": REAL, "queue_size": 90})
@@ -450,8 +452,8 @@ def test_earlier_names_are_taken_with_a_warning(options, key, value, now):
     old = key.split(".")[-1]
     assert values[name] == kept
     assert old not in values
-    told = f"run.yml:{line_of(f'{old}:')}: {key}: is now named {name}"
-    assert told in loaded.warnings
+    output = f"run.yml:{line_of(f'{old}:')}: {key}: is now named {name}"
+    assert output in loaded.warnings
     both = {key: value, f"{section}.{name}" if section else name: kept}
     assert f"{key}: unknown option" in refusal(changed(options, both))
     wrong = refusal(changed(options, {key: 5}))

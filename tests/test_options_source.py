@@ -100,7 +100,7 @@ def test_an_alias_within_itself_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "told"),
+    ("text", "line", "expected"),
     [
         ("name: run\nlr: 0x_\n", 2, "lr: looks like a whole number and is none, found '0x_' (text); put it in quotes"),
         ("name: run\nlr: !!int foo\n", 2, "lr: looks like a whole number and is none, found 'foo' (text)"),
@@ -120,26 +120,26 @@ def test_an_alias_within_itself_is_refused():
         ("a: &a {<<: *a}\n", 1, "contains itself"),
     ],
 )
-def test_faults_of_yaml_are_told_with_their_line(text, line, told):
+def test_faults_of_yaml_are_told_with_their_line(text, line, expected):
     message = _read_fails(text)
     assert message.startswith(f"run.yml:{line}: ")
-    assert told in message
+    assert expected in message
     assert len(message) < 300
 
 
 @pytest.mark.parametrize(
-    ("data", "line", "told"),
+    ("data", "line", "message"),
     [
         (b"name: run\nb: caf\xe9\n", 2, "the byte 0xe9 is not UTF-8"),
         ("name: run\n".encode("utf-16"), 1, "it is in UTF-16; save it as UTF-8"),
     ],
 )
-def test_other_encodings_are_told(data, line, told):
+def test_other_encodings_are_told(data, line, message):
     Path(FILE).write_bytes(data)
     with pytest.raises(OptionError) as caught:
         read_source(FILE)
     assert str(caught.value).startswith(f"run.yml:{line}: cannot be read as text: ")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_byte_order_mark_is_no_part_of_the_text():
@@ -247,8 +247,8 @@ def test_of_several_bases_the_later_wins_and_the_file_above_all():
     Path("b.yml").write_text("x: {q: 2, r: 2}\nz: 2\n")
     source = _read("base: [a.yml, b.yml]\nx: {r: 3}\n")
     assert source.values == {"x": {"p": 1, "q": 2, "r": 3}, "y": 1, "z": 2}
-    told = {keys: str(source.places[keys]) for keys in (("x", "p"), ("x", "q"), ("x", "r"), ("z",))}
-    assert told == {("x", "p"): "a.yml:1", ("x", "q"): "b.yml:1", ("x", "r"): "run.yml:2", ("z",): "b.yml:2"}
+    output = {keys: str(source.places[keys]) for keys in (("x", "p"), ("x", "q"), ("x", "r"), ("z",))}
+    assert output == {("x", "p"): "a.yml:1", ("x", "q"): "b.yml:1", ("x", "r"): "run.yml:2", ("z",): "b.yml:2"}
 
 
 def test_base_may_be_nothing():

@@ -102,20 +102,23 @@ def test_a_plan_tells_cost_and_what_is_missing(capsys):
     options = train_options("s2", iterations=4)
     write_options(options, "s2.yml")
     assert main(["plan", "-opt", "s2.yml", "--json"]) == 0
-    (told,) = json.loads(capsys.readouterr().out)
-    assert told["name"] == "toy_s2"
-    assert [line.split(": ")[1] for line in told["missing"]] == ["path.pretrain_network_S1", "path.pretrain_network_g"]
-    assert told["parameters"]["network_g"] == sum(
+    (output,) = json.loads(capsys.readouterr().out)
+    assert output["name"] == "toy_s2"
+    assert [line.split(": ")[1] for line in output["missing"]] == [
+        "path.pretrain_network_S1",
+        "path.pretrain_network_g",
+    ]
+    assert output["parameters"]["network_g"] == sum(
         one.numel() for one in build_network(options["network_g"]).parameters()
     )
-    assert told["checkpoints"] == 2
-    assert told["disk"] > 2 * told["checkpoint_bytes"]
-    assert 0 < told["step_seconds"] < 60
-    assert told["hours"] * 3600 > 4 * told["step_seconds"]
-    assert told["data_seconds"] > 0
-    assert told["validation_seconds"] > 0
-    assert set(told["data_bytes"]) == {"data/gt", "data/lq"}
-    assert told["notes"] == []
+    assert output["checkpoints"] == 2
+    assert output["disk"] > 2 * output["checkpoint_bytes"]
+    assert 0 < output["step_seconds"] < 60
+    assert output["hours"] * 3600 > 4 * output["step_seconds"]
+    assert output["data_seconds"] > 0
+    assert output["validation_seconds"] > 0
+    assert set(output["data_bytes"]) == {"data/gt", "data/lq"}
+    assert output["notes"] == []
     assert not Path("experiments").exists()
     assert main(["plan", "-opt", "s2.yml"]) == 0
     assert "missing: s2.yml:" in capsys.readouterr().out
@@ -127,9 +130,9 @@ def test_the_stages_of_a_recipe_are_planned_with_what_they_hand_on(capsys):
         write_options(train_options(stage), f"{stage}.yml")
     Path("chain.yml").write_text("name: chain\nstages:\n  - {train: s1.yml}\n  - {train: s2.yml}\n")
     assert main(["plan", "-opt", "chain.yml", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert [one["name"] for one in told] == ["toy_s1", "toy_s2"]
-    assert [one["missing"] for one in told] == [[], []]
+    record = json.loads(capsys.readouterr().out)
+    assert [one["name"] for one in record] == ["toy_s1", "toy_s2"]
+    assert [one["missing"] for one in record] == [[], []]
 
 
 @pytest.mark.parametrize(("share", "text"), [(0.0, "not even one sample fits"), (0.93, "of 4 samples")])
@@ -143,10 +146,10 @@ def test_too_little_memory_is_told_and_not_tried(monkeypatch, share, text):
     base = plans._base()
     wanted = base + (whole.memory - base) * share
     monkeypatch.setattr(plans, "_free", lambda device: int(wanted / 0.9 - base))
-    told = plan_training(Path("s1.yml"))
-    assert any("too little memory: a step takes" in line for line in told.warnings)
-    assert any(text in line for line in told.notes)
-    assert (told.step_seconds is None) == (share == 0.0)
+    output = plan_training(Path("s1.yml"))
+    assert any("too little memory: a step takes" in line for line in output.warnings)
+    assert any(text in line for line in output.notes)
+    assert (output.step_seconds is None) == (share == 0.0)
 
 
 def test_a_schedule_that_does_not_go_with_its_length_is_told():
@@ -154,9 +157,9 @@ def test_a_schedule_that_does_not_go_with_its_length_is_told():
     options = train_options("s1", scheduler=dict(type="MultiStepLR", milestones=[2, 9], gamma=0.5))
     options["logger"]["save_checkpoint_freq"] = 5
     write_options(options, "s1.yml")
-    told = "\n".join(plan_training(Path("s1.yml")).warnings)
-    assert "milestones 9 lie beyond total_iter 4" in told
-    assert "save_checkpoint_freq: 5 is more than total_iter 4" in told
+    output = "\n".join(plan_training(Path("s1.yml")).warnings)
+    assert "milestones 9 lie beyond total_iter 4" in output
+    assert "save_checkpoint_freq: 5 is more than total_iter 4" in output
     cosine = dict(type="CosineAnnealingRestartLR", periods=[6], eta_min=1e-6)
     write_options(train_options("s1", scheduler=cosine), "s1.yml")
     assert "training ends before its end" in "\n".join(plan_training(Path("s1.yml")).warnings)

@@ -122,10 +122,10 @@ def test_every_bad_image_is_named_in_one_message_and_nothing_is_left(capsys):
     Path("in/d.png").write_bytes(b"")
     for jobs in (1, 2):
         run("lmdb", "in", "-o", "out.lmdb", "--jobs", jobs, code=1)
-        said = capsys.readouterr().err
-        assert "2 of 4 images failed" in said
-        assert "in/b.png: damaged" in said
-        assert "in/d.png: the file is empty" in said
+        output = capsys.readouterr().err
+        assert "2 of 4 images failed" in output
+        assert "in/b.png: damaged" in output
+        assert "in/d.png: the file is empty" in output
     assert not list(Path().glob("out.lmdb*"))
 
 
@@ -133,8 +133,8 @@ def test_every_bad_image_is_named_in_one_message_and_nothing_is_left(capsys):
 def test_a_folder_without_images_is_an_error_everywhere(words, capsys, tmp_path):
     Path("in").mkdir()
     run(words[0], "in", "-o", "out.lmdb", *words[1:], code=1)
-    said = capsys.readouterr().err
-    assert f"no images under {tmp_path / 'in'}" in said
+    output = capsys.readouterr().err
+    assert f"no images under {tmp_path / 'in'}" in output
     assert not Path("out.lmdb").exists()
 
 
@@ -154,9 +154,9 @@ def test_two_files_of_one_name_are_refused_with_both(capsys):
     put(Path("in/a.png"), photo(16))
     put(Path("in/a.jpg"), photo(16), ".jpg")
     run("lmdb", "in", "-o", "out.lmdb", code=1)
-    said = capsys.readouterr().err
-    assert "a.jpg" in said
-    assert "a.png" in said
+    output = capsys.readouterr().err
+    assert "a.jpg" in output
+    assert "a.png" in output
 
 
 def test_pairs_are_checked_before_anything_is_built(capsys):

@@ -124,7 +124,7 @@ def test_gopro_becomes_eight_patches_a_pair_and_middles(original):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (lambda: Path("set/train/input/000001.png").unlink(), "1 images of .* have no partner: 000001"),
         (
@@ -135,11 +135,11 @@ def test_gopro_becomes_eight_patches_a_pair_and_middles(original):
         (lambda: Path("set/train/input").rename("set/train/blury"), "no pairs; expected folders input and target"),
     ],
 )
-def test_a_deblurring_set_with_faults_is_refused_before_anything_is_written(spoil, told, capsys):
+def test_a_deblurring_set_with_faults_is_refused_before_anything_is_written(spoil, message, capsys):
     frames("train")
     spoil()
     assert run("gopro", "set", "-o", "out") == 1
-    assert re.search(told, capsys.readouterr().err)
+    assert re.search(message, capsys.readouterr().err)
     assert not Path("out").exists()
 
 
@@ -160,13 +160,13 @@ def messy():
 def test_every_fault_of_own_pairs_is_told(capsys):
     messy()
     assert run("pairs", "lq", "gt", "--scale", 4, "--template", "{}_small") == 1
-    told = capsys.readouterr().err
-    assert "b.png: 98x98, expected 96x96 for its degraded image of 24x24 (--crop-gt would crop it)" in told
-    assert "c.png: 90x90, expected 96x96 for its degraded image of 24x24\n" in told
-    assert "d.png: no degraded image d_small" in told
-    assert "e_small.png: no ground truth for it" in told
-    assert "f.png" in told
-    assert "1 pairs at scale 4, 5 faults; fix them" in told
+    output = capsys.readouterr().err
+    assert "b.png: 98x98, expected 96x96 for its degraded image of 24x24 (--crop-gt would crop it)" in output
+    assert "c.png: 90x90, expected 96x96 for its degraded image of 24x24\n" in output
+    assert "d.png: no degraded image d_small" in output
+    assert "e_small.png: no ground truth for it" in output
+    assert "f.png" in output
+    assert "1 pairs at scale 4, 5 faults; fix them" in output
 
 
 def test_good_pairs_are_copied_under_one_name(capsys):

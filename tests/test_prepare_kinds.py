@@ -135,16 +135,16 @@ def test_the_command_writes_labelled_pairs_that_follow_from_seed_and_name(photos
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--kind", "rain", "--scale", "4"], "--scale does not belong to --kind, which keeps the size"),
         (["--kind", "rain", "--count", "0"], "--count: expected 1 or more, got 0"),
         (["--combine"], "--combine and --count require --kind"),
     ],
 )
-def test_what_does_not_go_together_is_refused(photos, tmp_path, capsys, words, said):
+def test_what_does_not_go_together_is_refused(photos, tmp_path, capsys, words, message):
     assert run(photos, "-o", tmp_path / "out", *words) == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 # The dataset

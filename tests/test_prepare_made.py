@@ -135,7 +135,7 @@ def test_other_parameters_do_not_mix_into_a_folder(photos, tmp_path, capsys):
 
 def test_masks_are_those_of_the_evaluation_and_counted(photos, tmp_path, capsys):
     assert run("masks", "--count", 6, "-o", tmp_path / "m", "--kind", "medium", "thick", "--seed", 2, "--jobs", 1) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for kind in ("medium", "thick"):
         shares = []
         for index in range(6):
@@ -143,8 +143,8 @@ def test_masks_are_those_of_the_evaluation_and_counted(photos, tmp_path, capsys)
             expected = evaluation_mask(kind, size=256, seed=2, name=f"{index:06d}")
             assert np.array_equal(mask[..., 0], expected * 255)
             shares.append(100 * expected.mean())
-        assert f"{kind}_256: 6 masks (6 made, 0 kept, " in told
-        assert f"missing {np.mean(shares):.1f} % on average ({min(shares):.1f} to {max(shares):.1f})" in told
+        assert f"{kind}_256: 6 masks (6 made, 0 kept, " in output
+        assert f"missing {np.mean(shares):.1f} % on average ({min(shares):.1f} to {max(shares):.1f})" in output
     assert run("masks", photos, "--count", 3, "-o", tmp_path / "n") == 1
     assert "either a folder of images or --count" in capsys.readouterr().err
 
@@ -160,8 +160,8 @@ def test_squares_belong_to_their_masks(photos, tmp_path):
 def test_a_damaged_image_is_told_and_the_others_are_made(photos, tmp_path, capsys):
     (photos / "chelsea.png").write_bytes((photos / "chelsea.png").read_bytes()[:500])
     assert run("degrade", photos, "-o", tmp_path / "lq", "--jobs", 2) == 1
-    assert "1 of 4 images failed" in (told := capsys.readouterr().err)
-    assert "chelsea.png: damaged or truncated" in told
+    assert "1 of 4 images failed" in (output := capsys.readouterr().err)
+    assert "chelsea.png: damaged or truncated" in output
     assert len(tree(tmp_path / "lq")) == 3
     assert not (tmp_path / "lq.manifest.jsonl").exists()
 

@@ -255,11 +255,11 @@ def test_every_fault_of_pairs_in_one_folder_is_told(capsys):
     Path("in/Canon_001_LR4.png").unlink()
     Path("in/Canon_002_HR.png").rename("in/Canon_002.png")
     assert run("pairs", "in", "in", *FORMS) == 1
-    said = capsys.readouterr().err
-    assert "Canon_001_HR.png: no degraded image Canon_001_LR4" in said
-    assert "Canon_002_LR4.png: no ground truth for it" in said
-    assert "Canon_002.png: neither {}_LR4 nor {}_HR" in said
-    assert "1 pairs at scale 4, 3 faults" in said
+    output = capsys.readouterr().err
+    assert "Canon_001_HR.png: no degraded image Canon_001_LR4" in output
+    assert "Canon_002_LR4.png: no ground truth for it" in output
+    assert "Canon_002.png: neither {}_LR4 nor {}_HR" in output
+    assert "1 pairs at scale 4, 3 faults" in output
 
 
 def test_degraded_images_may_lie_beside_ground_truth_without_a_suffix():

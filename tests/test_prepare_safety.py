@@ -77,9 +77,9 @@ def test_bad_files_are_all_told_however_many_images_there_are(jobs, capsys):
     for name in bad:
         Path(f"in/{name}.png").write_bytes(encode_png(PHOTO)[:-30])
     run("lmdb", "in", "-o", "out.lmdb", code=1, jobs=jobs)
-    said = capsys.readouterr().err
-    assert "3 of 300 images failed" in said
-    assert all(f"in/{name}.png: damaged or truncated" in said for name in bad)
+    output = capsys.readouterr().err
+    assert "3 of 300 images failed" in output
+    assert all(f"in/{name}.png: damaged or truncated" in output for name in bad)
     assert not list(Path().glob("out.lmdb*"))
 
 
@@ -90,10 +90,10 @@ def test_unreadable_headers_are_all_told(capsys):
         Path(f"in/{name}.png").write_bytes(b"\x89PNG")
     for words in (["subimages", "--size", 48], ["downscale", "--scale", 4], ["meta"]):
         run(words[0], "in", "-o", "out", *words[1:], code=1)
-        said = capsys.readouterr().err
-        assert "2 of 3 images" in said
-        assert "in/a.png" in said
-        assert "in/c.png" in said
+        output = capsys.readouterr().err
+        assert "2 of 3 images" in output
+        assert "in/a.png" in output
+        assert "in/c.png" in output
         assert not Path("out").exists()
 
 
@@ -209,7 +209,7 @@ def test_names_too_long_for_an_lmdb_are_told_before_anything_is_built(capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["lmdb", "in", "-o", "out.lmdb", "--jobs", "0"], "--jobs: expected 1 or more, got 0"),
         (["lmdb", "in", "-o", "out.lmdb", "--compress-level", "11"], "--compress-level: expected 0 to 9, got 11"),
@@ -221,11 +221,11 @@ def test_names_too_long_for_an_lmdb_are_told_before_anything_is_built(capsys):
         (["subimages", "built.lmdb", "-o", "out"], "is an LMDB; expected a folder of image files"),
     ],
 )
-def test_impossible_wishes_are_told_with_what_was_expected(words, said, capsys):
+def test_impossible_wishes_are_told_with_what_was_expected(words, message, capsys):
     put("in/a.png")
     run("lmdb", "in", "-o", "built.lmdb")
     assert main(["prepare", *words]) == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not Path("out").exists()
     assert not list(Path().glob("out.lmdb*"))
 
@@ -258,10 +258,10 @@ def test_ctrl_c_ends_all_processes_and_leaves_whole_files_alone():
     process = start("downscale", "in", "-o", "lq", "--scale", 2, "--crop-gt", "gt", "--jobs", 2)
     wait_for(lambda: len(list(Path().glob("lq/*.png"))) > 3)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to workers, too
-    said = process.communicate(timeout=60)[1].decode()
+    output = process.communicate(timeout=60)[1].decode()
     assert process.returncode == 130
-    assert "interrupted" in said
-    assert "Traceback" not in said
+    assert "interrupted" in output
+    assert "Traceback" not in output
     files = [path for folder in ("lq", "gt") for path in Path(folder).iterdir()]
     assert 3 < len(files) < 400
     assert all(decode(path.read_bytes(), where=str(path)).shape[2] == 3 for path in files)

@@ -87,7 +87,7 @@ def test_a_pair_is_aligned_and_without_invented_borders(photos, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--length", 6, 3], "--length: expected two numbers of pixels, 0 to 100, the smaller first; got 6.0, 3.0"),
         (["--length", 3, 60], "2 images of"),
@@ -95,9 +95,9 @@ def test_a_pair_is_aligned_and_without_invented_borders(photos, tmp_path):
         (["--seed", -1], "--seed: expected 0 or more, got -1"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_written(photos, tmp_path, capsys, arguments, told):
+def test_what_cannot_be_is_refused_before_anything_is_written(photos, tmp_path, capsys, arguments, message):
     assert run(photos, "-o", tmp_path / "out", *arguments) == 1
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

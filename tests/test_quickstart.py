@@ -18,11 +18,11 @@ from diffir_sr.quickstart.commands import data_commands, stage_commands
 from diffir_sr.quickstart.photographs import HELD_OUT, write_photographs
 from diffir_sr.quickstart.pictures import cases, filled
 from diffir_sr.quickstart.report import show_shipped_model, write_report
-from diffir_sr.quickstart.tasks import HELD_OUT_DATA, TASKS, TRAIN_DATA
+from diffir_sr.quickstart.tasks import HELD_OUT_DATA, QUICKSTARTS, TRAIN_DATA
 
 REPO = Path(__file__).resolve().parents[1]
 SMALL = recipes_folder() / "small"
-RECIPES = [path for task in TASKS for path in sorted((SMALL / task).glob("t*_S*.yml"))]
+RECIPES = [path for task in QUICKSTARTS for path in sorted((SMALL / task).glob("t*_S*.yml"))]
 TINY = ["network_g:dim=8", "network_g:num_blocks=[1,1,1,1]", "network_g:n_encoder_res=1"]
 TINY_S1 = [change.replace("network_g", "network_S1") for change in TINY]
 SHORT = ["train:total_iter=2", "val:val_freq=2", "logger:print_freq=1", "logger:save_checkpoint_freq=2"]
@@ -41,7 +41,7 @@ def test_small_recipes_load_without_a_word_and_say_how_to_run_them(path):
     loaded = load(path)
     assert loaded.warnings == []
     stage = path.stem.split("_", 1)[1]
-    assert loaded.values["name"] == f"{TASKS[path.parent.name].prefix}_{stage}"
+    assert loaded.values["name"] == f"{QUICKSTARTS[path.parent.name].prefix}_{stage}"
     assert f"basicsr {path.stem.split('_')[0]} -opt options/small/{name_of(path)}" in path.read_text().split("\n\n")[0]
 
 
@@ -53,7 +53,7 @@ def test_a_stage_is_tested_as_it_was_trained(path):
     assert tested["path"]["pretrain_network_g"] == f"experiments/{trained['name']}/models/net_g_latest.pth"
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", QUICKSTARTS)
 def test_the_teacher_of_stage_2_is_stage_1(task):
     first, second = (load(SMALL / task / f"train_{stage}.yml").values for stage in ("S1", "S2"))
     assert second["network_S1"] == first["network_g"]
@@ -105,7 +105,7 @@ def overrides(command):
     return changes
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", QUICKSTARTS)
 def test_a_task_runs_from_photographs_to_its_report(task):
     write_small_photographs()
     for command in data_commands(task):
@@ -113,25 +113,25 @@ def test_a_task_runs_from_photographs_to_its_report(task):
         assert main([*words, "--jobs", "1"] if words[0] == "prepare" else words) == 0
     for command in stage_commands(0, task):
         assert basicsr_main([*shlex.split(command)[1:], "--force_yml", *overrides(command)]) == 0
-    table = write_report(TASKS[task], how="a test")
-    results = TASKS[task].results
+    table = write_report(QUICKSTARTS[task], how="a test")
+    results = QUICKSTARTS[task].results
     assert results == Path("results/quickstart" if task == "sr" else f"results/quickstart_{task}")
     rows = [line for line in table.splitlines() if line.startswith("| chelsea")]
-    assert len(rows) == len(cases(TASKS[task])) == {"sr": 1, "realsr": 3, "deblur": 2, "inpaint": 3}[task]
+    assert len(rows) == len(cases(QUICKSTARTS[task])) == {"sr": 1, "realsr": 3, "deblur": 2, "inpaint": 3}[task]
     columns = 1 + {"sr": 4, "realsr": 3, "deblur": 3, "inpaint": 5}[task]
     assert {row.count("|") - 1 for row in rows} == {columns}
     assert table in (results / "report.md").read_text()
     assert (results / "summary.md").read_text() == table + "\n"
     assert {path.suffix for path in results.iterdir()} == {".md", ".png", ".jpg"}
     if task == "inpaint":
-        case = cases(TASKS[task])[0]
+        case = cases(QUICKSTARTS[task])[0]
         known = case.simple["zeros"].any(axis=2)
         assert np.array_equal(case.of_stage("S2")[known], case.gt[known])
         assert not np.array_equal(case.of_stage("S2"), case.gt)
 
 
 def test_it_begins_with_a_photograph_restored_by_the_shipped_model():
-    task = TASKS["sr"]
+    task = QUICKSTARTS["sr"]
     write_photographs(HELD_OUT, folder=HELD_OUT_DATA / "photos")
     text = show_shipped_model(task)
     bicubic, ours = (float(re.search(rf"{name} ([\d.]+) dB", text)[1]) for name in ("bicubic", "sr_x4"))
@@ -141,14 +141,14 @@ def test_it_begins_with_a_photograph_restored_by_the_shipped_model():
 
 
 def test_the_seed_reaches_every_training():
-    for task in TASKS:
+    for task in QUICKSTARTS:
         commands = stage_commands(7, task)
         assert all(("manual_seed=7" in command) == (" train " in command) for command in commands)
 
 
 def test_without_results_the_report_says_what_is_missing():
     with pytest.raises(InputError, match="no held-out photographs for deblur"):
-        cases(TASKS["deblur"])
+        cases(QUICKSTARTS["deblur"])
 
 
 def test_holes_are_filled_with_what_is_known_alone():
@@ -165,7 +165,7 @@ def test_holes_are_filled_with_what_is_known_alone():
 
 def test_the_page_shows_every_task_as_its_report_says_it():
     page = (REPO / "docs/tasks.md").read_text()
-    for task in TASKS.values():
+    for task in QUICKSTARTS.values():
         section = page.split(f"## {task.title}\n")[1].split("\n## ")[0]
         assert task.about in section
         assert float(re.findall(r"Stage 2 against [^:]+: \+?(-?[\d.]+) dB", section)[0]) >= 0.3

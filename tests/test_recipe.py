@@ -140,9 +140,9 @@ def test_a_failing_stage_ends_the_recipe_with_its_exit_code_and_one_sentence(mon
     Path("data/gt/p1.png").unlink()
     monkeypatch.setattr(recipes, "check_recipe", lambda recipe: None)  # it would tell before
     assert main(["recipe", str(file)]) == 1
-    told = capfd.readouterr().err.splitlines()
-    assert "Traceback" not in "".join(told)
-    assert told[-1].startswith(f"error: stage s1 of {file} ended with exit code 1; what it said stands above")
+    output = capfd.readouterr().err.splitlines()
+    assert "Traceback" not in "".join(output)
+    assert output[-1].startswith(f"error: stage s1 of {file} ended with exit code 1; what it said stands above")
     assert not Path("experiments/toy_s2").exists()
 
 
@@ -195,12 +195,12 @@ def test_all_stages_are_checked_before_the_first_starts(capsys):
     lost["datasets"]["train"]["dataroot_gt"] = "nowhere"
     write_options(lost, "toy_gan.yml")
     assert main(["recipe", str(file)]) == 1
-    told = capsys.readouterr().err
-    assert "nothing was started" in told
-    assert "stage s2: path.pretrain_network_" in told
-    assert "experiments/toy_s1/models/net_g_latest.pth (of stage s1)" in told
-    assert "stage gan: " in told
-    assert "no such folder: nowhere" in told
+    output = capsys.readouterr().err
+    assert "nothing was started" in output
+    assert "stage s2: path.pretrain_network_" in output
+    assert "experiments/toy_s1/models/net_g_latest.pth (of stage s1)" in output
+    assert "stage gan: " in output
+    assert "no such folder: nowhere" in output
     assert not Path("experiments").exists()
 
 
@@ -224,7 +224,7 @@ def test_checkpoints_take_the_room_that_was_foretold():
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (dict(stages=[dict(name="a")]), "expected one of train and test"),
         (dict(stages=[dict(train="none.yml")]), "no such option file"),
@@ -234,9 +234,9 @@ def test_checkpoints_take_the_room_that_was_foretold():
         (dict(stages=[dict(train="toy_s1.yml", weigths={})]), "did you mean 'weights'"),
     ],
 )
-def test_a_wrong_recipe_is_one_sentence_with_its_place(content, told):
+def test_a_wrong_recipe_is_one_sentence_with_its_place(content, message):
     file = write_recipe(["s1"], **content)
-    with pytest.raises(OptionError, match=told) as error:
+    with pytest.raises(OptionError, match=message) as error:
         read_recipe(file)
     assert str(error.value).startswith("toy_recipe.yml")
 

@@ -162,8 +162,8 @@ EXPECTED = [
 ]
 
 
-def _check_told(told):
-    assert [[hidden, re.findall(r"[\d.]+%", clip)[0], same, text] for hidden, clip, same, text in told] == EXPECTED
+def _check_told(message):
+    assert [[hidden, re.findall(r"[\d.]+%", clip)[0], same, text] for hidden, clip, same, text in message] == EXPECTED
 
 
 DOCUMENT = """

@@ -84,9 +84,9 @@ def test_standard_output_that_takes_nothing_is_told(monkeypatch, capsys, is_clos
             monkeypatch.setattr("sys.stdout", None if is_closed else full)
             assert restore("a.png", "-o", output, weights=weights) == 1
         reason = "closed" if is_closed else "No space left on device"
-        said = capsys.readouterr().err
-        assert f"standard output cannot be written ({reason})" in said
-        assert "Traceback" not in said
+        printed = capsys.readouterr().err
+        assert f"standard output cannot be written ({reason})" in printed
+        assert "Traceback" not in printed
     assert files("out") == ["a.png"]
 
 
@@ -96,9 +96,9 @@ def test_nothing_is_overwritten_unless_asked(capsys):
     Path("out/a.png").write_bytes(b"mine")
     assert restore("in", "-o", "out") == 1
     assert Path("out/a.png").read_bytes() == b"mine"
-    said = capsys.readouterr()
-    assert "a.png exists and was not made by this run; use --overwrite to replace it" in said.err
-    assert "1 restored, 1 failed" in said.out
+    output = capsys.readouterr()
+    assert "a.png exists and was not made by this run; use --overwrite to replace it" in output.err
+    assert "1 restored, 1 failed" in output.out
     assert restore("in", "-o", "out", "--seed", "1") == 1
     assert "b.png exists, made from other settings or weights" in capsys.readouterr().err
     assert restore("in", "-o", "out", "--overwrite") == 0
@@ -116,15 +116,15 @@ def test_a_bad_picture_is_told_and_the_rest_goes_on(capsys):
     Path("in/empty.jpg").write_bytes(b"")
     Image.fromarray(photo()).convert("LAB").save("in/print.tif")
     assert restore("in", "-o", "out") == 1
-    said = capsys.readouterr()
-    assert "2 restored, 3 failed" in said.out
+    output = capsys.readouterr()
+    assert "2 restored, 3 failed" in output.out
     for part in (
         "in/cut.png: damaged or truncated",
         "in/empty.jpg: the file is empty",
         "in/print.tif: contains CIELAB colours",
     ):
-        assert part in said.err
-    assert "Traceback" not in said.err
+        assert part in output.err
+    assert "Traceback" not in output.err
     assert files("out") == ["a.png", "z.png"]
 
 
@@ -134,14 +134,14 @@ def test_weights_that_hold_nan_restore_nothing(capsys):
     content["G.tail.1.weight"].fill_(float("nan"))
     torch.save({"params_ema": content}, "nan.pth")
     assert restore("in", "-o", "out", weights="nan.pth") == 1
-    said = capsys.readouterr()
-    assert "nan.pth: the tensor G.tail.1.weight contains" in said.err
-    assert "not finite" in said.err
+    output = capsys.readouterr()
+    assert "nan.pth: the tensor G.tail.1.weight contains" in output.err
+    assert "not finite" in output.err
     assert not files("out")
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["absent.png", "-o", "out"], "no such file or folder"),
         (["*.tiff", "-o", "out"], "matches no image"),
@@ -166,10 +166,10 @@ def test_weights_that_hold_nan_restore_nothing(capsys):
         ),
     ],
 )
-def test_a_command_that_cannot_work_says_why_and_writes_nothing(capsys, words, said):
+def test_a_command_that_cannot_work_says_why_and_writes_nothing(capsys, words, message):
     put("in/a.png", "in/b.png")
     assert restore(*words) == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not Path("out").exists()
 
 
@@ -216,9 +216,9 @@ def test_samples_are_written_with_mean_and_map(capsys):
     assert restore("in", "-o", "out", "--samples", "3") == 0
     names = ["a.mean.png", "a.png.sensitivity.png", *(f"a.sample{number}.png" for number in (1, 2, 3))]
     assert files("out") == sorted(names)
-    said = capsys.readouterr().err
-    assert "sensitivity to the prior" in said
-    assert "not its error" in said
+    output = capsys.readouterr().err
+    assert "sensitivity to the prior" in output
+    assert "not its error" in output
     shown = cv2.imread("out/a.png.sensitivity.png", cv2.IMREAD_UNCHANGED)
     assert (shown.shape, shown.dtype, shown.max()) == ((48, 40), np.uint16, 65535)
     assert restore("in", "-o", "plain") == 0
@@ -309,25 +309,25 @@ def test_a_folder_that_cannot_be_written_is_named(capsys):
     put("in/a.png")
     Path("out").write_text("a file, no folder")
     assert restore("in", "-o", "out") == 1
-    said = capsys.readouterr().err
-    assert "out: File exists" in said or "Not a directory" in said
-    assert "Traceback" not in said
+    output = capsys.readouterr().err
+    assert "out: File exists" in output or "Not a directory" in output
+    assert "Traceback" not in output
 
 
 def test_memory_narrows_the_strips_and_changes_no_byte(capsys):
     put("in/a.png", "in/b.png", size=(230, 60))
     assert restore("in", "-o", "out") == 0
-    said = capsys.readouterr().err
-    assert said.count("230x60 in strips of") == 1  # the second picture is like the first
+    output = capsys.readouterr().err
+    assert output.count("230x60 in strips of") == 1  # the second picture is like the first
     assert restore("in", "-o", "narrow", "--memory", "0.01") == 0
-    said = capsys.readouterr().err
-    assert said.count("230x60 in strips of 16 of 232 rows") == 2
+    output = capsys.readouterr().err
+    assert output.count("230x60 in strips of 16 of 232 rows") == 2
     for name in ("a.png", "b.png"):
         assert Path("out", name).read_bytes() == Path("narrow", name).read_bytes()
     assert restore("in", "-o", "none", "--memory", "0.001") == 1
-    said = capsys.readouterr().err
-    assert "a.png: 230x60 pixels need about 9 MiB even in the narrowest strips" in said
-    assert "use tiles (--tile-mode tiles), allow or free more memory, or split the image" in said
+    output = capsys.readouterr().err
+    assert "a.png: 230x60 pixels need about 9 MiB even in the narrowest strips" in output
+    assert "use tiles (--tile-mode tiles), allow or free more memory, or split the image" in output
     tiles = ("--tile-mode", "prior", "--tile", "64")
     assert restore("in", "-o", "tiny", "--memory", "0.0001", *tiles) == 1
     assert "use tiles smaller than 64 pixels" in capsys.readouterr().err

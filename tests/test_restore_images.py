@@ -134,9 +134,9 @@ def test_bad_files_are_refused_in_one_sentence(restorer):
         "pages.tif": (frames("TIFF"), "2 images"),
         "real.tif": (real, "contains float32 values from .* expected .0, 1."),
     }
-    for name, (data, said) in faults.items():
+    for name, (data, message) in faults.items():
         Path(name).write_bytes(data)
-        with pytest.raises(InputError, match=said) as refused:
+        with pytest.raises(InputError, match=message) as refused:
             restorer(name)
         assert name in str(refused.value)
         assert "\n" not in str(refused.value)
@@ -243,6 +243,6 @@ def test_iptc_is_left_out_and_said_for_what_it_is(capsys):
     data = file.getvalue()
     Path("a.jpg").write_bytes(data[:2] + b"\xff\xed" + (len(caption) + 2).to_bytes(2, "big") + caption + data[2:])
     assert main(["restore", "a.jpg", "-o", "out", "-w", str(write_network(task="deblur", scale=1))]) == 0
-    said = capsys.readouterr().err
-    assert "a.jpg: its IPTC is left out" in said
-    assert "does not support" not in said
+    output = capsys.readouterr().err
+    assert "a.jpg: its IPTC is left out" in output
+    assert "does not support" not in output

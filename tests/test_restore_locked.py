@@ -28,9 +28,9 @@ def test_a_locked_folder_is_told_and_the_others_go_on(monkeypatch, capsys, words
     put("in/a.png", "in/locked/b.png", "in/sub/c.png")
     lock(monkeypatch, "locked")
     assert restore("in", "-o", "out", *words) == 1
-    said = capsys.readouterr()
-    assert "failed: in/locked: cannot be read" in said.err
-    assert "2 restored, 1 failed" in said.out
+    output = capsys.readouterr()
+    assert "failed: in/locked: cannot be read" in output.err
+    assert "2 restored, 1 failed" in output.out
     assert len(files("out")) == 2
 
 

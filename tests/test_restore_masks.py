@@ -46,9 +46,9 @@ def test_a_picture_without_a_mask_fails_alone(capsys):
     put("in/q.png", photo(left=90))
     put("in/p_mask.png", HOLE)
     assert restore("in", "-o", "out", "--mask", "in") == 1
-    said = capsys.readouterr()
-    assert "q.png: no mask of this name" in said.err
-    assert "1 restored, 1 failed" in said.out
+    output = capsys.readouterr()
+    assert "q.png: no mask of this name" in output.err
+    assert "1 restored, 1 failed" in output.out
 
 
 def test_masks_of_a_folder_of_their_own_may_have_any_suffix():
@@ -76,8 +76,8 @@ def test_alpha_is_the_mask_where_colours_are_uniform_and_only_there():
 
 
 def test_a_mask_that_covers_nearly_everything_is_told():
-    for mask, said in ((np.ones((20, 17), bool), "everything"), (HOLE * 0 + 255, "everything")):
-        assert f"covers {said}" in mask_for(Picture(photo()), mask, where="p").notes[-1]
+    for mask, message in ((np.ones((20, 17), bool), "everything"), (HOLE * 0 + 255, "everything")):
+        assert f"covers {message}" in mask_for(Picture(photo()), mask, where="p").notes[-1]
     most = np.ones((20, 17), bool)
     most[0, :9] = False
     assert "covers 97.4% of the image" in mask_for(Picture(photo()), most, where="p").notes[-1]

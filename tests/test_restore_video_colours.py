@@ -171,7 +171,7 @@ def test_ten_bits_where_the_container_holds_no_hevc():
 
 
 @pytest.mark.parametrize(
-    ("codec", "form", "file", "told"),
+    ("codec", "form", "file", "message"),
     [
         ("ffv1", "yuva420p", "clear.mkv", "its transparency is left out"),
         ("prores_ks", "yuva444p10le", "clear.mov", "its transparency is left out"),
@@ -184,12 +184,12 @@ def test_ten_bits_where_the_container_holds_no_hevc():
         ("libvpx-vp9", "yuva420p", "clear.webm", "its transparency is left out"),
     ],
 )
-def test_alpha_rgb_and_rare_formats_are_restored_and_told(capsys, codec, form, file, told):
+def test_alpha_rgb_and_rare_formats_are_restored_and_told(capsys, codec, form, file, message):
     with_alpha = [av.VideoFrame.from_ndarray(np.dstack([piece, piece[..., 0]]), "rgba") for piece in pieces(2)]
     film(file, codec=codec, form=form, frames=with_alpha, time_base=Fraction(1, 10))
     assert restore(file, "-o", "out") == 0
-    said = capsys.readouterr().err
-    assert told in said if told else "become" not in said
+    output = capsys.readouterr().err
+    assert message in output if message else "become" not in output
     with av.open(f"out/{file}") as container:
         for one, other in zip(container.decode(video=0), pieces(2), strict=True):
             assert np.abs(one.to_ndarray(format="rgb24").astype(int) - other).mean() < 12
@@ -221,6 +221,6 @@ def test_a_small_video_of_many_bits_is_written_by_the_encoder_that_survives_it(c
 def test_colours_that_are_not_converted_are_refused(capsys):
     film("in.mkv", 2, codec="ffv1", form="yuv444p10le", set_up=described(14, False, 9, 16))
     assert restore("in.mkv", "-o", "out") == 1
-    said = capsys.readouterr().err
-    assert "in.mkv: its colours are coded as ICtCp, which is not supported; convert it to BT.709 first" in said
+    output = capsys.readouterr().err
+    assert "in.mkv: its colours are coded as ICtCp, which is not supported; convert it to BT.709 first" in output
     assert not any(Path("out").glob("*in*"))

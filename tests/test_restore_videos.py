@@ -335,9 +335,9 @@ def test_what_a_container_does_not_hold_is_named(capsys):
 
     film("in.mkv", 4, others=others)
     assert restore("in.mkv", "-o", "out.webm") == 0
-    said = capsys.readouterr().err
-    assert "webm does not support its sound track 1 (aac, eng, Main), subtitle track 2 (" in said
-    assert "attachment track 3 (" in said
+    printed = capsys.readouterr().err
+    assert "webm does not support its sound track 1 (aac, eng, Main), subtitle track 2 (" in printed
+    assert "attachment track 3 (" in printed
     assert [kind for kind, *_ in tracks("out.webm")[0]] == ["video"]
     assert chapters("out.webm") == chapters("in.mkv")
     assert restore("in.mkv", "-o", "out.avi") == 0
@@ -377,11 +377,11 @@ def test_files_without_a_video_are_told_in_a_sentence(capsys):
         output.mux(packets)
     film("in/whole.mkv", 1)
     assert restore("in", "-o", "out") == 1
-    said = capsys.readouterr()
-    assert "in/empty.mp4: is empty (0 bytes); get the file again" in said.err
-    assert "in/text.mp4: contains no video (moov atom not found); check the file" in said.err
-    assert "in/sound.mkv: contains no video track, only audio; leave it out" in said.err
-    assert "1 restored, 3 failed" in said.out
+    printed = capsys.readouterr()
+    assert "in/empty.mp4: is empty (0 bytes); get the file again" in printed.err
+    assert "in/text.mp4: contains no video (moov atom not found); check the file" in printed.err
+    assert "in/sound.mkv: contains no video track, only audio; leave it out" in printed.err
+    assert "1 restored, 3 failed" in printed.out
     assert files("out") == ["whole.mkv"]
     assert len(shown("out/whole.mkv")) == 1
 
@@ -431,11 +431,11 @@ def test_a_video_that_ends_early_though_its_start_reads_well_is_refused(capsys, 
     Path("in").mkdir()
     Path("in", file).write_bytes(whole[: len(whole) * 2 // 3])
     assert restore("in", "-o", "out") == 1
-    said = capsys.readouterr()
-    assert f"in/{file}: " in said.err
-    assert "is truncated" in said.err or "is damaged" in said.err or "cannot be decoded" in said.err
-    assert "Traceback" not in said.err
-    assert "0 restored, 1 failed" in said.out
+    output = capsys.readouterr()
+    assert f"in/{file}: " in output.err
+    assert "is truncated" in output.err or "is damaged" in output.err or "cannot be decoded" in output.err
+    assert "Traceback" not in output.err
+    assert "0 restored, 1 failed" in output.out
     assert not files("out")
 
 
@@ -448,10 +448,10 @@ def test_a_damaged_frame_is_named_and_nothing_half_written_stays(capsys):
     data[place + size // 2 : place + size] = bytes(size - size // 2)
     Path("bad.mkv").write_bytes(data)
     assert restore("bad.mkv", "-o", "out") == 1
-    said = capsys.readouterr().err
-    assert "bad.mkv: frame 2" in said
-    assert "cannot be decoded (" in said or "is damaged" in said
-    assert "get the file again" in said
+    output = capsys.readouterr().err
+    assert "bad.mkv: frame 2" in output
+    assert "cannot be decoded (" in output or "is damaged" in output
+    assert "get the file again" in output
     assert not files("out")
 
 
@@ -664,11 +664,12 @@ def test_a_full_disk_ends_the_run_in_words_and_the_next_goes_on(monkeypatch, cap
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", full)
         assert restore("in.mkv", "-o", "out") == 1
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert (
-        "out/in.mkv: No space left on device; 0 restored so far; free disk space and run the same command again" in said
+        "out/in.mkv: No space left on device; 0 restored so far; free disk space and run the same command again"
+        in output
     )
-    assert "Traceback" not in said
+    assert "Traceback" not in output
     assert not Path("out/in.mkv").exists()
     assert restore("in.mkv", "-o", "out") == 0
     assert "continues after frame" in capsys.readouterr().err

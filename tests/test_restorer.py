@@ -126,7 +126,7 @@ def test_alpha_is_carried_and_grey_is_the_mean_of_the_colours(restorer):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         (np.zeros((4, 4, 5), np.uint8), r"expected an array.*got \(4, 4, 5\)"),
         (np.zeros((0, 4, 3), np.uint8), "not empty"),
@@ -139,8 +139,8 @@ def test_alpha_is_carried_and_grey_is_the_mean_of_the_colours(restorer):
         ("absent.png", "absent.png: cannot be read"),
     ],
 )
-def test_what_cannot_be_restored_is_refused_in_words(restorer, wrong, said):
-    with pytest.raises(InputError, match=said):
+def test_what_cannot_be_restored_is_refused_in_words(restorer, wrong, message):
+    with pytest.raises(InputError, match=message):
         restorer(wrong)
 
 
@@ -238,12 +238,12 @@ def test_known_pixels_stay_and_the_mask_decides_the_rest():
     assert np.array_equal(restorer(deep, mask=missing)[~missing], deep[~missing])
     painted = np.where(missing[..., None], (255, 0, 255), picture).astype(np.uint8)
     assert np.array_equal(restorer(painted, mask="#ff00ff"), made)
-    for wrong, said in (
+    for wrong, message in (
         (missing[1:], "mask is 19x17, expected 20x17"),
         (None, "give a mask of them"),
         ("no.png", "neither a"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             restorer(picture, mask=wrong)
     with pytest.raises(InputError, match="takes no mask"):
         load_restorer(write_network())(picture, mask=missing)
@@ -261,7 +261,7 @@ def test_a_mask_of_noughts_and_ones_is_a_mask(kind, shape):
 
 
 @pytest.mark.parametrize(
-    ("mask", "said"),
+    ("mask", "message"),
     [
         (np.full((20, 17), np.nan), r"from nan to nan, expected \[0, 1\]"),
         (np.full((20, 17), 255.0), r"from 255 to 255, expected \[0, 1\]; scale"),
@@ -270,9 +270,9 @@ def test_a_mask_of_noughts_and_ones_is_a_mask(kind, shape):
         (np.zeros((20, 17), np.int64), "bool, uint8 or float, got int64"),
     ],
 )
-def test_a_mask_that_says_nothing_is_refused(mask, said):
+def test_a_mask_that_says_nothing_is_refused(mask, message):
     restorer = load_restorer(write_network(task="inpaint"))
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         restorer(photo(), mask=mask)
 
 

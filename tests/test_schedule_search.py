@@ -151,9 +151,9 @@ def test_the_command_searches_and_its_schedule_is_restored_and_validated_with(tm
     Path("look.yml").write_text(json.dumps(test))
     capsys.readouterr()
     assert main(["search-schedule", "-opt", "look.yml", "--device", "cpu"]) == 0
-    said = capsys.readouterr()
-    assert "1 cells of the grid are skipped" in said.err
-    assert "schedule.json" in said.out
+    output = capsys.readouterr()
+    assert "1 cells of the grid are skipped" in output.err
+    assert "schedule.json" in output.out
     folder = Path("results/search/look")
     rows = read_csv((folder / "search.csv").read_text())
     assert len(rows) == 2
@@ -180,7 +180,7 @@ def test_the_command_searches_and_its_schedule_is_restored_and_validated_with(tm
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, "No such file"),
         ("{", "is no JSON"),
@@ -195,7 +195,7 @@ def test_the_command_searches_and_its_schedule_is_restored_and_validated_with(tm
         (dict(sampling=dict(sampler="ddpm", eta=0.5)), "eta: belongs to sampler ddim"),
     ],
 )
-def test_a_schedule_that_cannot_be_is_told_by_command_and_validation(tmp_path, monkeypatch, capsys, content, said):
+def test_a_schedule_that_cannot_be_is_told_by_command_and_validation(tmp_path, monkeypatch, capsys, content, message):
     monkeypatch.chdir(tmp_path)
     path, _ = carded(tmp_path)
     if content is not None:
@@ -203,11 +203,11 @@ def test_a_schedule_that_cannot_be_is_told_by_command_and_validation(tmp_path, m
     Path("lq").mkdir()
     Path("lq/a.png").write_bytes(b"")
     assert main(["restore", "lq", "-o", "out", "-w", str(path), "--schedule", "s.json"]) == 1
-    told = capsys.readouterr().err.strip()
-    assert said in told
-    assert "s.json" in told
-    assert "\n" not in told
-    with pytest.raises(OptionError, match=said.replace("(", r"\(")):
+    output = capsys.readouterr().err.strip()
+    assert message in output
+    assert "s.json" in output
+    assert "\n" not in output
+    with pytest.raises(OptionError, match=message.replace("(", r"\(")):
         read_schedule("s.json")
 
 

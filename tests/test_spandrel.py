@@ -85,10 +85,10 @@ def test_the_command_restores_16_bits_with_alpha_and_describes(tmp_path, capsys)
     assert (made.shape, made.dtype) == ((48, 64, 4), np.uint16)
     capsys.readouterr()
     assert main(["describe", str(path)]) == 0
-    told = capsys.readouterr().out
-    assert "Compact x4 (8nf, 2nc)" in told
-    assert "purpose: SR" in told
-    assert "licence of the weights: not stated in the file" in told
+    output = capsys.readouterr().out
+    assert "Compact x4 (8nf, 2nc)" in output
+    assert "purpose: SR" in output
+    assert "licence of the weights: not stated in the file" in output
 
 
 def test_tiles_of_a_foreign_network(tmp_path):

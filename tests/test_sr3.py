@@ -283,7 +283,7 @@ def test_the_degraded_picture_is_enlarged_as_pillow_does_it():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (dict(preset="google"), "preset: expected one of janspiry, sr3_paper, dvsr, found 'google'"),
         (dict(norm_groups=3), "norm_groups: 3 groups do not divide 8 channels"),
@@ -296,8 +296,8 @@ def test_the_degraded_picture_is_enlarged_as_pillow_does_it():
         (dict(beta_schedule=SCHEDULE | dict(linear_end=0.01)), "of the squared signal is left"),
     ],
 )
-def test_networks_that_cannot_be_are_refused(change, said):
-    with pytest.raises(OptionError, match=said):
+def test_networks_that_cannot_be_are_refused(change, message):
+    with pytest.raises(OptionError, match=message):
         SR3(**(dict(beta_schedule=SCHEDULE) | TINY | change))
 
 
@@ -339,9 +339,9 @@ def test_a_published_file_loads_and_restores_as_its_network(tmp_path, wrapper):
     same.sampling = loaded.network.sampling = Sampling(steps=4)
     noise = PictureNoise(lq)
     assert torch.equal(engine_for(loaded.network)(lq, noise=noise), engine_for(same)(lq, noise=noise))
-    told = description(read_weights(path))
-    assert f"{sum(weight.numel() for weight in net.parameters()):,d} numbers" in told
-    assert "not in the weights: scale 8 and 32 groups, as in the public configurations" in told
+    output = description(read_weights(path))
+    assert f"{sum(weight.numel() for weight in net.parameters()):,d} numbers" in output
+    assert "not in the weights: scale 8 and 32 groups, as in the public configurations" in output
 
 
 def test_published_configurations_are_named_and_rebuilt_from_their_weights():
@@ -485,8 +485,8 @@ def test_the_command_takes_steps_sampler_samples_and_cascades(tmp_path, monkeypa
     cascade = made(weights=(first, second))
     assert cascade.shape == (64, 80, 3)
     assert np.array_equal(cascade, made(weights=(first, second)))
-    said = capsys.readouterr().err
-    assert ", then " in said
+    output = capsys.readouterr().err
+    assert ", then " in output
 
     mean = made("--samples", "4", "--average")
     assert not np.array_equal(mean, plain)
@@ -511,7 +511,7 @@ def test_results_of_other_samplers_are_not_taken_for_done(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (["--steps", "101"], "steps: expected 1 to 100, which the schedule has, found 101"),
         (["--steps", "0"], "steps: expected 1 to 100"),
@@ -520,12 +520,12 @@ def test_results_of_other_samplers_are_not_taken_for_done(tmp_path, monkeypatch,
         (["--average"], "--average: needs --samples 2 or more"),
     ],
 )
-def test_sampling_that_cannot_be_is_refused_by_the_command(tmp_path, monkeypatch, capsys, more, said):
+def test_sampling_that_cannot_be_is_refused_by_the_command(tmp_path, monkeypatch, capsys, more, message):
     monkeypatch.chdir(tmp_path)
     path, _ = carded(tmp_path)
     Path("in.png").write_bytes(encode_png(np.zeros((4, 4, 3), dtype=np.uint8)))
     assert main(["restore", "in.png", "-o", "out", "-w", str(path), "--device", "cpu", *more]) == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not Path("out").exists()
 
 
@@ -590,9 +590,9 @@ def test_a_training_validates_resumes_and_its_file_restores_alike(inside, capsys
     weights = "experiments/toy_sr3/models/net_g_latest.safetensors"
     capsys.readouterr()
     assert main(["describe", weights]) == 0
-    said = capsys.readouterr().out
-    assert "SR3 x4 janspiry, base 8, multipliers 1,2" in said
-    assert "sampling: {'steps': 4}" in said
+    output = capsys.readouterr().out
+    assert "SR3 x4 janspiry, base 8, multipliers 1,2" in output
+    assert "sampling: {'steps': 4}" in output
     command = ["restore", "data/lq", "-o", "out", "-w", weights, "--device", "cpu", "--steps", "2", "--sampler", "ddim"]
     assert main(command) == 0
     shown = next(Path("experiments/toy_sr3/visualization/p0").glob("*_4.png"))
@@ -611,7 +611,7 @@ def test_levels_per_batch_and_per_sample_train_apart(inside):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (dict(train=dict(perceptual_opt=dict(type="PerceptualLoss", layer_weights={"conv5_4": 1}))), "compares noise"),
         (dict(train=dict(share_t="often")), "train.share_t: expected true or false, found 'often'"),
@@ -620,12 +620,12 @@ def test_levels_per_batch_and_per_sample_train_apart(inside):
         (dict(network_g=dict(sampling=dict(step=3))), "sampling.step: unknown option"),
     ],
 )
-def test_trainings_that_cannot_be_are_refused(inside, capsys, change, said):
+def test_trainings_that_cannot_be_are_refused(inside, capsys, change, message):
     found = options(iterations=1)
     for section, values in change.items():
         found[section] = found[section] | values
     assert run_training(found) == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_the_regression_trains_and_restores(inside):

@@ -136,10 +136,10 @@ def test_a_second_alert_soon_ends_the_run_with_its_last_good_state(monkeypatch, 
     monkeypatch.setattr(RestorationModel, "optimize_parameters", step)
     write_pairs("data", lmdb=False)
     assert run_training(options("again")) == 1
-    said = log_of("again").splitlines()[-1]
-    assert "ERROR: iteration 7: l_pix, " in said
-    assert "the training has diverged (again within 10,000 iterations of the alert after iteration 7)" in said
-    assert "The last good state is 4.state: go on from it with --auto_resume and a lower learning rate" in said
+    output = log_of("again").splitlines()[-1]
+    assert "ERROR: iteration 7: l_pix, " in output
+    assert "the training has diverged (again within 10,000 iterations of the alert after iteration 7)" in output
+    assert "The last good state is 4.state: go on from it with --auto_resume and a lower learning rate" in output
     assert max(int(file.stem) for file in Path("experiments/again/training_states").glob("*.state")) == 4
     weights = torch.load("experiments/again/models/net_g_4.pth", weights_only=True)["params"]
     assert all(value.isfinite().all() for value in weights.values())

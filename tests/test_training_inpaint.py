@@ -202,8 +202,8 @@ def test_a_missing_backbone_is_told_before_anything_is_made(inside, capsys, monk
     monkeypatch.setenv("TORCH_HOME", "nowhere")
     wide = dict(type="ADE20KPerceptualLoss")
     assert run_training(options_of("s1", name="without", perceptual_opt=wide)) == 1
-    told = capsys.readouterr()
-    assert "weights ade20k_resnet50 not found" in told.err + told.out
+    output = capsys.readouterr()
+    assert "weights ade20k_resnet50 not found" in output.err + output.out
     assert not Path("experiments/without").exists()
     assert run_training(options_of("s1", name="without", perceptual_opt=wide | dict(weights_path="no.pth"))) == 1
     assert "train.perceptual_opt.weights_path: no such file: no.pth" in capsys.readouterr().err
@@ -211,19 +211,19 @@ def test_a_missing_backbone_is_told_before_anything_is_made(inside, capsys, monk
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (dict(gan_opt=dict(type="GANLoss", gan_type="vanilla")), "DiffIRInpaintS1Model takes MaskedGANLoss"),
         (dict(optim_d=None), "train.optim_d: missing: Optimizer of network_d"),
     ],
 )
-def test_losses_that_do_not_see_holes_are_refused(inside, capsys, change, told):
+def test_losses_that_do_not_see_holes_are_refused(inside, capsys, change, message):
     assert run_training(options_of("s1", name="wrong", **change)) == 1
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("change", "key", "told"),
+    ("change", "key", "message"),
     [
         ({"network_d": dict(type="UNetDiscriminatorSN", num_in_ch=3)}, "network_d.type", "choose NLayerDiscriminator"),
         (
@@ -234,7 +234,7 @@ def test_losses_that_do_not_see_holes_are_refused(inside, capsys, change, told):
         ({"model_type": "DiffIRS1Model", "train.pixel_opt.type": "L1Loss"}, "datasets.val.type", "change model_type"),
     ],
 )
-def test_what_does_not_belong_to_inpainting_is_refused(inside, change, key, told):
+def test_what_does_not_belong_to_inpainting_is_refused(inside, change, key, message):
     options = changed(options_of("s1"), change)
     for section in ("mask_gen",) if "PairedDataset" in str(change) else ():
         options["datasets"]["train"].pop(section)
@@ -243,7 +243,7 @@ def test_what_does_not_belong_to_inpainting_is_refused(inside, change, key, told
     with pytest.raises(OptionError) as refused:
         load_options(write_options(options))
     line = next(line for line in str(refused.value).splitlines() if f" {key}: " in line)
-    assert told in line
+    assert message in line
 
 
 def test_a_test_of_holes_with_another_model_is_refused(inside):
@@ -258,11 +258,11 @@ def test_options_that_inpainting_does_not_read_are_told(inside):
     dead = dict(net_d_iters=2, net_d_init_iters=5, encoder_iter=7, lr_sr=1e-4, mixing_augs=dict(mixup=True))
     options = options_of("s2", **dead)
     options["path"].pop("pretrain_network_g")
-    told = {warning.split(": ")[1]: warning for warning in load_options(write_options(options)).warnings}
-    assert "stage 2 starts from random weights" in told.pop("path.pretrain_network_g")
-    assert all(" does not read it (only " in warning for warning in told.values())
-    also = [re.search(r"\(also ([^)]*)\)", warning) for warning in told.values()]
-    named = {key.removeprefix("train.") for key in told} | {key for one in also if one for key in one[1].split(", ")}
+    message = {warning.split(": ")[1]: warning for warning in load_options(write_options(options)).warnings}
+    assert "stage 2 starts from random weights" in message.pop("path.pretrain_network_g")
+    assert all(" does not read it (only " in warning for warning in message.values())
+    also = [re.search(r"\(also ([^)]*)\)", warning) for warning in message.values()]
+    named = {key.removeprefix("train.") for key in message} | {key for one in also if one for key in one[1].split(", ")}
     assert named == set(dead)
 
 

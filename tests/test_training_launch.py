@@ -79,9 +79,9 @@ def test_two_hosts_name_the_rank_that_died_and_resume_to_the_same_bits():
 
     parts = write_options(options("parts"), "parts.yml")
     codes, outputs = two_hosts(parts, FAULT="kill")
-    said = "".join(outputs)
-    assert all(codes), said
-    assert re.search(r"rank +: 1 .*?exitcode +: -9 .*?Signal 9 \(SIGKILL\) received by PID", said, re.DOTALL), said
+    output = "".join(outputs)
+    assert all(codes), output
+    assert re.search(r"rank +: 1 .*?exitcode +: -9 .*?Signal 9 \(SIGKILL\) received by PID", output, re.DOTALL), output
     assert sorted(file.name for file in Path("experiments/parts/training_states").glob("*.state")) == ["2.state"]
 
     codes, outputs = two_hosts(parts)
@@ -97,11 +97,11 @@ def test_torchrun_is_told_the_sentence_of_the_rank_that_failed(monkeypatch, tmp_
     for name, value in {"TORCHELASTIC_ERROR_FILE": str(file), "RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     assert basicsr_main(["train", "-opt", "absent.yml"]) == 1
-    said = capsys.readouterr().err
-    assert re.fullmatch(r"error: rank 1: .*absent\.yml.*\n", said)
+    output = capsys.readouterr().err
+    assert re.fullmatch(r"error: rank 1: .*absent\.yml.*\n", output)
     failure = ProcessFailure(local_rank=1, pid=1, exitcode=1, error_file=str(file))
     assert (
-        ChildFailedError("train", {1: failure}).format_msg().count(f"traceback : {said.removeprefix('error: ')}") == 1
+        ChildFailedError("train", {1: failure}).format_msg().count(f"traceback : {output.removeprefix('error: ')}") == 1
     )
 
 

@@ -129,17 +129,17 @@ def resumed_from(state, capsys, options=None):
 def test_a_state_of_another_stage_or_optimizer_is_refused(inside, capsys):
     foreign = torch.load("experiments/toy_s2/training_states/2.state", weights_only=True) | dict(iter=4)
     torch.save(foreign, "s2.state")
-    said = resumed_from("s2.state", capsys)
-    assert re.search(r"s2\.state: the optimizer \(Adam\) of DiffIRS1Model of these options trains groups of", said)
+    output = resumed_from("s2.state", capsys)
+    assert re.search(r"s2\.state: the optimizer \(Adam\) of DiffIRS1Model of these options trains groups of", output)
     two = state_of()["optimizers"] * 2
-    said = resumed_from(change(optimizers=two), capsys)
-    assert "a training state with 2 optimizers, and DiffIRS1Model of these options needs 1" in said
+    output = resumed_from(change(optimizers=two), capsys)
+    assert "a training state with 2 optimizers, and DiffIRS1Model of these options needs 1" in output
     sgd = train_options("s1", iterations=6, optim_g=dict(type="SGD", lr=1e-3, momentum=0.9))
-    said = resumed_from(STATES / "4.state", capsys, sgd)
-    assert "the optimizer (SGD) of DiffIRS1Model of these options is another kind" in said
+    output = resumed_from(STATES / "4.state", capsys, sgd)
+    assert "the optimizer (SGD) of DiffIRS1Model of these options is another kind" in output
     cosine = dict(type="CosineAnnealingRestartLR", periods=[9], restart_weights=[1], eta_min=1e-7)
-    said = resumed_from(STATES / "4.state", capsys, train_options("s1", iterations=6, scheduler=cosine))
-    assert "was written with another scheduler than the CosineAnnealingRestartLR" in said
+    output = resumed_from(STATES / "4.state", capsys, train_options("s1", iterations=6, scheduler=cosine))
+    assert "was written with another scheduler than the CosineAnnealingRestartLR" in output
 
 
 @pytest.mark.parametrize("change_one", [
@@ -147,9 +147,9 @@ def test_a_state_of_another_stage_or_optimizer_is_refused(inside, capsys):
     lambda one: one[0].pop("exp_avg_sq"),
 ])  # fmt: skip
 def test_moments_that_do_not_belong_to_the_weights_are_refused(inside, capsys, change_one):
-    said = resumed_from(change(optimizers=broken_moments(change_one)), capsys)
-    assert re.search(r"exp_avg of parameter 0 has the shape \(3,\)|parameter 0 lacks exp_avg_sq", said)
-    assert "Traceback" not in said
+    output = resumed_from(change(optimizers=broken_moments(change_one)), capsys)
+    assert re.search(r"exp_avg of parameter 0 has the shape \(3,\)|parameter 0 lacks exp_avg_sq", output)
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize("victim", ["training_states/4.state", "models/net_g_4.pth"])
@@ -225,11 +225,11 @@ def test_unchanged_options_are_no_news(inside):
     assert "Changed option" not in log_of()
 
 
-@pytest.mark.parametrize(("total", "said"), [
+@pytest.mark.parametrize(("total", "message"), [
     (3, r"train\.total_iter is 3, and toy_s1 is at iteration 4: nothing to do"),
     (4, r"All 4 iterations of toy_s1 are done: nothing to do"),
 ])  # fmt: skip
-def test_a_training_that_is_done_ends_well_without_work(inside, total, said):
+def test_a_training_that_is_done_ends_well_without_work(inside, total, message):
     def content():
         files = [file for file in Path("experiments/toy_s1").rglob("*") if file.suffix not in ("", ".log", ".yml")]
         return {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
@@ -238,7 +238,7 @@ def test_a_training_that_is_done_ends_well_without_work(inside, total, said):
     assert (
         run_training(train_options("s1", iterations=total) | dict(val=train_options("s1")["val"]), "--auto_resume") == 0
     )
-    assert re.search(said, log_of())
+    assert re.search(message, log_of())
     assert content() == before
     assert "Network:" not in log_of()
 
@@ -257,8 +257,8 @@ def test_a_launcher_that_did_not_start_this_process_is_one_sentence(
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     assert run_training(train_options("s1"), "--launcher", launcher) == 1
-    said = capsys.readouterr().err
-    assert re.fullmatch(rf"error: --launcher {launcher}: .*\(no {missing} in the environment\).*\n", said), said
+    output = capsys.readouterr().err
+    assert re.fullmatch(rf"error: --launcher {launcher}: .*\(no {missing} in the environment\).*\n", output), output
 
 
 def test_a_rank_that_is_no_number_is_named(inside, monkeypatch, capsys):

@@ -89,9 +89,9 @@ def test_a_batch_in_parts_makes_the_step_of_the_whole(inside, kind):
     assert (whole - start).abs().max() > 1e-3
     for parts in (2, 4):
         model = model_of(kind, accumulation=parts, **sgd)
-        made, said = steps(model)
+        made, output = steps(model)
         assert (made - whole).abs().max() < 1e-6
-        for one, other in zip(said, noted, strict=True):
+        for one, other in zip(output, noted, strict=True):
             # How far the priors of a batch are apart is less in its parts; all else is a mean over pictures.
             assert one.keys() - {"prior_spread"} == other.keys() - {"prior_spread"}
             means = one.keys() - {"prior_spread"}
@@ -386,7 +386,7 @@ def test_all_options_train_on_cuda(inside, kind):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (dict(form="fast", autocast="float16"), "fast sums over all pixels beyond what float16 can hold"),
         (dict(form="fast", compile=True), "fast is not compiled, compile is for the plain form"),
@@ -397,5 +397,5 @@ def test_all_options_train_on_cuda(inside, kind):
         (dict(optim_g=dict(ADAM, fused=True, foreach=True)), "fused"),
     ],
 )
-def test_contradictions_are_told_before_anything_is_made(inside, change, said):
-    assert said in refusal(train_options("s1", **change))
+def test_contradictions_are_told_before_anything_is_made(inside, change, message):
+    assert message in refusal(train_options("s1", **change))

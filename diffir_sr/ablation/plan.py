@@ -97,7 +97,7 @@ def _names(ablation: AblationFile) -> str:
     return ", ".join(ablation.variants)
 
 
-def plan(ablation: AblationFile, folder: Path) -> list[Run]:
+def plan_runs(ablation: AblationFile, folder: Path) -> list[Run]:
     """All trainings in order; variants with the same stage 1 share it. `folder` is that of the ablation file."""
     runs: dict[str, Run] = {}
     for seed in ablation.seeds:
@@ -168,8 +168,8 @@ def check_runs(ablation: AblationFile, runs: Sequence[Run], *, file: Path) -> No
                 written.write_text(yaml.safe_dump(run.values, sort_keys=False, allow_unicode=True), encoding="utf-8")
                 _check_purpose(load_options(written, check_files=False).values, ablation, run)
             except OptionError as error:
-                said = str(error).replace(str(written), "merged options")
-                faults.append(f"variant {run.variant!r}, stage {run.stage}: {said}")
+                message = str(error).replace(str(written), "merged options")
+                faults.append(f"variant {run.variant!r}, stage {run.stage}: {message}")
     if faults:
         raise OptionError(f"{file}: {len(faults)} of its trainings cannot run:\n" + "\n".join(faults))
 

@@ -65,10 +65,10 @@ def write_report(
         f"| stage 1 (oracle prior) | {oracle.mean:.3f} | {oracle.deviation:.3f} | | | |",
     ]
     for name, values in found.items():
-        gain, said = against(values, reference, lower_is_better=ablation.lower_is_better)
-        gap, said = ("", "reference") if name == ablation.reference else (f"{gain:+.3f}", said)
+        gain, verdict = against(values, reference, lower_is_better=ablation.lower_is_better)
+        gap, verdict = ("", "reference") if name == ablation.reference else (f"{gain:+.3f}", verdict)
         paper = ablation.variants[name].paper
-        lines.append(f"| {name} | {values.mean:.3f} | {values.deviation:.3f} | {gap} | {said} | {paper} |")
+        lines.append(f"| {name} | {values.mean:.3f} | {values.deviation:.3f} | {gap} | {verdict} | {paper} |")
     lines += ["", f"Paper: {ablation.paper}"] if ablation.paper else []
     lines += ["", "![Means and deviations over the seeds](plot.png)", ""]
     folder.mkdir(parents=True, exist_ok=True)

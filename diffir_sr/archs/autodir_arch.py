@@ -132,7 +132,7 @@ class Diffusion(nn.Module):
         """What the network finds in `noisy` (B, C, h, w) at t (B,), given a latent and prompt states (B, T, D)."""
         return self.unet(torch.cat([noisy, condition], dim=1), t, encoder_hidden_states=context).sample
 
-    def noised(self, clean: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    def q_sample(self, clean: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """`clean` latents under noise at whole t (B,)."""
         kept = self._kept(t, clean)
         return kept.sqrt() * clean + (1 - kept).sqrt() * eps
@@ -162,7 +162,7 @@ Structure = float | Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Wishes:
+class AutoDIRSettings:
     """How pictures are restored, as option files and commands may ask.
 
     `prompt` takes the assessor's place, once; `degradations` are undone one after the other, without asking it.
@@ -196,9 +196,9 @@ class Wishes:
             return self.structure.get(category or "", default)
         return float(self.structure)
 
-    def changed(self, **changes: Any) -> Wishes:
+    def changed(self, **changes: Any) -> AutoDIRSettings:
         """This with other values; None changes nothing. Raises OptionError for names that there are not."""
-        known = [one.name for one in fields(Wishes)]
+        known = [one.name for one in fields(AutoDIRSettings)]
         for name in changes:
             if name not in known:
                 raise OptionError(f"{name}: AutoDIR has no such option; known options: {', '.join(known)}")
@@ -234,7 +234,7 @@ class AutoDIR(nn.Module):
 
     Without arguments the published sizes. `assessor`, `unet`, `autoencoder` and `correction` are arguments of the
     parts; `pixels` (a factor) diffuses folded pixels instead of an autoencoder's latents. `restoring` is how pictures
-    are restored unless somebody asks otherwise (`Wishes`).
+    are restored unless somebody asks otherwise (`AutoDIRSettings`).
     """
 
     conditions: frozenset[str] = frozenset()
@@ -265,24 +265,24 @@ class AutoDIR(nn.Module):
             sigmas=self.sigmas,
         )
         self.correction = NAFNetSCM(**(correction or {}))
-        self.wishes = Wishes().changed(**(restoring or {}))
+        self.restore_settings = AutoDIRSettings().changed(**(restoring or {}))
         self.multiple_of = self.diffusion.multiple_of
         self.watch: Callable[[Round], None] | None = None  # is shown each round
         self.tile: tuple[int, int] | None = None  # side and overlap, pixels, of what the U-Net sees at a time
 
     def adjust(self, **changes: Any) -> None:
-        """Restore otherwise: names of `Wishes`; None changes nothing. Raises OptionError for what cannot be."""
-        wishes = self.wishes.changed(**changes)
-        self.sigmas.visited(wishes.steps)
-        if wishes.prompt is not None:
-            told = cut(self.assessor.tokens(wishes.prompt), wishes.prompt)[1]
-            if told:
-                logger.warning("%s.", told)
-        self.wishes = wishes
+        """Change fields of `AutoDIRSettings`; None keeps a field. Raises OptionError for invalid values."""
+        settings = self.restore_settings.changed(**changes)
+        self.sigmas.visited(settings.steps)
+        if settings.prompt is not None:
+            shortened = cut(self.assessor.tokens(settings.prompt), settings.prompt)[1]
+            if shortened:
+                logger.warning("%s.", shortened)
+        self.restore_settings = settings
 
     def settings(self) -> dict[str, Any]:
         """What decides results, for their records."""
-        return {one.name: getattr(self.wishes, one.name) for one in fields(Wishes)}
+        return {one.name: getattr(self.restore_settings, one.name) for one in fields(AutoDIRSettings)}
 
     def forward(self, lq: Tensor) -> Tensor:
         """Probabilities (B, 8) of `CATEGORIES` for pictures (B, 3, H, W) in [0, 1]."""
@@ -306,13 +306,13 @@ class AutoDIR(nn.Module):
 
         A round whose result is not finite is the last, and what went into it is kept.
         """
-        wishes, left = self.wishes, list(CATEGORIES)
-        planned = None if wishes.degradations is None else list(wishes.degradations)
+        settings, left = self.restore_settings, list(CATEGORIES)
+        planned = None if settings.degradations is None else list(settings.degradations)
         states, embeddings = self.assessor.text([prompt_of(one) for one in CATEGORIES], mask_pads=True)
-        for number in range(1, wishes.max_rounds + 1):
+        for number in range(1, settings.max_rounds + 1):
             likely: dict[str, float] = {}
-            if wishes.prompt is not None:
-                category, prompt = None, wishes.prompt
+            if settings.prompt is not None:
+                category, prompt = None, settings.prompt
                 context = self.assessor.text([prompt], mask_pads=False)[0]
             elif planned is not None:
                 category = planned.pop(0)
@@ -330,9 +330,9 @@ class AutoDIR(nn.Module):
                 yield Round(number, category, prompt, likely, image, image, image)
                 return
             made = self.undone(image, context, noise=noise)
-            weight = wishes.weight(category, self.correction.weight)
+            weight = settings.weight(category, self.correction.weight)
             after = self.correction(image, made, weight=weight) if weight else made
-            if wishes.colour_fix:
+            if settings.colour_fix:
                 made, after = recoloured(made, image), recoloured(after, image)
             if not after.isfinite().all():
                 note = f"round {number} ({prompt}) made values that are not finite; the picture before it is kept"
@@ -341,7 +341,7 @@ class AutoDIR(nn.Module):
                 return
             yield Round(number, category, prompt, likely, image, made, after)
             image = after
-            if planned == [] or wishes.prompt is not None:
+            if planned == [] or settings.prompt is not None:
                 return
 
     def undone(self, image: Tensor, context: Tensor, *, noise: Noise) -> Tensor:
@@ -352,7 +352,7 @@ class AutoDIR(nn.Module):
         steps = euler_ancestral(
             guess,
             noise.normal(shape).to(image),
-            self.sigmas.visited(self.wishes.steps),
+            self.sigmas.visited(self.restore_settings.steps),
             noise=lambda step: noise.normal(shape, f"step {step}").to(image),
         )
         last = None
@@ -363,8 +363,8 @@ class AutoDIR(nn.Module):
 
     def guess(self, condition: Tensor, context: Tensor) -> Callable[[Tensor, float], Tensor]:
         """A function of x and sigma that guesses the clean latents, with the guidance that is wished for."""
-        wishes, diffusion = self.wishes, self.diffusion
-        plain = wishes.text_scale == wishes.image_scale == 1
+        settings, diffusion = self.restore_settings, self.diffusion
+        plain = settings.text_scale == settings.image_scale == 1
         conditions, contexts = condition, context
         if not plain:  # the three answers in one call
             nothing = self.assessor.text([""], mask_pads=False)[0].expand_as(context)
@@ -376,7 +376,7 @@ class AutoDIR(nn.Module):
             t = x.new_full((len(conditions),), self.sigmas.t_of(sigma), dtype=torch.float32)
             found = self._in_tiles(seen.repeat(len(conditions) // len(x), 1, 1, 1), conditions, t, contexts).float()
             if not plain:
-                found = guided(*found.chunk(3), text_scale=wishes.text_scale, image_scale=wishes.image_scale)
+                found = guided(*found.chunk(3), text_scale=settings.text_scale, image_scale=settings.image_scale)
             return denoised(x, sigma, found, prediction=diffusion.prediction)
 
         return asked

@@ -19,9 +19,9 @@ from diffir_sr.archs.geometry import (
     check_multiple,
     geometry_exists,
     geometry_of,
+    infer_task,
     pad_to_multiple,
     refinement_has_effect,
-    settle_task,
     settle_values,
     takes_old_names,
     with_mask,
@@ -43,7 +43,7 @@ class _DiffIR(nn.Module):
     RENAMED = RENAMED
     RULES = (geometry_exists,)
     WARNINGS = (refinement_has_effect,)
-    CORRECTIONS = (settle_values, settle_task)
+    CORRECTIONS = (settle_values, infer_task)
 
     def __init__(
         self,
@@ -275,10 +275,10 @@ class DiffIRS2(_DiffIR):
         prior: Tensor | None = None,
         *,
         noise: Tensor | None = None,
-        prior_only: bool = False,
+        return_prior: bool = False,
         step: Tensor | None = None,
     ) -> Any:
-        """See the class. `prior_only` stops before the body: training then gives only the priors (warm-up).
+        """See the class. `return_prior` stops before the body: training then gives only the priors (warm-up).
 
         `step` (B,) trains the diffusion separately from the body (the paper's V2): returns (image, [estimate at that
         step]), and the image has no gradient to the estimator.
@@ -289,10 +289,10 @@ class DiffIRS2(_DiffIR):
             if step is not None:
                 return self._separate_step(lq, prior, noise, step)
             trajectory = self.diffusion(lq, prior, noise=noise) if self.use_diffusion else [self.condition(lq)]
-            return trajectory if prior_only else (self.restore_under(lq, trajectory[-1]), trajectory)
+            return trajectory if return_prior else (self.restore_under(lq, trajectory[-1]), trajectory)
         whole = self.padded(lq)
         estimated = self.encode(whole, noise=picture_noise(lq, width=self.prior_width) if noise is None else noise)
-        return estimated if prior_only else self.cropped(self.restore_under(whole, estimated), lq)
+        return estimated if return_prior else self.cropped(self.restore_under(whole, estimated), lq)
 
     def restore(self, lq: Tensor, *, noise: Noise, mask: Tensor | None = None) -> Tensor:
         """See `families.base.Restores`: the prior is denoised from noise, then the body runs once."""
@@ -307,7 +307,7 @@ class DiffIRS2(_DiffIR):
         """The prior (B, 256) for a condition (B, 256), denoised from `noise` (B, 256)."""
         if not self.use_diffusion:
             return condition
-        return cast(Tensor, self.diffusion.reverse(noise.to(condition), condition)[-1])
+        return cast(Tensor, self.diffusion.sample(noise.to(condition), condition)[-1])
 
     def _separate_step(self, lq: Tensor, prior: Tensor | None, noise: Tensor | None, step: Tensor) -> Any:
         if prior is None or noise is None or not self.use_diffusion:
@@ -315,7 +315,7 @@ class DiffIRS2(_DiffIR):
         condition = self.condition(lq)
         guess = self.diffusion.predict_x0(prior, noise, step, condition)
         with torch.no_grad():
-            estimated = self.diffusion.reverse(noise, condition)[-1]
+            estimated = self.diffusion.sample(noise, condition)[-1]
         return self.restore_under(lq, estimated), [guess]
 
 

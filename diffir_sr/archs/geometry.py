@@ -53,7 +53,7 @@ GEOMETRIES: dict[tuple[str, int], TaskGeometry] = {
     ("deblur", 1): TaskGeometry("deblur"),
     ("inpaint", 1): TaskGeometry("inpaint", channels=4, residual=False),
 }
-TASKS = tuple(dict.fromkeys(task for task, _ in GEOMETRIES))
+NETWORK_TASKS = tuple(dict.fromkeys(task for task, _ in GEOMETRIES))
 
 
 def geometry_of(task: str, scale: int | None = None) -> TaskGeometry:
@@ -61,8 +61,8 @@ def geometry_of(task: str, scale: int | None = None) -> TaskGeometry:
     scale = scale if scale is not None else (4 if task == "sr" else 1)
     if (task, scale) in GEOMETRIES:
         return GEOMETRIES[task, scale]
-    if task not in TASKS:
-        raise OptionError(f"task {task!r} is unknown; known tasks: {', '.join(TASKS)}")
+    if task not in NETWORK_TASKS:
+        raise OptionError(f"task {task!r} is unknown; known tasks: {', '.join(NETWORK_TASKS)}")
     scales = ", ".join(str(known) for name, known in GEOMETRIES if name == task)
     raise OptionError(f"scale {scale} is not possible for task {task!r}; possible: {scales}")
 
@@ -188,7 +188,7 @@ def settle_values(values: dict[str, Any], at: tuple[str, ...]) -> Found:
         yield (*at, "prior_input"), "both is now named lq_gt"
 
 
-def settle_task(values: dict[str, Any], at: tuple[str, ...]) -> Found:
+def infer_task(values: dict[str, Any], at: tuple[str, ...]) -> Found:
     """Published deblurring files use the names of the super-resolution networks; their dataset identifies them."""
     datasets = values.get("datasets")
     sections = datasets.values() if isinstance(datasets, Mapping) else ()
@@ -212,7 +212,7 @@ def geometry_exists(view: View, at: tuple[str, ...]) -> Found:
     try:
         geometry_of(task, view.get(*at, "scale"))
     except OptionError as error:
-        yield (*at, "task" if task not in TASKS else "scale"), str(error)
+        yield (*at, "task" if task not in NETWORK_TASKS else "scale"), str(error)
 
 
 def refinement_has_effect(view: View, at: tuple[str, ...]) -> Found:

@@ -11,7 +11,16 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from pydantic import Field
 
 from diffir_sr.data.pairs import find_pairs
-from diffir_sr.data.sources import FolderSource, LmdbSource, Source, check_backend, is_lmdb, open_source, roots_of, some
+from diffir_sr.data.sources import (
+    FolderSource,
+    ImageSource,
+    LmdbSource,
+    check_backend,
+    is_lmdb,
+    open_source,
+    roots_of,
+    some,
+)
 from diffir_sr.errors import InputError
 from diffir_sr.families import declaring
 from diffir_sr.files.images import is_image_name
@@ -113,7 +122,7 @@ class PairedImages:
 
 
 def check_basicsr_reads(
-    sources: Sequence[Source], *, listed: bool, paired: Sequence[Sequence[str]] | None = None
+    sources: Sequence[ImageSource], *, listed: bool, paired: Sequence[Sequence[str]] | None = None
 ) -> None:
     """Raise InputError unless BasicSR's Paired- or SingleImageDataset can read these sources.
 
@@ -132,7 +141,7 @@ def check_basicsr_reads(
         )
 
 
-def _faults(source: Source, *, listed: bool) -> list[str]:
+def _faults(source: ImageSource, *, listed: bool) -> list[str]:
     if isinstance(source, LmdbSource):
         where = source.path.resolve()
         faults = [] if source.path.suffix == ".lmdb" else [f"the name of {where} does not end in .lmdb"]
@@ -152,7 +161,7 @@ def _strange_files(folder: Path) -> list[str]:
     return sorted(name for name in files if not is_image_name(name))
 
 
-def _different_suffixes(sources: Sequence[Source], paired: Sequence[Sequence[str]]) -> list[str]:
+def _different_suffixes(sources: Sequence[ImageSource], paired: Sequence[Sequence[str]]) -> list[str]:
     lq, gt = sources
     if not (isinstance(lq, FolderSource) and isinstance(gt, FolderSource)):
         return []

@@ -161,8 +161,8 @@ def curriculum_from_options(opt: Mapping[str, Any]) -> Curriculum | None:
     if not any(lists):
         return None
     if len({len(values) for values in lists}) > 1:
-        told = ", ".join(f"{name} has {len(values)}" for name, values in zip(names, lists, strict=True))
-        raise InputError(f"progressive training needs three lists of the same length: {told}")
+        lengths = ", ".join(f"{name} has {len(values)}" for name, values in zip(names, lists, strict=True))
+        raise InputError(f"progressive training needs three lists of the same length: {lengths}")
     ends = list(accumulate(int(value) for value in lists[0]))
     phases = tuple(
         Phase(end - int(count) + 1, end if end != ends[-1] else None, int(size), int(batch))

@@ -25,7 +25,7 @@ from diffir_sr.data.masks import (
     mixed_mask,
 )
 from diffir_sr.data.pairs import lists_of
-from diffir_sr.data.sources import LmdbSource, Picture, Source, check_backend, open_source, roots_of, some
+from diffir_sr.data.sources import ImageSource, LmdbSource, Picture, check_backend, open_source, roots_of, some
 from diffir_sr.errors import InputError
 from diffir_sr.option_types import Found, Roots, Section, Small, SmallOrZero, View
 
@@ -149,7 +149,7 @@ class InpaintDataset(DrawnDataset):
     def __len__(self) -> int:
         return len(self.mixture)
 
-    def _image(self, draw: int) -> tuple[Source, str]:
+    def _image(self, draw: int) -> tuple[ImageSource, str]:
         place, index = self.mixture.locate(draw)
         return self.sources[place], self.sources[place].names[index]
 

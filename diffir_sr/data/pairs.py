@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from diffir_sr.data.arrays import random_corner, to_bytes, to_tensor, turned
 from diffir_sr.data.draws import Draw, DrawnDataset, Mixture, curriculum_from_options
-from diffir_sr.data.sources import LmdbSource, Picture, Source, check_backend, open_source, roots_of, some
+from diffir_sr.data.sources import ImageSource, LmdbSource, Picture, check_backend, open_source, roots_of, some
 from diffir_sr.errors import InputError
 from diffir_sr.option_types import Count, Found, Roots, Section, Small, View
 
@@ -32,8 +32,8 @@ class Pair:
 class PairedSources:
     """Two sources and the pairs between them."""
 
-    lq: Source
-    gt: Source
+    lq: ImageSource
+    gt: ImageSource
     pairs: list[Pair]
 
 
@@ -63,7 +63,7 @@ def find_pairs(
 
 
 def pair_listed(
-    pairs: list[Pair], lq: Source, gt: Source, *, scale: int, gt_size: int | None, crop_gt: bool
+    pairs: list[Pair], lq: ImageSource, gt: ImageSource, *, scale: int, gt_size: int | None, crop_gt: bool
 ) -> PairedSources:
     """The pairs in a list; raises InputError like `find_pairs` for missing and invalid ones."""
     absent = [pair.gt for pair in pairs if pair.gt not in gt] + [pair.lq for pair in pairs if pair.lq not in lq]
@@ -121,7 +121,7 @@ def _bad_template(template: str) -> InputError:
     )
 
 
-def _check_partners(pairs: Sequence[Pair], lq: Source, gt: Source, *, template: str, whole: bool) -> None:
+def _check_partners(pairs: Sequence[Pair], lq: ImageSource, gt: ImageSource, *, template: str, whole: bool) -> None:
     alone = [pair for pair in pairs if pair.lq not in lq]
     wanted = {pair.lq for pair in pairs}
     spare = [name for name in lq.names if name not in wanted] if whole else []
@@ -140,7 +140,7 @@ def _check_partners(pairs: Sequence[Pair], lq: Source, gt: Source, *, template: 
 
 
 def _check_sizes(
-    pairs: Sequence[Pair], lq: Source, gt: Source, *, scale: int, gt_size: int | None, crop_gt: bool
+    pairs: Sequence[Pair], lq: ImageSource, gt: ImageSource, *, scale: int, gt_size: int | None, crop_gt: bool
 ) -> None:
     lq_sizes, gt_sizes = lq.sizes([pair.lq for pair in pairs]), gt.sizes([pair.gt for pair in pairs])
     wrong, small = [], []
@@ -211,8 +211,8 @@ def growing_patches_agree(view: View, at: tuple[str, ...]) -> Found:
     if any(view.has(*at, key) for key in lists):
         counts = {key: len(view.get(*at, key, default=[])) for key in lists}
         if len(set(counts.values())) > 1:
-            told = ", ".join(f"{key} has {count}" for key, count in counts.items())
-            yield at, f"these lists must have the same length: {told}"
+            lengths = ", ".join(f"{key} has {count}" for key, count in counts.items())
+            yield at, f"these lists must have the same length: {lengths}"
 
 
 logger = logging.getLogger("basicsr")
@@ -367,7 +367,7 @@ class SingleDataset(Dataset[dict[str, Any]]):
         check_backend(opt)
         self.opt = opt
         self.lq = open_source(roots_of(opt, "dataroot_lq")[0], meta_info=opt.get("meta_info_file"))
-        self._told = False  # whether the loss of alpha or depth has been reported
+        self._reported = False  # whether the loss of alpha or depth has been reported
 
     @property
     def paths(self) -> list[str]:
@@ -383,8 +383,8 @@ class SingleDataset(Dataset[dict[str, Any]]):
         name = self.lq.names[index]
         image = self.lq.read(name)
         lost = ["its transparency"] * (image.shape[2] in (2, 4)) + ["more than 8 bits"] * (image.dtype != np.uint8)
-        if lost and not self._told:
-            self._told = True
+        if lost and not self._reported:
+            self._reported = True
             logger.warning(
                 "%s: results are 8-bit RGB and lose %s (unlike those of 'diffir restore'); reported once",
                 self.lq.location(name),

@@ -17,7 +17,7 @@ from diffir_sr.data.degradation import KINDS, DegradationOptions, KernelOptions,
 from diffir_sr.data.draws import Draw, DrawnDataset, Mixture
 from diffir_sr.data.manifest import candidates
 from diffir_sr.data.pairs import Pair, PairedDataset, PairedSources, lists_of, pair_listed
-from diffir_sr.data.sources import LmdbSource, Picture, Source, check_backend, open_source, roots_of
+from diffir_sr.data.sources import ImageSource, LmdbSource, Picture, check_backend, open_source, roots_of
 from diffir_sr.errors import InputError
 from diffir_sr.files.images import without_suffix
 from diffir_sr.option_types import Found, Roots, Section, Small, View
@@ -103,7 +103,7 @@ class RealESRGANDataset(DrawnDataset):
         """Return uint8 images if that is lossless; the model converts them to float."""
         self.gives_bytes = all(isinstance(source, LmdbSource) for source in self.sources)
 
-    def _image(self, draw: int) -> tuple[Source, str]:
+    def _image(self, draw: int) -> tuple[ImageSource, str]:
         place, index = self.mixture.locate(draw)
         return self.sources[place], self.sources[place].names[index]
 
@@ -155,7 +155,7 @@ class RealESRGANPairedDataset(PairedDataset):
         return [pair_listed(pairs, lq, gt, scale=self.scale, gt_size=self.gt_size, crop_gt=not self.training)]
 
 
-def _listed_pairs(listing: Path, lq: Source, gt: Source) -> list[Pair]:
+def _listed_pairs(listing: Path, lq: ImageSource, gt: ImageSource) -> list[Pair]:
     """The pairs of a list, with names as in the two sources, regardless of how an editor or system wrote them."""
     try:
         lines = [line.strip() for line in listing.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
@@ -169,6 +169,6 @@ def _listed_pairs(listing: Path, lq: Source, gt: Source) -> list[Pair]:
     return [Pair(lq=_named(low, lq), gt=_named(high, gt)) for high, low in parts]
 
 
-def _named(written: str, source: Source) -> str:
+def _named(written: str, source: ImageSource) -> str:
     names = (without_suffix(name) for name in candidates(written, source.path))
     return next((name for name in names if name in source), without_suffix(written))

@@ -50,7 +50,7 @@ class Picture(Protocol):
     def __getitem__(self, part: Any, /) -> np.ndarray: ...
 
 
-class Source(ABC):
+class ImageSource(ABC):
     """Named images. `names` are relative paths without extension, sorted; images are (H, W, C), see `decode`."""
 
     path: Path
@@ -125,7 +125,7 @@ def _listed_names(listing: Path) -> list[str]:
     return [without_suffix(entry.name) if is_image_name(entry.name) else name_of(entry.name) for entry in entries]
 
 
-class FolderSource(Source):
+class FolderSource(ImageSource):
     """Image files under a folder, including sub-folders, without hidden ones."""
 
     def __init__(self, path: Path) -> None:
@@ -202,7 +202,7 @@ class BarePixels:
         return np.array(np.frombuffer(data, np.uint8).reshape(-1, *self.shape[1:])[:, columns])
 
 
-class LmdbSource(Source):
+class LmdbSource(ImageSource):
     """8-bit images in an LMDB with BasicSR's meta_info.txt next to the data.
 
     Images are encoded (PNG) or raw pixels, of which parts can be read without decoding.
@@ -269,7 +269,7 @@ def is_lmdb(path: Path) -> bool:
     return path.suffix == ".lmdb" or (path / "data.mdb").is_file()
 
 
-def open_source(path: str | Path, *, meta_info: str | Path | None = None) -> Source:
+def open_source(path: str | Path, *, meta_info: str | Path | None = None) -> ImageSource:
     """The images at `path`, all or those listed in `meta_info`; raises InputError if there are none.
 
     `path` is a folder, an LMDB, a file that lists images of its own folder (`name` or `name (h,w,c)` per line), or the
@@ -281,7 +281,7 @@ def open_source(path: str | Path, *, meta_info: str | Path | None = None) -> Sou
         raise InputError(f"{error.filename}: cannot be accessed ({error.strerror}); check its permissions") from error
 
 
-def _opened(path: Path, meta_info: str | Path | None) -> Source:
+def _opened(path: Path, meta_info: str | Path | None) -> ImageSource:
     if not path.exists():
         raise InputError(f"no such folder or LMDB: {path.absolute()}; prepare it or correct the path")
     listed = None

@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from diffir_sr.diffusion.sampling import clean_from_eps, noised, posterior_mean
+from diffir_sr.diffusion.sampling import clean_from_eps, posterior_mean, q_sample
 from diffir_sr.diffusion.schedule import scaled_linear_betas, schedule_constants
 from diffir_sr.errors import InputError, OptionError
 
@@ -64,16 +64,16 @@ class PriorDiffusion(nn.Module):
         if noise is None:
             raise InputError("the diffusion needs noise=: standard normal values of shape (batch, 256)")
         if not self.training:
-            return self.reverse(noise, self.condition(lq))[-1]
+            return self.sample(noise, self.condition(lq))[-1]
         if prior is None:
             raise InputError("training the diffusion needs the stage-1 prior; call .eval() to restore without it")
-        return self.reverse(self.q_sample(prior, noise), self.condition(lq))
+        return self.sample(self.q_sample(prior, noise), self.condition(lq))
 
     def q_sample(self, prior: Tensor, noise: Tensor) -> Tensor:
         """A draw of q(x_T | prior), (B, D): Ho et al. 2020, eq. 4."""
-        return noised(prior, noise, **self._at(_NOISING, -1))
+        return q_sample(prior, noise, **self._at(_NOISING, -1))
 
-    def reverse(self, noisy: Tensor, condition: Tensor) -> list[Tensor]:
+    def sample(self, noisy: Tensor, condition: Tensor) -> list[Tensor]:
         """Priors (B, D) after each step back from `noisy`, of which they are a function; never in half precision."""
         # The meta device, on which costs are counted, knows no autocast.
         plain = nullcontext() if noisy.is_meta else torch.autocast(noisy.device.type, enabled=False)
@@ -95,7 +95,7 @@ class PriorDiffusion(nn.Module):
 
         What a classic diffusion is trained on; the joint training of DiffIR walks all steps instead.
         """
-        noisy = noised(prior, noise, **self._at(_NOISING, step[:, None]))
+        noisy = q_sample(prior, noise, **self._at(_NOISING, step[:, None]))
         return self._clean(noisy, step[:, None], self.model(noisy, step.to(noisy.dtype), condition))
 
     def _step_noise(self, start: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ Bounds = tuple[Number, Number]
 # The steps. Coefficients are numbers, or tensors that broadcast.
 
 
-def noised(x0: Tensor, eps: Tensor, *, signal: Number, spread: Number) -> Tensor:
+def q_sample(x0: Tensor, eps: Tensor, *, signal: Number, spread: Number) -> Tensor:
     """A draw of q(x_t | x_0): `signal` is sqrt(abar_t), `spread` sqrt(1 - abar_t). Ho et al. 2020, eq. 4."""
     return signal * x0 + spread * eps
 
@@ -38,7 +38,7 @@ def clean_from_eps(x: Tensor, eps: Tensor, *, recip: Number, recip_minus: Number
 
 
 def eps_from_clean(x: Tensor, x0: Tensor, *, signal: Number, spread: Number) -> Tensor:
-    """The noise in x_t of which `x0` is left; coefficients as in `noised`."""
+    """The noise in x_t of which `x0` is left; coefficients as in `q_sample`."""
     return (x - signal * x0) / spread
 
 
@@ -83,7 +83,7 @@ class Step:
         """x_{t-1} as Song et al. 2021, eq. 12; the noise is derived anew from `x0`, which may have been clamped."""
         eps = eps_from_clean(x, x0, signal=math.sqrt(self.kept), spread=math.sqrt(1 - self.kept))
         variance = eta**2 * self.posterior_variance
-        mean = noised(x0, eps, signal=math.sqrt(self.before), spread=math.sqrt(max(0.0, 1 - self.before - variance)))
+        mean = q_sample(x0, eps, signal=math.sqrt(self.before), spread=math.sqrt(max(0.0, 1 - self.before - variance)))
         return mean if noise is None or not eta else mean + math.sqrt(variance) * noise
 
 
@@ -262,4 +262,4 @@ def noised_to(x0: Tensor, eps: Tensor, level: Tensor, *, space: LevelSpace) -> T
     """`x0` (B, ...) under noise to the levels (B,), computed in float32 from the float32 level, as published."""
     level = level.reshape(-1, *[1] * (x0.ndim - 1)).to(x0)
     signal = level.sqrt() if space == "gamma" else level
-    return noised(x0, eps, signal=signal, spread=(1 - signal.square()).sqrt())
+    return q_sample(x0, eps, signal=signal, spread=(1 - signal.square()).sqrt())

@@ -65,7 +65,7 @@ class Examined:
     findings: list[Finding] = field(default_factory=list)
     stored_bytes: int = 0
     images: int = 0
-    shift_told: bool = False
+    shift_measured: bool = False
 
 
 def examine(unit: Unit) -> Examined:
@@ -160,7 +160,7 @@ def _compare(
         tell("content", stored, f"correlation with {unit.members['lq'].where} is {alike:.2f}")
         return
     shift = find_shift(seen, true)
-    done.shift_told = shift is not None
+    done.shift_measured = shift is not None
     if shift is not None and shift.length >= _SHIFT_PX:
         text = f"lq is shifted by {shift.down:+.2f} px down, {shift.right:+.2f} px right ({shift.length:.2f})"
         tell("shift", unit.members["lq"], text)
@@ -253,14 +253,14 @@ def find_shift(lq: np.ndarray, gt: np.ndarray) -> Shift | None:
         for y in _starts(height, side)
         for x in _starts(width, side)
     ]
-    told = np.array([shift for shift in found if shift is not None]).reshape(-1, 2)
-    if len(told) < 2 or 3 * len(told) < 2 * len(found):
+    known = np.array([shift for shift in found if shift is not None]).reshape(-1, 2)
+    if len(known) < 2 or 3 * len(known) < 2 * len(found):
         return None
-    middle = np.median(told, axis=0)
-    agree = np.abs(told - middle).max(axis=1) <= _AGREE_PX
+    middle = np.median(known, axis=0)
+    agree = np.abs(known - middle).max(axis=1) <= _AGREE_PX
     if 3 * agree.sum() < 2 * len(found):
         return None
-    down, right = told[agree].mean(axis=0)
+    down, right = known[agree].mean(axis=0)
     return Shift(float(down), float(right))
 
 

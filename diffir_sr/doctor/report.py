@@ -22,7 +22,7 @@ class DoctorReport:
     roots: list[str] = field(default_factory=list)
     images: int = 0
     pairs: int = 0
-    shifts_told: int = 0
+    shifts_measured: int = 0
     stored_bytes: int = 0
     seconds: float = 0.0
 
@@ -62,10 +62,10 @@ def _group(check: str, group: Sequence[Finding]) -> list[str]:
 
 def summary(report: DoctorReport) -> str:
     """Number of findings by severity, and how much was checked."""
-    told = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in report.counts().items())
-    pairs = f", {report.pairs} pairs (alignment measurable in {report.shifts_told})" if report.pairs else ""
+    totals = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in report.counts().items())
+    pairs = f", {report.pairs} pairs (alignment measurable in {report.shifts_measured})" if report.pairs else ""
     size = f"{report.stored_bytes / 2**20:.1f} MiB"
-    return f"{told}; checked {report.images} images{pairs}, {size} in {report.seconds:.1f} s"
+    return f"{totals}; checked {report.images} images{pairs}, {size} in {report.seconds:.1f} s"
 
 
 def as_json(report: DoctorReport) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def as_json(report: DoctorReport) -> dict[str, Any]:
             "roots": report.roots,
             "images": report.images,
             "pairs": report.pairs,
-            "shifts_told": report.shifts_told,
+            "shifts_measured": report.shifts_measured,
             "bytes": report.stored_bytes,
             "seconds": round(report.seconds, 3),
         },

@@ -87,12 +87,12 @@ def _duplicates(images: Sequence[Seen]) -> Iterator[Finding]:
         else:
             yield Finding("duplicate", image.where, f"same pixels as {known.where}", image.dataset)
     hashed = [image for image in distinct if image.hash is not None]
-    told: set[int] = set()
+    reported: set[int] = set()
     for count, (one, other) in enumerate(near_within(_hashes(hashed))):
         if count >= _MOST_NEAR:
             break
-        if other not in told and _same_picture(hashed[one], hashed[other]):
-            told.add(other)
+        if other not in reported and _same_picture(hashed[one], hashed[other]):
+            reported.add(other)
             found = f"looks like {hashed[one].where}"
             yield Finding("near duplicate", hashed[other].where, found, hashed[other].dataset)
 
@@ -172,7 +172,7 @@ def examine_data(targets: Sequence[ExaminedSet], *, jobs: int, known: Sequence[F
         report.findings += done.findings
         report.images += done.images
         report.stored_bytes += done.stored_bytes
-        report.shifts_told += done.shift_told
+        report.shifts_measured += done.shift_measured
     report.pairs = sum({"lq", "gt"} <= unit.members.keys() for unit in units)
     report.findings += compare_all(seen, training=frozenset(target.name for target in targets if target.training))
     report.seconds = time.monotonic() - start

@@ -11,7 +11,7 @@ from basicsr.metrics import calculate_metric
 
 from diffir_sr.data.arrays import as_rgb_float
 from diffir_sr.data.masks import binary
-from diffir_sr.data.sources import Source, image_names, open_source, some
+from diffir_sr.data.sources import ImageSource, image_names, open_source, some
 from diffir_sr.errors import CheckpointError, InputError
 from diffir_sr.evaluation.presets import PATCH, SET_METRICS, MeasurementPlan
 from diffir_sr.metrics.fid import Features, SetDistance, inception_features, patches_of, vgg16_features
@@ -56,7 +56,9 @@ class Measured:
         return {f"{10 * tenth}-{10 * tenth + 10}%": found[tenth] for tenth in sorted(found)}
 
 
-def measure(sets: Sets, plan: MeasurementPlan, *, masks: Source | None = None, weights: str | None = None) -> Measured:
+def measure(
+    sets: Sets, plan: MeasurementPlan, *, masks: ImageSource | None = None, weights: str | None = None
+) -> Measured:
     """Measure every pair and the sets according to `plan`, showing a progress bar.
 
     `masks` are named like the ground truth; values above 0 are holes. `weights` is the file of Inception for FID and
@@ -126,7 +128,7 @@ def _inception(plan: MeasurementPlan, weights: str | None) -> Features:
         raise CheckpointError(f"{error}\nTo measure without FID and KID: --metrics {' '.join(others)}") from error
 
 
-def _check_masks(sets: Sets, masks: Source | None) -> None:
+def _check_masks(sets: Sets, masks: ImageSource | None) -> None:
     if masks is None:
         return
     names = [pair.gt for pair in sets.pairs]
@@ -175,8 +177,8 @@ class Partners:
 class Sets:
     """Two sources and their pairs; `ending` is the suffix of restored names after the name of the ground truth."""
 
-    restored: Source
-    gt: Source
+    restored: ImageSource
+    gt: ImageSource
     pairs: list[Partners]
     ending: str
 
@@ -202,7 +204,7 @@ def pair_up(restored: str | Path, gt: str | Path, *, suffix: str | None = None, 
     raise _no_pairs(*sources, suffix)
 
 
-def _ending(called: dict[str, str], restored: Source, suffix: str | None) -> str | None:
+def _ending(called: dict[str, str], restored: ImageSource, suffix: str | None) -> str | None:
     """The suffix of restored names after those of the ground truth: '' if none, None if they do not match."""
     if suffix is not None:
         candidates = {f"_{suffix}", suffix}
@@ -229,7 +231,7 @@ def _shared_endings(stems: list[str], names: list[str]) -> set[str]:
     return shared or set()
 
 
-def _no_pairs(restored: Source, gt: Source, suffix: str | None) -> InputError:
+def _no_pairs(restored: ImageSource, gt: ImageSource, suffix: str | None) -> InputError:
     alone = [name for name in gt.names if not any(other.startswith(name) for other in restored.names)] or gt.names
     ending = "with a common suffix" if suffix is None else f"followed by {suffix!r} or {'_' + suffix!r}"
     return InputError(
@@ -239,7 +241,7 @@ def _no_pairs(restored: Source, gt: Source, suffix: str | None) -> InputError:
     )
 
 
-def _check_spare_images(pairs: list[Partners], restored: Source, gt: Source) -> None:
+def _check_spare_images(pairs: list[Partners], restored: ImageSource, gt: ImageSource) -> None:
     known = {pair.restored for pair in pairs}
     extra = [name for name in restored.names if name not in known]
     if extra:
@@ -249,7 +251,7 @@ def _check_spare_images(pairs: list[Partners], restored: Source, gt: Source) -> 
         )
 
 
-def _check_sizes(pairs: list[Partners], restored: Source, gt: Source, *, spare: int) -> None:
+def _check_sizes(pairs: list[Partners], restored: ImageSource, gt: ImageSource, *, spare: int) -> None:
     sizes = restored.sizes([pair.restored for pair in pairs]), gt.sizes([pair.gt for pair in pairs])
     wrong = []
     for pair in pairs:

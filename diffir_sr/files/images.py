@@ -141,7 +141,7 @@ def decode(data: bytes, *, where: str) -> np.ndarray:
     """
     image, notes = decode_with_notes(data, where=where)
     for note in notes:
-        _tell_once(note, where)
+        _report_once(note, where)
     return image
 
 
@@ -152,20 +152,20 @@ def decode_with_notes(data: bytes, *, where: str) -> tuple[np.ndarray, tuple[str
     return upright(pixels.channels, known.metadata.turn or 1), pixels.notes
 
 
-def _tell_once(note: str, where: str) -> None:
-    if not _is_told(note.split("(")[0]):
+def _report_once(note: str, where: str) -> None:
+    if not _is_reported(note.split("(")[0]):
         logger.warning("%s: %s.", where, note)
 
 
 @cache
-def _told() -> set[str]:
+def _reported() -> set[str]:
     return set()
 
 
-def _is_told(note: str) -> bool:
-    told = note in _told()
-    _told().add(note)
-    return told
+def _is_reported(note: str) -> bool:
+    known_before = note in _reported()
+    _reported().add(note)
+    return known_before
 
 
 def _pixels(data: bytes, known: Facts, *, where: str) -> decoders.Pixels:

@@ -57,18 +57,18 @@ class Metadata:
 
         Unreadable parts are left out, with a note.
         """
-        notes, exif, told = self.notes, None, None
+        notes, exif, orientation = self.notes, None, None
         if self.exif:
             try:
-                exif, told = _plain_exif(self.exif)
+                exif, orientation = _plain_exif(self.exif)
             except (
                 Exception
             ):  # Pillow's parser raises all kinds of errors, and bad EXIF must not prevent reading the image
                 notes = (*notes, "its EXIF is unreadable and left out")
-        if told is None and self.xmp and (found := _TURN_IN_XMP.search(self.xmp)):
-            told = int(found[2])
-        told = told if self.turn is None else self.turn
-        turn = told if told in range(1, 9) else 1
+        if orientation is None and self.xmp and (found := _TURN_IN_XMP.search(self.xmp)):
+            orientation = int(found[2])
+        orientation = orientation if self.turn is None else self.turn
+        turn = orientation if orientation in range(1, 9) else 1
         xmp = _TURN_IN_XMP.sub(rb"\g<1>1", self.xmp) if self.xmp else None
         return replace(self, exif=exif, xmp=xmp, notes=notes, turn=turn)
 
@@ -83,7 +83,7 @@ def _plain_exif(data: bytes) -> tuple[bytes | None, int | None]:
 def _without_untrue(data: bytes) -> tuple[bytes | None, int | None]:
     found = Image.Exif()
     found.load(data)
-    told = found.get(ORIENTATION)
+    orientation = found.get(ORIENTATION)
     plain = Image.Exif()
     parts = (_EXIF_PART, _GPS_PART)  # these tags are file offsets, which change in the new file
     plain.update({tag: value for tag, value in found.items() if tag not in (ORIENTATION, *parts)})
@@ -93,7 +93,7 @@ def _without_untrue(data: bytes) -> tuple[bytes | None, int | None]:
         if values:
             plain.get_ifd(part).update(values)
             kept = True
-    return plain.tobytes() if kept else None, told if isinstance(told, int) else None
+    return plain.tobytes() if kept else None, orientation if isinstance(orientation, int) else None
 
 
 def upright_shape(height: int, width: int, turn: int) -> tuple[int, int]:

@@ -206,7 +206,7 @@ def _restore(args: argparse.Namespace) -> int:
         overlap=args.overlap,
         memory_limit=None if args.memory is None else int(args.memory * 2**30),
     )
-    wishes = RestoreSettings(
+    settings = RestoreSettings(
         form=args.format,
         mask=args.mask,
         samples=args.samples,
@@ -214,7 +214,7 @@ def _restore(args: argparse.Namespace) -> int:
         quality=args.quality,
         trace=args.trace,
     )
-    outcome = restore_jobs(restorer, jobs, Path(args.output), wishes, overwrite=args.overwrite)
+    outcome = restore_jobs(restorer, jobs, Path(args.output), settings, overwrite=args.overwrite)
     if args.json:
         text = _as_json(
             outcome,

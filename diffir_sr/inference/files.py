@@ -119,9 +119,9 @@ def _tell_left_out(where: str, names: Sequence[str]) -> None:
 
 
 def _check_suffix(target: Path, form: str | None) -> None:
-    told = FORMATS.get(target.suffix.lower())
-    if form and told and told != FORMATS[SUFFIX_OF[form]]:
-        raise InputError(f"-o {target}: requests {told}, --format {form}; leave one of them out")
+    expected = FORMATS.get(target.suffix.lower())
+    if form and expected and expected != FORMATS[SUFFIX_OF[form]]:
+        raise InputError(f"-o {target}: requests {expected}, --format {form}; leave one of them out")
 
 
 def _never_in_place(jobs: list[Job]) -> list[Job]:

@@ -224,8 +224,8 @@ class Restorer:
 
         given = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
         jobs = plan_jobs([os.fspath(one) for one in given], os.fspath(output), form=form, mask=mask)
-        wishes = RestoreSettings(form=form, mask=mask, samples=samples, average=average, quality=quality)
-        return restore_jobs(self, jobs, Path(output), wishes, overwrite=overwrite, progress=progress)
+        settings = RestoreSettings(form=form, mask=mask, samples=samples, average=average, quality=quality)
+        return restore_jobs(self, jobs, Path(output), settings, overwrite=overwrite, progress=progress)
 
     def video(
         self,
@@ -302,18 +302,18 @@ class Restorer:
 
     def _not_finite(self) -> str:
         network = (self._about.splitlines() or ["this network"])[0]
-        said = f"the result of {network} is not finite"
+        fault = f"the result of {network} is not finite"
         tensors = self.network.state_dict().items()
         broken = [name for name, tensor in tensors if tensor.is_floating_point() and not tensor.isfinite().all()]
         if broken:
             return (
-                f"{said}: {len(broken)} of its weight tensors contain NaN or infinity, the first is {broken[0]}; use "
+                f"{fault}: {len(broken)} of its weight tensors contain NaN or infinity, the first is {broken[0]}; use "
                 "another weights file, such as an earlier checkpoint of the training"
             )
         width = str(self.engine.dtype).removeprefix("torch.")
         if self.engine.dtype != torch.float32:
-            return f"{said} when computed in {width}; compute in float32"
-        return f"{said}, although its weights are; use another weights file, such as an earlier checkpoint"
+            return f"{fault} when computed in {width}; compute in float32"
+        return f"{fault}, although its weights are; use another weights file, such as an earlier checkpoint"
 
     def prepared(self, picture: Picture, mask: Any, *, where: str) -> tuple[Tensor, Mask | None]:
         """The input of the network, (1, C, H, W) in [0, 1], and its mask."""

@@ -75,15 +75,15 @@ class Runner:
     """Restores jobs one after the other and reports on standard error."""
 
     def __init__(
-        self, restorer: Restorer, wishes: RestoreSettings, journal: Journal, *, progress: Progress | None = None
+        self, restorer: Restorer, settings: RestoreSettings, journal: Journal, *, progress: Progress | None = None
     ) -> None:
         self.restorer = restorer
-        self.wishes = wishes
+        self.settings = settings
         self.journal = journal
         self.outcome = RunSummary()
         self._told_plan = False
         self._progress = progress
-        self._trace = trace_of(restorer.network) if wishes.trace else None
+        self._trace = trace_of(restorer.network) if settings.trace else None
 
     def run(self, jobs: Sequence[Job]) -> RunSummary:
         """Process all jobs; raises InputError if continuing is pointless (the disk is full)."""
@@ -127,9 +127,9 @@ class Runner:
                 f"{job.target}: {error.strerror}; {self.outcome.restored} restored so far; free disk space and run the "
                 "same command again, which continues from there"
             ) from error
-        said = describe_failure(error, job)
-        self.outcome.failures.append(said)
-        self.say(f"failed: {said}")
+        failure = describe_failure(error, job)
+        self.outcome.failures.append(failure)
+        self.say(f"failed: {failure}")
 
     def say(self, text: str) -> None:
         tqdm.write(text, file=sys.stderr)
@@ -139,7 +139,7 @@ class Runner:
             self._video(job, report)
             return
         data = sys.stdin.buffer.read() if job.source is None else read_file(job.source)
-        mask = None if self.wishes.mask is None else find_mask(self.wishes.mask, job.relative, job.source)
+        mask = None if self.settings.mask is None else find_mask(self.settings.mask, job.relative, job.source)
         source = digest(data) + _mask_digest(mask)
         if job.target is not None:
             check_writable(job.target)
@@ -157,12 +157,12 @@ class Runner:
         if self._trace is not None:
             rounds = self._trace.take()
             if job.target is not None and rounds:
-                write_trace(rounds, job.target, self.restorer.settings(samples=1, quality=self.wishes.quality))
+                write_trace(rounds, job.target, self.restorer.settings(samples=1, quality=self.settings.quality))
         self.outcome.restored += 1
 
     def _targets(self, target: Path) -> list[Path]:
-        count = self.wishes.samples
-        if count == 1 or self.wishes.average:
+        count = self.settings.samples
+        if count == 1 or self.settings.average:
             return [target]
         names = [*(f"sample{number}" for number in range(1, count + 1)), "mean"]
         return [*(target.with_name(f"{target.stem}.{name}{target.suffix}") for name in names), map_name(target)]
@@ -182,13 +182,13 @@ class Runner:
         for note in found.notes if found else ():
             self.say(note)
         self._tell_plan(job, *lq.shape[-2:])
-        if self.wishes.average:
-            mean = self.restorer.average(picture, self.wishes.samples, mask=found)
-            return [(job.target, encode(mean, form, quality=self.wishes.quality))]
-        if self.wishes.samples > 1:
+        if self.settings.average:
+            mean = self.restorer.average(picture, self.settings.samples, mask=found)
+            return [(job.target, encode(mean, form, quality=self.settings.quality))]
+        if self.settings.samples > 1:
             return self._sampled(job, picture, form, found)
         made = self.restorer.finished(picture, self.restorer.run(lq, self.restorer.start(lq)), lq)
-        return [(job.target, encode(made, form, quality=self.wishes.quality))]
+        return [(job.target, encode(made, form, quality=self.settings.quality))]
 
     def _tell_plan(self, job: Job, height: int, width: int) -> None:
         """Print the plan for the first image, and for each whose strips are limited by memory."""
@@ -202,25 +202,25 @@ class Runner:
         self._told_plan = True
 
     def _stream_format(self, picture: Picture) -> str:
-        return FORMATS[SUFFIX_OF[self.wishes.form]] if self.wishes.form else picture.format
+        return FORMATS[SUFFIX_OF[self.settings.form]] if self.settings.form else picture.format
 
     def _sampled(self, job: Job, picture: Picture, form: str, mask: object) -> list[tuple[Path | None, bytes]]:
         if job.target is None:
             raise InputError("--samples writes several files; give a folder with -o")
-        drawn = self.restorer.samples(picture, self.wishes.samples, mask=mask)
-        pictures = [encode(one, form, quality=self.wishes.quality) for one in (*drawn.restored, drawn.mean)]
+        drawn = self.restorer.samples(picture, self.settings.samples, mask=mask)
+        pictures = [encode(one, form, quality=self.settings.quality) for one in (*drawn.restored, drawn.mean)]
         shown, largest = sensitivity_map(drawn.spread)
         self.say(
-            f"{job}: sensitivity to the {self.restorer.starts_at} (standard deviation over {self.wishes.samples} start "
-            f"noises): mean {drawn.spread.mean():.2g}, largest {largest:.2g} of 1, which is white in "
-            f"{map_name(job.target).name}; it "
+            f"{job}: sensitivity to the {self.restorer.starts_at} (standard deviation over "
+            f"{self.settings.samples} start noises): mean {drawn.spread.mean():.2g}, largest {largest:.2g} of 1, "
+            f"which is white in {map_name(job.target).name}; it "
             "measures how much the result depends on the initial noise, not its error"
         )
         return list(zip(self._targets(job.target), [*pictures, encode(shown, "png")], strict=True))
 
     def _video(self, job: Job, report: Callable[[], bool]) -> None:
         source, target = job.source, job.target
-        if source is None or target is None or self.wishes.samples > 1 or self.wishes.mask is not None:
+        if source is None or target is None or self.settings.samples > 1 or self.settings.mask is not None:
             raise InputError(f"{job}: a video is restored once, without a mask, into a file")
         check_writable(target)
         sha = digest_of_file(source)
@@ -246,7 +246,7 @@ class Runner:
                 source,
                 target,
                 sha=sha,
-                quality=self.wishes.quality,
+                quality=self.settings.quality,
                 say=self.say,
                 progress=progress,
                 finish=finish,
@@ -298,31 +298,31 @@ def restore_jobs(
     restorer: Restorer,
     jobs: Sequence[Job],
     output: Path,
-    wishes: RestoreSettings,
+    settings: RestoreSettings,
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> RunSummary:
     """Process jobs planned for `output`; a folder gets a journal of its results."""
     is_folder = all(job.target is not None and job.target != output for job in jobs)
-    settings = restorer.settings(samples=wishes.samples, average=wishes.average, quality=wishes.quality)
+    recorded = restorer.settings(samples=settings.samples, average=settings.average, quality=settings.quality)
     # No lock: several processes may work on the same folder, since each result and each line is written atomically.
     for target in {job.target.parent: job.target for job in jobs if job.target is not None}.values():
         sweep(target.parent, of=None if is_folder else target.name)
-    journal = Journal(output if is_folder else None, settings, overwrite=overwrite)
-    return Runner(restorer, wishes, journal, progress=progress).run(jobs)
+    journal = Journal(output if is_folder else None, recorded, overwrite=overwrite)
+    return Runner(restorer, settings, journal, progress=progress).run(jobs)
 
 
 def describe_failure(error: Exception, job: Job) -> str:
     """One sentence about the failure of a job; reraises errors that are bugs of this program."""
-    told = sentence(error)
-    if told is None:
+    message = sentence(error)
+    if message is None:
         raise error
     if out_of_memory(error):
-        return f"{job}: {told}; --tile-mode tiles with a small --tile needs less memory"
+        return f"{job}: {message}; --tile-mode tiles with a small --tile needs less memory"
     if isinstance(error, OSError) and error.filename is None:
-        return f"{job.target}: {told}"
-    return told if str(job) in told or isinstance(error, OSError) else f"{job}: {told}"
+        return f"{job.target}: {message}"
+    return message if str(job) in message or isinstance(error, OSError) else f"{job}: {message}"
 
 
 def map_name(target: Path) -> Path:

@@ -221,10 +221,10 @@ def load_backbone(path: Path, *, sha256: str | None = None) -> DilatedResNet50:
         net = DilatedResNet50()
     # Files of PyTorch 0.4 have no batch counters, and the published one has buffers of its parallel batch norm.
     wanted = {name: value for name, value in net.state_dict().items() if not name.endswith("num_batches_tracked")}
-    told = _difference(tensors, wanted)
-    if told:
+    difference = _difference(tensors, wanted)
+    if difference:
         raise CheckpointError(
-            f"{path.absolute()}: not the dilated ResNet50 of ADE20K: {told}; see: diffir models show {_NAME}"
+            f"{path.absolute()}: not the dilated ResNet50 of ADE20K: {difference}; see: diffir models show {_NAME}"
         )
     net.to_empty(device="cpu").load_state_dict({name: tensors[name] for name in wanted}, strict=False)
     for name, buffer in net.named_buffers():

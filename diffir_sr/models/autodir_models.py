@@ -156,9 +156,9 @@ class AutoDIRAssessorModel(_Stage):
                 self.feed_data(batch)
                 truth = int(self.labels().argmax())
                 with torch.inference_mode():
-                    said = net(self.lq).argmax(dim=1).item()
+                    predicted = net(self.lq).argmax(dim=1).item()
                     clean = None if self.gt is None else net(self.gt).argmax(dim=1).item()
-                called[index] = ("", {"truth": truth, "said": said, "clean": -1 if clean is None else clean})
+                called[index] = ("", {"truth": truth, "predicted": predicted, "clean": -1 if clean is None else clean})
         finally:
             net.train(was_training)
             for part in self.learning(self.system) if self.is_train else []:
@@ -170,7 +170,7 @@ class AutoDIRAssessorModel(_Stage):
     def _tell(self, name: str, rows: list[dict[str, float]], current_iter: Any) -> None:
         table = torch.zeros(len(CATEGORIES), len(CATEGORIES), dtype=torch.long)
         for row in rows:
-            table[int(row["truth"]), int(row["said"])] += 1
+            table[int(row["truth"]), int(row["predicted"])] += 1
             if row["clean"] >= 0:
                 table[CATEGORIES.index(CLEAN), int(row["clean"])] += 1
         faulty = table[: len(CATEGORIES) - 1]
@@ -188,7 +188,11 @@ class AutoDIRAssessorModel(_Stage):
             self.card_files.measured(self.evaluated_net, current_iter)
         else:
             log = Path(self.opt["path"]["results_root"])
-        about = {"categories": CATEGORIES, "rows are what is wrong, columns what was said": table.tolist(), **shares}
+        about = {
+            "categories": CATEGORIES,
+            "rows: true category, columns: predicted": table.tolist(),
+            **shares,
+        }
         save_text(json.dumps(about, indent=1) + "\n", log / f"confusion_{name}.json")
 
 
@@ -250,7 +254,7 @@ class AutoDIRDiffusionModel(_Stage):
         states = self.states(system)
         context = torch.where(no_text[:, None, None], states[-1:], mixed(labels, states[:-1]))
         condition = torch.where(no_picture[:, None, None, None], torch.zeros_like(condition), condition)
-        return diffusion.noised(clean, eps, t), condition, t, context, eps, clean
+        return diffusion.q_sample(clean, eps, t), condition, t, context, eps, clean
 
 
 class CorrectionOptions(Section):

@@ -199,7 +199,7 @@ class DiffIRS2Model(Stage2Model):
             return losses, watched
         prior = self.teacher_prior()
         # Through the wrapped forward, never a sub-module: else several devices would not share their gradients.
-        trajectory = self.run_network(self.lq, prior, noise=self.start_noise(current_iter), prior_only=True)
+        trajectory = self.run_network(self.lq, prior, noise=self.start_noise(current_iter), return_prior=True)
         return self.prior_losses(prior, trajectory)
 
     def _enter_phase(self, *, warming_up: bool) -> None:

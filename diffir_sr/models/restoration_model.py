@@ -139,8 +139,8 @@ class RestorationModel(SRModel, ABC):
         weights = read_weights(load_path, key=param_key)
         where = "path.pretrain_network_g"
         accepts = self.starts_from_stage_1 and self.is_train and not self.resumes
-        said = fit(self.get_bare_model(net), weights, where=where, strict=strict, from_stage_1=accepts)
-        logger.info(f"Loaded {said}")
+        loaded = fit(self.get_bare_model(net), weights, where=where, strict=strict, from_stage_1=accepts)
+        logger.info(f"Loaded {loaded}")
 
     @property
     def resumes(self) -> bool:

@@ -22,8 +22,8 @@ from diffir_sr.options.check import find, gathered
 from diffir_sr.options.recipes import recipe_names, recipes_folder, refuse_hydra
 from diffir_sr.options.report import Finding, Report, fail_on_problems, located
 from diffir_sr.options.rules import ROOTS, OptionView, apply_rules, apply_warnings, asked, is_lmdb, roots_in
-from diffir_sr.options.schema import LoggerOptions, Options, ValOptions, check_structure, elsewhere, named_classes
-from diffir_sr.options.source import Source, apply_overrides, read_source
+from diffir_sr.options.schema import LoggerOptions, Options, ValOptions, check_structure, known_options, named_classes
+from diffir_sr.options.source import OptionSource, apply_overrides, read_source
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def load_options(
     apply_overrides(source, overrides)
     _import_plugins(source, file=str(path))
     refuse_hydra(source.values, file=str(path))
-    report = Report(elsewhere=elsewhere(source.values))
+    report = Report(known_options=known_options(source.values))
     values = copy.deepcopy(source.values)
     _rename(values, source, report)
     _correct(values, report)
@@ -75,7 +75,7 @@ def load_options(
     return LoadedOptions(values, located(report.warnings, source.places), Path(path))
 
 
-def _import_plugins(source: Source, *, file: str) -> None:
+def _import_plugins(source: OptionSource, *, file: str) -> None:
     modules = source.values.get("plugins") or []
     if not isinstance(modules, list):  # reported by the schema
         return
@@ -96,7 +96,7 @@ def _import_plugins(source: Source, *, file: str) -> None:
 # Earlier names, and corrections of published files
 
 
-def _rename(values: dict[str, Any], source: Source, report: Report) -> None:
+def _rename(values: dict[str, Any], source: OptionSource, report: Report) -> None:
     """Replace earlier names of options by their new ones, in their sections and at the top level."""
     for keys, kind in list(named_classes(values)):
         renamed = {old: new for one in inherited(declaring(kind), "RENAMED") for old, new in one.items()}

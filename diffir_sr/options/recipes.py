@@ -112,10 +112,10 @@ def _refuse(file: str, keys: list[str], instead: str) -> NoReturn:
 def _recipe_for(values: dict[str, Any], stem: str) -> str:
     """The recipe for the stage and data of the configuration, or all possible ones if it does not name them."""
     chosen = _chosen(values)
-    told = " ".join([stem, *chosen.values()]).lower()
+    described = " ".join([stem, *chosen.values()]).lower()
     stages = [number for number in "12" if _names_stage(number, values, chosen)]
     data = {"celeb": "celebahq", "big": "place256_bigLdata", "place": "place256"}
-    sets = [ours for theirs, ours in data.items() if theirs in told][:1]
+    sets = [ours for theirs, ours in data.items() if theirs in described][:1]
     files = [
         f"options/inpaint/train_{name}S{number}.yml"
         for name in sets or list(data.values())

@@ -23,9 +23,9 @@ class Place:
 
 @dataclass
 class Report:
-    """Collects problems and warnings; `elsewhere` (section: names) is used for hints about misplaced keys."""
+    """Collects problems and warnings; `known_options` (section: names) is used for hints about misplaced keys."""
 
-    elsewhere: Mapping[str, Iterable[str]] = field(default_factory=dict)
+    known_options: Mapping[str, Iterable[str]] = field(default_factory=dict)
     problems: list[tuple[Keys, str]] = field(default_factory=list)
     warnings: list[tuple[Keys, str]] = field(default_factory=list)
 
@@ -39,7 +39,7 @@ class Report:
 
     def unknown(self, keys: Keys, known: Iterable[str]) -> None:
         """An unknown option; the message suggests what may have been meant."""
-        self.problem(keys, f"unknown option; {_hint(keys, sorted(known), self.elsewhere)}")
+        self.problem(keys, f"unknown option; {_hint(keys, sorted(known), self.known_options)}")
 
     def touches(self, keys: Keys) -> bool:
         """Whether there is a problem at this value, around it or inside it."""
@@ -106,10 +106,10 @@ def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | No
     return by_lower[found[0]] if found else None
 
 
-def _hint(keys: Keys, known: list[str], elsewhere: Mapping[str, Iterable[str]]) -> str:
+def _hint(keys: Keys, known: list[str], known_options: Mapping[str, Iterable[str]]) -> str:
     name, here = str(keys[-1]), dotted(keys[:-1]) if len(keys) > 1 else ""
     here = "datasets.*" if here.startswith("datasets.") else here
-    others = {section: list(names) for section, names in elsewhere.items() if section != here}
+    others = {section: list(names) for section, names in known_options.items() if section != here}
     if very_near := nearest(name, known, cutoff=0.8):
         return f"did you mean {very_near!r}?"
     for section, names in others.items():

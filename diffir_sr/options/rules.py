@@ -207,10 +207,10 @@ def scales_agree(view: OptionView) -> Found:
     """The scale in the file is that of the network."""
     rule = view.size_rule()
     if rule and view.has("scale") and view.get("scale") != rule.scale:
-        told = f"network_g.scale is {rule.scale}"
+        stated = f"network_g.scale is {rule.scale}"
         if not view.has("network_g", "scale"):
-            told = f"network_g has scale {rule.scale} (by default)"
-        yield ("scale",), f"{view.get('scale')} here, but {told}; make both the same"
+            stated = f"network_g has scale {rule.scale} (by default)"
+        yield ("scale",), f"{view.get('scale')} here, but {stated}; make both the same"
 
 
 def scale_is_known(view: OptionView) -> Found:

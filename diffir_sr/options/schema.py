@@ -94,7 +94,7 @@ def _known(several: dict[str, tuple[Declared, list[str]]]) -> Known:
     return {name: options.known[name] for name, (options, _) in several.items()}
 
 
-def elsewhere(values: dict[str, Any]) -> dict[str, set[str]]:
+def known_options(values: dict[str, Any]) -> dict[str, set[str]]:
     """The options that exist in each section of this file, for hints about options in the wrong section."""
     data = set(Loader.model_fields).union(*(declared(kind).all_names for _, kind in DATASET_REGISTRY))
     sections = {"val": ValOptions, "path": PathOptions, "logger": LoggerOptions}

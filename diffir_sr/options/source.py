@@ -20,7 +20,7 @@ from diffir_sr.options.report import Place, dotted
 
 
 @dataclass
-class Source:
+class OptionSource:
     """Options as they were written, with the place of every key; () is the place of the file itself."""
 
     values: dict[str, Any]
@@ -54,7 +54,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_source(path: str | Path) -> Source:
+def read_source(path: str | Path) -> OptionSource:
     """The options of a file, on top of those of the files that its key `base` names, and so on.
 
     Of several bases the later wins. Mappings are merged; lists and single values replace what `base` has.
@@ -72,21 +72,21 @@ def files_read(path: str | Path) -> list[Path]:
     return list(dict.fromkeys([*files, *(file for one in bases for file in files_read(path.parent / one))]))
 
 
-def read_value(text: str, *, file: str) -> Source:
+def read_value(text: str, *, file: str) -> OptionSource:
     """One YAML value that stands on a command line; the source's values hold it under the key 'value'."""
     value, places = _parse(text, file=file, numbered=False)
     places = {("value", *keys): Place(file, 0) for keys in places}
-    return Source({"value": value}, places)
+    return OptionSource({"value": value}, places)
 
 
-def _read_chain(path: Path, above: tuple[Path, ...]) -> Source:
+def _read_chain(path: Path, above: tuple[Path, ...]) -> OptionSource:
     if path.resolve() in (opened.resolve() for opened in above):
         raise OptionError(f"{above[-1]}: base: files are based on each other: {' -> '.join(map(str, (*above, path)))}")
     values, places = _parse(_text_of(path), file=str(path))
     if not isinstance(values, dict):
         raise OptionError(f"{path}: expected options, 'key: value' on each line, found {found(values)}")
     base, place = values.pop("base", None), places.get(("base",))
-    source = Source(values, {keys: at for keys, at in places.items() if keys[:1] != ("base",)})
+    source = OptionSource(values, {keys: at for keys, at in places.items() if keys[:1] != ("base",)})
     if base is None:
         return source
     bases = base if isinstance(base, list) else [base]
@@ -99,8 +99,8 @@ def _read_chain(path: Path, above: tuple[Path, ...]) -> Source:
     return functools.reduce(_on_top, [*layers, source])
 
 
-def _on_top(below: Source, above: Source) -> Source:
-    return Source(_merge(below.values, above.values), _merge_places(below, above))
+def _on_top(below: OptionSource, above: OptionSource) -> OptionSource:
+    return OptionSource(_merge(below.values, above.values), _merge_places(below, above))
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _merge_places(below: Source, above: Source) -> dict[Keys, Place]:
+def _merge_places(below: OptionSource, above: OptionSource) -> dict[Keys, Place]:
     replaced = {keys for keys in above.places if not isinstance(_at(above.values, keys), dict)}
     kept = {
         keys: place
@@ -157,8 +157,8 @@ def _decoded(data: bytes, path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        told = f"the byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
-        raise OptionError(f"{path}:{line}: cannot be read as text: {told}") from None
+        reason = f"the byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        raise OptionError(f"{path}:{line}: cannot be read as text: {reason}") from None
 
 
 def _similar_files(path: Path) -> list[str]:
@@ -180,8 +180,8 @@ def _parse(text: str, *, file: str, numbered: bool = True) -> tuple[Any, dict[Ke
     except yaml.reader.ReaderError as error:
         place = Place(file, text.count("\n", 0, error.position) + 1 if numbered else 0)
         code = error.character if isinstance(error.character, int) else ord(error.character)
-        told = f"the character U+{code:04X} must not be in a text file; remove it"
-        raise OptionError(f"{place}: not valid YAML: {told}") from None
+        reason = f"the character U+{code:04X} must not be in a text file; remove it"
+        raise OptionError(f"{place}: not valid YAML: {reason}") from None
     except yaml.YAMLError as error:
         raise OptionError(_explain(error, file=file, numbered=numbered)) from None
     return value, {(): Place(file, 1), **reader.places}
@@ -247,8 +247,8 @@ class _Reader:
         except (ValueError, KeyError, AttributeError, TypeError, IndexError, OverflowError):
             kind = _KINDS.get(node.tag.rsplit(":", 1)[-1], "a value")
             where = f"{dotted(keys)}: " if keys else ""
-            told = f"{self._place(node)}: {where}looks like {kind} and is none, found {found(node.value)}"
-            raise OptionError(f"{told}; put it in quotes if it is text") from None
+            message = f"{self._place(node)}: {where}looks like {kind} and is none, found {found(node.value)}"
+            raise OptionError(f"{message}; put it in quotes if it is text") from None
 
     def _element(self, node: yaml.Node, keys: Keys) -> Any:
         self.places[keys] = self._place(node)
@@ -314,20 +314,20 @@ class _Reader:
 # Options of the command line: BasicSR's `--force_yml section:key=value`, without its eval and exec
 
 
-def apply_overrides(source: Source, entries: Iterable[str]) -> None:
+def apply_overrides(source: OptionSource, entries: Iterable[str]) -> None:
     """Write each entry into the source; whether a new key may be is for the schema. Raises OptionError."""
     for entry in entries:
         _apply(source, entry)
 
 
-def _apply(source: Source, entry: str) -> None:
-    told = f"--force_yml {entry}"
+def _apply(source: OptionSource, entry: str) -> None:
+    origin = f"--force_yml {entry}"
     names, equals, text = entry.partition("=")
     keys: Keys = tuple(name.strip() for name in names.split(":"))
     if not equals or not all(keys):
-        raise OptionError(f"{told}: expected section:key=value, for example train:ema_decay=0.999")
-    section = _section_for(source, keys, told)
-    value = read_value(text, file=told)
+        raise OptionError(f"{origin}: expected section:key=value, for example train:ema_decay=0.999")
+    section = _section_for(source, keys, origin)
+    value = read_value(text, file=origin)
     for old in [place for place in source.places if place[: len(keys)] == keys]:
         del source.places[old]
     # BasicSR reads none, in any case, as nothing.
@@ -335,14 +335,14 @@ def _apply(source: Source, entry: str) -> None:
     source.places |= {(*keys, *inner[1:]): place for inner, place in value.places.items()}
 
 
-def _section_for(source: Source, keys: Keys, told: str) -> dict[str, Any]:
+def _section_for(source: OptionSource, keys: Keys, origin: str) -> dict[str, Any]:
     section: Any = source.values
     for depth, name in enumerate(keys[:-1], start=1):
         if section.get(name) is None:
             section[name] = {}
-            source.places[keys[:depth]] = Place(told, 0)
+            source.places[keys[:depth]] = Place(origin, 0)
         section = section[name]
         if not isinstance(section, dict):
             way = ":".join(map(str, keys[:depth]))
-            raise OptionError(f"{told}: {way} is no section, it is {found(section)} ({source.places[keys[:depth]]})")
+            raise OptionError(f"{origin}: {way} is no section, it is {found(section)} ({source.places[keys[:depth]]})")
     return section

@@ -249,8 +249,8 @@ def _by_kind(source: FolderSource, args: argparse.Namespace) -> int:
     for job in jobs.values():
         job.check(overwrite=args.overwrite)
     if args.dry_run:
-        told = ", ".join(f"{len(some)} pairs to {args.output / folder}" for folder, some in tasks.items())
-        sys.stdout.write(f"would write {told}\n")
+        counts = ", ".join(f"{len(some)} pairs to {args.output / folder}" for folder, some in tasks.items())
+        sys.stdout.write(f"would write {counts}\n")
         return 0
     with underway(*jobs.values(), overwrite=args.overwrite):
         for folder, some in tasks.items():

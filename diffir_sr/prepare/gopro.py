@@ -71,8 +71,8 @@ def find_frames(split: Path) -> list[FramePair]:
     first: dict[str, Path] = {}
     twins = [frame for frame in found if first.setdefault(frame.name, frame.blurred) != frame.blurred]
     if twins:
-        told = [f"{first[frame.name]} and {frame.blurred}" for frame in twins]
-        raise InputError(f"{len(twins)} crops of {split.absolute()} would have the same names as others: {some(told)}")
+        both = [f"{first[frame.name]} and {frame.blurred}" for frame in twins]
+        raise InputError(f"{len(twins)} crops of {split.absolute()} would have the same names as others: {some(both)}")
     return found
 
 

@@ -184,7 +184,7 @@ def command(args: argparse.Namespace) -> int:
         return say(f"would store {len(wanted)} images in {args.output}, {size} (other formats than PNG more):{paths}")
     parameters = {"codec": args.codec, "compress_level": args.compress_level, "to_8bit": args.to_8bit}
     built = build(wanted, args.output, jobs=args.jobs, source=args.input, parameters=parameters)
-    told = [f"{built.bytes / 2**20:.1f} MiB", f"{time.perf_counter() - started:.1f} s"]
-    told += [f"alpha dropped in {built.dropped_alpha}"] if built.dropped_alpha else []
-    told += [f"paired with {args.pair_with}"] if args.pair_with else []
-    return say(f"{args.output}: {built.count} images ({', '.join(told)}); listed in {built.listing}")
+    details = [f"{built.bytes / 2**20:.1f} MiB", f"{time.perf_counter() - started:.1f} s"]
+    details += [f"alpha dropped in {built.dropped_alpha}"] if built.dropped_alpha else []
+    details += [f"paired with {args.pair_with}"] if args.pair_with else []
+    return say(f"{args.output}: {built.count} images ({', '.join(details)}); listed in {built.listing}")

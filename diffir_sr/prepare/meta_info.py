@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diffir_sr.data.manifest import read_meta
-from diffir_sr.data.sources import FolderSource, Source, name_of, open_source
+from diffir_sr.data.sources import FolderSource, ImageSource, name_of, open_source
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import write_report
 from diffir_sr.files.images import header, without_suffix
@@ -22,7 +22,7 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         raise InputError(f"{output.absolute()} exists; choose another name or give --overwrite")
 
 
-def write_meta(source: Source, output: Path, *, jobs: int) -> int:
+def write_meta(source: ImageSource, output: Path, *, jobs: int) -> int:
     """Write relative path with extension and shape (channels without alpha) of every image; returns their number.
 
     Images of an LMDB have no extension; they are listed as .png, which readers of such lists remove.
@@ -43,7 +43,7 @@ def _shape(file: Path) -> str:
     return f"({found.height},{found.width},{found.channels})"
 
 
-def _listed_within(lmdb: Source) -> Iterator[tuple[str, str]]:
+def _listed_within(lmdb: ImageSource) -> Iterator[tuple[str, str]]:
     for line in read_meta(lmdb.path / "meta_info.txt"):
         name = name_of(without_suffix(line.name))
         if name in lmdb and line.size is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from diffir_sr.data.pairs import degraded_name
-from diffir_sr.data.sources import FolderSource, Source, open_source, some
+from diffir_sr.data.sources import FolderSource, ImageSource, open_source, some
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import write_report
 from diffir_sr.prepare.jobs import check_apart, on_disk, run_all, say
@@ -41,8 +41,8 @@ class PairReport:
 
 
 def check(
-    lq: Source,
-    gt: Source,
+    lq: ImageSource,
+    gt: ImageSource,
     *,
     scale: int,
     template: str = "{}",
@@ -84,7 +84,7 @@ def check(
     return PairReport(good, faults)
 
 
-def _named(source: Source, template: str) -> dict[str, str]:
+def _named(source: ImageSource, template: str) -> dict[str, str]:
     """Names of images by the part that {} stands for; names that do not match the template are left out."""
     before, _, behind = degraded_name(_MARK, template).partition(_MARK)
     found = {}
@@ -109,12 +109,12 @@ def _told_apart(
     return {name: low for name, low in lows.items() if low not in taken}, highs
 
 
-def _misnamed(source: Source, named: dict[str, str], template: str) -> list[str]:
+def _misnamed(source: ImageSource, named: dict[str, str], template: str) -> list[str]:
     known = set(named.values())
     return [f"{where(source, name)}: does not match {template}" for name in source.names if name not in known]
 
 
-def where(source: Source, name: str) -> str:
+def where(source: ImageSource, name: str) -> str:
     """The file of an image, or the LMDB and its key."""
     place = source.location(name)
     return place if isinstance(source, FolderSource) else f"{source.path}[{place}]"
@@ -219,19 +219,19 @@ def command(args: argparse.Namespace) -> int:
     )
     for fault in report.faults:
         sys.stderr.write(f"{fault}\n")
-    told = f"{len(report.good)} pairs at scale {args.scale}, {len(report.faults)} faults"
+    summary = f"{len(report.good)} pairs at scale {args.scale}, {len(report.faults)} faults"
     if report.faults and not args.skip_bad:
-        raise InputError(f"{told}; fix them, or give --skip-bad to leave them out")
+        raise InputError(f"{summary}; fix them, or give --skip-bad to leave them out")
     if not report.good:
-        raise InputError(f"{told}; nothing is left")
+        raise InputError(f"{summary}; nothing is left")
     if args.output is None and args.list is None:
-        return say(told)
+        return say(summary)
     if not isinstance(lq, FolderSource) or not isinstance(gt, FolderSource):
         raise InputError("pairs of LMDBs can only be checked; give folders, or leave out --output and --list")
     if args.list is not None:
         _write_list(args, listed(report, lq, gt))
     if args.output is not None:
-        _copy_pairs(args, report, lq, gt, told)
+        _copy_pairs(args, report, lq, gt, summary)
     return 0
 
 
@@ -245,7 +245,7 @@ def _write_list(args: argparse.Namespace, text: str) -> None:
     say(f"{args.list}: {count} pairs")
 
 
-def _copy_pairs(args: argparse.Namespace, report: PairReport, lq: FolderSource, gt: FolderSource, told: str) -> None:
+def _copy_pairs(args: argparse.Namespace, report: PairReport, lq: FolderSource, gt: FolderSource, summary: str) -> None:
     low, high = args.folders
     if (args.output / low).resolve() == (args.output / high).resolve():
         raise InputError(f"--folders: expected two names, got {low!r} twice")
@@ -268,7 +268,7 @@ def _copy_pairs(args: argparse.Namespace, report: PairReport, lq: FolderSource, 
         job.check(overwrite=args.overwrite)
     if args.dry_run:
         pixels = sum(pair.high[0] * pair.high[1] + pair.low[0] * pair.low[1] for pair in report.good)
-        say(f"{told}; would write {len(copies)} pairs under {args.output}, {on_disk(pixels)}")
+        say(f"{summary}; would write {len(copies)} pairs under {args.output}, {on_disk(pixels)}")
         return
     with underway(*jobs, overwrite=args.overwrite):
         done = copy_pairs(copies, jobs=args.jobs)

@@ -164,9 +164,12 @@ class PrepareJob:
             sweep(self.output, below=True)
         self._unfinished.unlink(missing_ok=True)
         made = sum(one.written for one in stored)
-        told = [f"{made} made, {len(stored) - made} kept", f"{sum(entry.bytes for entry in entries) / 2**20:.1f} MiB"]
-        told += [f"{time.perf_counter() - self.started:.1f} s", *notes]
-        text = f"{self.output}: {len(stored)} {what} ({', '.join(told)}); listed in {listing}\n"
+        details = [
+            f"{made} made, {len(stored) - made} kept",
+            f"{sum(entry.bytes for entry in entries) / 2**20:.1f} MiB",
+        ]
+        details += [f"{time.perf_counter() - self.started:.1f} s", *notes]
+        text = f"{self.output}: {len(stored)} {what} ({', '.join(details)}); listed in {listing}\n"
         sys.stdout.write(text)
         return text
 

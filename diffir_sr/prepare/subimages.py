@@ -68,10 +68,10 @@ def plan_crops(
     sizes = source.sizes(source.names)
     little = [name for name, (high, wide) in sizes.items() if min(high, wide) < size]
     if little and small == "error":
-        told = [f"{source.file(name)}: {sizes[name][0]}x{sizes[name][1]}" for name in little]
+        sized = [f"{source.file(name)}: {sizes[name][0]}x{sizes[name][1]}" for name in little]
         raise InputError(
-            f"{len(little)} images are smaller than a {size}-pixel square: {some(told)}; lower --size, or give --small "
-            "skip or keep"
+            f"{len(little)} images are smaller than a {size}-pixel square: {some(sized)}; lower --size, or give "
+            "--small skip or keep"
         )
     if small == "skip":
         sizes = {name: size for name, size in sizes.items() if name not in set(little)}

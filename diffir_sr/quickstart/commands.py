@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffir_sr.errors import DiffIRError
 from diffir_sr.quickstart.photographs import HELD_OUT, TRAINING, write_photographs
-from diffir_sr.quickstart.tasks import HELD_OUT_DATA, TASKS, TRAIN_DATA
+from diffir_sr.quickstart.tasks import HELD_OUT_DATA, QUICKSTARTS, TRAIN_DATA
 
 if TYPE_CHECKING:
     from diffir_sr.training.recipe import Recipe
@@ -27,7 +27,7 @@ def add_quickstart_parser(commands: Any) -> None:
         "task (and, for sr, a GAN phase), tests, and writes pictures and a table to results/quickstart/ (other tasks: "
         "results/quickstart_TASK/). Takes some minutes on two CPU cores.",
     )
-    parser.add_argument("--task", choices=list(TASKS), default="sr", help="what to restore (default sr)")
+    parser.add_argument("--task", choices=list(QUICKSTARTS), default="sr", help="what to restore (default sr)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, patches and noise (default 0)")
     parser.set_defaults(run=_quickstart)
 
@@ -37,7 +37,7 @@ def _quickstart(args: argparse.Namespace) -> int:
     from diffir_sr.training.recipe import check_recipe, is_interrupted, run_recipe
 
     started = time.perf_counter()
-    task = TASKS[args.task]
+    task = QUICKSTARTS[args.task]
     check_metrics(task)
     write_photographs(TRAINING, folder=TRAIN_DATA / "photos")
     write_photographs(HELD_OUT, folder=HELD_OUT_DATA / "photos")
@@ -63,8 +63,8 @@ def _quickstart(args: argparse.Namespace) -> int:
 
 def data_commands(task: str = "sr") -> list[str]:
     """The commands that prepare training and test data of a task from two folders of photographs."""
-    recipes = shlex.quote(str(TASKS[task].recipes))
-    return [command.format(recipes=recipes) for command in TASKS[task].data]
+    recipes = shlex.quote(str(QUICKSTARTS[task].recipes))
+    return [command.format(recipes=recipes) for command in QUICKSTARTS[task].data]
 
 
 def stage_commands(seed: int, task: str = "sr") -> list[str]:
@@ -75,7 +75,7 @@ def stage_commands(seed: int, task: str = "sr") -> list[str]:
 def _recipe(seed: int, task: str) -> Recipe:
     from diffir_sr.training.recipe import read_recipe
 
-    return read_recipe(TASKS[task].recipes / "recipe.yml", [f"manual_seed={seed}"] if seed else [])
+    return read_recipe(QUICKSTARTS[task].recipes / "recipe.yml", [f"manual_seed={seed}"] if seed else [])
 
 
 def _already_there(command: str) -> bool:

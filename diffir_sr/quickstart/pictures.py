@@ -162,7 +162,7 @@ class Case:
 class Protocol:
     """How a task is measured; `said` is the text for the report."""
 
-    said: str
+    description: str
     luma: bool
     border: int
 

@@ -27,7 +27,7 @@ from diffir_sr.quickstart.pictures import (
     sheet,
     strip,
 )
-from diffir_sr.quickstart.tasks import HELD_OUT_DATA, TASKS, Task
+from diffir_sr.quickstart.tasks import HELD_OUT_DATA, QUICKSTARTS, Task
 from diffir_sr.version import __version__
 from diffir_sr.weights.search import choose
 
@@ -60,7 +60,7 @@ def show_shipped_model(task: Task) -> str:
     seconds = time.perf_counter() - started
     case = enlarged_case(photograph.name, truth, small)
     versions = {**case.simple, _SHIPPED: restored}
-    scores = {label: _measure(image, truth, TASKS["sr"]) for label, image in versions.items()}
+    scores = {label: _measure(image, truth, QUICKSTARTS["sr"]) for label, image in versions.items()}
     task.results.mkdir(parents=True, exist_ok=True)
     strip([(case, versions)], detail=_DETAIL).save(task.results / "shipped.jpg", quality=90)
     measured = ", ".join(f"{label} {psnr:.2f} dB" for label, (psnr, *_) in scores.items())
@@ -109,7 +109,7 @@ def _table(task: Task, rows: dict[str, Scores], *, against: list[str]) -> str:
     versions = list(next(iter(rows.values())))
     also = " / LPIPS (alex, RGB, lower is better)" if task.lpips else ""
     lines = [
-        f"{PROTOCOLS[task.name].said}{also}:",
+        f"{PROTOCOLS[task.name].description}{also}:",
         "",
         "| photograph | " + " | ".join(LABELS[version] for version in versions) + " |",
         "| --- |" + " ---: |" * len(versions),

@@ -48,7 +48,7 @@ class Task:
         return here if here.is_dir() and here.resolve() == folder.resolve() else folder
 
 
-TASKS = {
+QUICKSTARTS = {
     task.name: task
     for task in (
         Task(

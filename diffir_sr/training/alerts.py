@@ -97,8 +97,8 @@ class Watch:
                     continue
                 best, last = max(one.get(name, 0) for one in earlier), max(one["iter"] for one in earlier)
                 if not row[name] >= best - limit:
-                    said = f"{name} of {row['dataset']} fell to {row[name]:.2f} dB from {best:.2f} dB"
-                    return self._heeded(Alert("PSNR collapse", said, iteration, last + 1))
+                    message = f"{name} of {row['dataset']} fell to {row[name]:.2f} dB from {best:.2f} dB"
+                    return self._heeded(Alert("PSNR collapse", message, iteration, last + 1))
         return None
 
     def _heeded(self, alert: Alert | None) -> Alert | None:
@@ -123,10 +123,10 @@ class Watch:
             mean = statistics.fmean(history)
             deviation = max(statistics.pstdev(history), _LEAST_DEVIATION * abs(mean))
             if mean > 0 and value > mean + limit * deviation:
-                said = (
+                message = (
                     f"{name} leapt to {value:.4g} from a mean of {mean:.4g} (z-score {(value - mean) / deviation:.1f})"
                 )
-                return Alert("leap", said, iteration, iteration - self._every)
+                return Alert("leap", message, iteration, iteration - self._every)
         return None
 
     def _lasting(self, rows: list[dict[str, Any]]) -> Alert | None:
@@ -134,8 +134,8 @@ class Watch:
         for kind, (is_wrong, what) in self._conditions().items():
             found = list(_trailing(rows, lambda row: is_wrong(_values(row))))  # noqa: B023 - used at once
             if len(found) >= self.options.patience:
-                said = f"{kind} for {len(found)} log lines: {what(_values(rows[-1]))}"
-                return Alert(kind, said, int(rows[-1]["iter"]), int(found[0]["iter"]) - self._every)
+                message = f"{kind} for {len(found)} log lines: {what(_values(rows[-1]))}"
+                return Alert(kind, message, int(rows[-1]["iter"]), int(found[0]["iter"]) - self._every)
         return None
 
     def _conditions(self) -> dict[str, tuple[Callable[[dict[str, float]], bool], Callable[[dict[str, float]], str]]]:
@@ -157,14 +157,14 @@ class Watch:
         def is_apart(now: dict[str, float]) -> bool:
             return limits.prior_cosine is not None and now.get("prior_cosine", 1) < limits.prior_cosine
 
-        def told(*names: str) -> Callable[[dict[str, float]], str]:
+        def values_of(*names: str) -> Callable[[dict[str, float]], str]:
             return lambda now: ", ".join(f"{name} {now[name]:.3g}" for name in names if name in now)
 
         return {
-            "discriminator win": (has_won, told(*judged)),
-            "colour shift": (has_shifted, told(*shift)),
-            "dead prior": (is_dead, told("prior_spread", "grad_norm_prior")),
-            "prior mismatch": (is_apart, told("prior_cosine")),
+            "discriminator win": (has_won, values_of(*judged)),
+            "colour shift": (has_shifted, values_of(*shift)),
+            "dead prior": (is_dead, values_of("prior_spread", "grad_norm_prior")),
+            "prior mismatch": (is_apart, values_of("prior_cosine")),
         }
 
 
@@ -366,13 +366,13 @@ def _place(model: Any, step: Callable[[], None]) -> str:
             handle.remove()
         vars(model).pop("compute_losses", None)
     bad = [name for name, loss in losses.items() if not _finite(loss)]
-    said = f" (loss: {', '.join(bad)})" if bad else ""
+    in_loss = f" (loss: {', '.join(bad)})" if bad else ""
     if broken:
-        return f"the output of {broken[0]}{said}"
+        return f"the output of {broken[0]}{in_loss}"
     hit = [
         names[module] for module in calls if any(_broken_grad(weight) for weight in module.parameters(recurse=False))
     ]
-    return f"the gradient of {hit[-1] if hit else 'a weight'}{said}"
+    return f"the gradient of {hit[-1] if hit else 'a weight'}{in_loss}"
 
 
 def _broken_grad(weight: nn.Parameter) -> bool:

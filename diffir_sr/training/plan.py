@@ -50,7 +50,7 @@ _ROOTS = ("dataroot_gt", "dataroot_lq", "dataroot_mask")
 
 
 @dataclass
-class Plan:
+class TrainingPlan:
     """What is foreseen of one training. Bytes, seconds and hours; None where `notes` say why there is no number."""
 
     name: str
@@ -78,7 +78,7 @@ class Plan:
     notes: list[str] = field(default_factory=list)
 
 
-def plan_file(file: Path, overrides: Sequence[str] = ()) -> Iterator[Plan]:
+def plan_file(file: Path, overrides: Sequence[str] = ()) -> Iterator[TrainingPlan]:
     """The plan of an option file, or of each training of a recipe."""
     if "stages" not in read_source(file).values:
         yield plan_training(file, overrides)
@@ -88,7 +88,7 @@ def plan_file(file: Path, overrides: Sequence[str] = ()) -> Iterator[Plan]:
             yield plan_training(stage.file, stage.overrides, coming=tuple(stage.handed))
 
 
-def plan_training(file: Path, overrides: Sequence[str] = (), *, coming: Sequence[str] = ()) -> Plan:
+def plan_training(file: Path, overrides: Sequence[str] = (), *, coming: Sequence[str] = ()) -> TrainingPlan:
     """The plan of one option file on this machine; raises OptionError where the file itself is wrong.
 
     Files that are missing are listed, and weights among them stood in for; `coming` ones an earlier stage writes.
@@ -108,7 +108,7 @@ def plan_training(file: Path, overrides: Sequence[str] = (), *, coming: Sequence
     batch = (largest.batch if largest else int(section["batch_size_per_gpu"])) * devices
     patch = largest.gt_size if largest else int(section.get("gt_size") or opt.get("gt_size") or 256)
     device = default_device() if opt["num_gpu"] else torch.device("cpu")
-    plan = Plan(str(opt["name"]), str(file), _device_name(device), int(train["total_iter"]), batch, patch)
+    plan = TrainingPlan(str(opt["name"]), str(file), _device_name(device), int(train["total_iter"]), batch, patch)
     plan.missing, plan.warnings = missing, list(loaded.warnings)
     plan.schedule, warnings = _schedule(opt)
     plan.warnings += warnings
@@ -125,7 +125,7 @@ def plan_training(file: Path, overrides: Sequence[str] = (), *, coming: Sequence
     return plan
 
 
-def _foresee(plan: Plan, opt: dict[str, Any], device: torch.device, base: int) -> None:
+def _foresee(plan: TrainingPlan, opt: dict[str, Any], device: torch.device, base: int) -> None:
     with quiet(), torch.random.fork_rng():
         model = build_model(opt)
     networks = networks_of(model)
@@ -166,7 +166,7 @@ def _foresee(plan: Plan, opt: dict[str, Any], device: torch.device, base: int) -
         plan.notes.append("no step was measured, since not even one sample fits")
 
 
-def _fitting(plan: Plan, base: int) -> int:
+def _fitting(plan: TrainingPlan, base: int) -> int:
     """How many samples of the batch a step that is measured may have; all, where the memory is unknown."""
     if plan.memory is None:
         return plan.batch
@@ -182,7 +182,7 @@ def _fitting(plan: Plan, base: int) -> int:
     return count
 
 
-def _measure(plan: Plan, opt: dict[str, Any], batch: dict[str, Any], count: int, device: torch.device) -> None:
+def _measure(plan: TrainingPlan, opt: dict[str, Any], batch: dict[str, Any], count: int, device: torch.device) -> None:
     """Time real steps, and the restoring of one picture of each validation set."""
     with quiet(), torch.random.fork_rng():
         model = build_model(opt)
@@ -211,7 +211,7 @@ def _measure(plan: Plan, opt: dict[str, Any], batch: dict[str, Any], count: int,
     plan.hours = (each * _weighted_iterations(plan, opt) + (plan.validation_seconds or 0.0)) / 3600
 
 
-def _weighted_iterations(plan: Plan, opt: Mapping[str, Any]) -> float:
+def _weighted_iterations(plan: TrainingPlan, opt: Mapping[str, Any]) -> float:
     """Iterations, those of a progressive training by the pixels of their batches over those of the largest."""
     curriculum = curriculum_from_options(opt["datasets"]["train"])
     if curriculum is None:
@@ -224,7 +224,7 @@ def _weighted_iterations(plan: Plan, opt: Mapping[str, Any]) -> float:
     return total
 
 
-def _validation_seconds(plan: Plan, opt: Mapping[str, Any], model: Any) -> float | None:
+def _validation_seconds(plan: TrainingPlan, opt: Mapping[str, Any], model: Any) -> float | None:
     """Seconds of all validations of a run, by the time of one picture of each set."""
     val = opt.get("val")
     sections = [section for section in opt["datasets"].values() if section["phase"] == "val"]
@@ -248,7 +248,7 @@ def _validation_seconds(plan: Plan, opt: Mapping[str, Any], model: Any) -> float
     return total * (plan.iterations // int(val["val_freq"]))
 
 
-def _batch(plan: Plan, opt: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
+def _batch(plan: TrainingPlan, opt: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
     """The largest batch of the training and the seconds that loading one takes; of random values without data."""
     loaded: list[Any] = []
     seconds: float | None = None
@@ -285,26 +285,28 @@ def _stand_in(opt: dict[str, Any], folder: Path) -> None:
 def _schedule(opt: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """The schedule in words, and what of it does not go with `total_iter`."""
     train, total = opt["train"], int(opt["train"]["total_iter"])
-    said, warnings = [], []
+    summary, warnings = [], []
     for name in [key for key in train if key.startswith("optim_")]:
-        said.append(f"{name}: {train[name].get('type')}, learning rate {train[name].get('lr')}")
+        summary.append(f"{name}: {train[name].get('type')}, learning rate {train[name].get('lr')}")
     scheduler = train.get("scheduler") or {}
-    if scheduler.get("milestones"):
-        said.append(f"times {scheduler.get('gamma', 0.1)} at {', '.join(f'{at:,d}' for at in scheduler['milestones'])}")
-        late = [at for at in scheduler["milestones"] if at > total]
+    if milestones := scheduler.get("milestones"):
+        summary.append(
+            f"times {scheduler.get('gamma', 0.1)} at {', '.join(f'{at:,d}' for at in scheduler['milestones'])}"
+        )
+        late = [at for at in milestones if at > total]
         if late:
             late_text = ", ".join(f"{at:,d}" for at in late)
             warnings.append(f"train.scheduler: milestones {late_text} lie beyond total_iter {total:,d}, never reached")
     if scheduler.get("periods"):
         length = sum(scheduler["periods"])
-        said.append(f"{scheduler['type']}: periods {', '.join(f'{one:,d}' for one in scheduler['periods'])}")
+        summary.append(f"{scheduler['type']}: periods {', '.join(f'{one:,d}' for one in scheduler['periods'])}")
         if length != total:
             effect = "ends before its end" if length > total else "goes on at the last rate"
             warnings.append(
                 f"train.scheduler: its periods are {length:,d} iterations, total_iter {total:,d}: training {effect}"
             )
     if (train.get("warmup_iter") or -1) > 0:
-        said.append(f"warm-up over {train['warmup_iter']:,d}")
+        summary.append(f"warm-up over {train['warmup_iter']:,d}")
     for where, key, loss in (
         ("logger", "save_checkpoint_freq", "a run that is killed loses everything"),
         ("val", "val_freq", "nothing is measured before the end"),
@@ -312,7 +314,7 @@ def _schedule(opt: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         every = (opt.get(where) or {}).get(key)
         if every and every > total:
             warnings.append(f"{where}.{key}: {every:,d} is more than total_iter {total:,d}: {loss}")
-    return said, warnings
+    return summary, warnings
 
 
 def _data_bytes(opt: Mapping[str, Any]) -> dict[str, int]:
@@ -355,7 +357,7 @@ def _gib(size: int | None) -> str:
     return "an unknown amount" if size is None else f"{size / 2**30:.2f} GiB"
 
 
-def as_text(plan: Plan) -> str:
+def as_text(plan: TrainingPlan) -> str:
     """A plan for people."""
     lines = [f"{plan.name} ({plan.file})"]
     networks = ", ".join(f"{name} {count:,d}" for name, count in plan.parameters.items())

@@ -233,11 +233,11 @@ def _checked(stage: Stage, folder: Path) -> int:
     try:
         model = check_model(opt)
     except CheckpointError as error:
-        told = str(error)
+        message = str(error)
         for key, giver in stage.handed.items():
             stands = str((folder / f"{giver.name.replace(os.sep, '_')}_{key}.pth").resolve())
-            told = told.replace(stands, f"{giver.weights(key)} (of stage {giver.name})")
-        raise CheckpointError(told) from error
+            message = message.replace(stands, f"{giver.weights(key)} (of stage {giver.name})")
+        raise CheckpointError(message) from error
     there = sum(file.stat().st_size for file in stage.folder.rglob("*") if file.is_file()) if is_train else 0
     return max(0, disk_bytes(opt, model) - there) if is_train else 0
 

@@ -16,7 +16,7 @@ from diffir_sr.errors import OptionError
 
 FOLDER = Path(__file__).parent  # shipped models are next to the registry
 LISTS = "DIFFIR_MODELS"  # environment variable: lists of the user, separated as in PATH
-TASKS = {
+TASK_TITLES = {
     "sr": "super-resolution of clean, bicubically downscaled images",
     "realsr": "super-resolution of real photographs",
     "deblur": "removal of motion blur",

@@ -18,7 +18,7 @@ import torch
 
 from diffir_sr.errors import CheckpointError, InputError
 from diffir_sr.weights.download import HUB, download, hub_cached, sha256_of
-from diffir_sr.weights.registry import FOLDER, TASKS, Entry, Packaged, entry_of, registry
+from diffir_sr.weights.registry import FOLDER, TASK_TITLES, Entry, Packaged, entry_of, registry
 
 FOLDERS = "DIFFIR_WEIGHTS"  # environment variable: folders with weights, separated as in PATH
 PROJECT_FOLDER = Path("experiments/pretrained_models")
@@ -150,11 +150,13 @@ def choose(
 
 def _choose_model(name: str | None, *, masked: bool | None) -> Chosen:
     entry = entry_of(name or _default_model(masked=bool(masked)), kind="restorer")
-    said = f"model {entry.name} is for {TASKS[entry.task]}" if entry.task else f"model {entry.name}"
+    subject = f"model {entry.name} is for {TASK_TITLES[entry.task]}" if entry.task else f"model {entry.name}"
     if masked and entry.task and not entry.takes_mask:
-        raise InputError(f"{said} and takes no mask; leave the mask out, or choose one that does: {_such(masks=True)}")
+        raise InputError(
+            f"{subject} and takes no mask; leave the mask out, or choose one that does: {_such(masks=True)}"
+        )
     if masked is False and entry.takes_mask:
-        raise InputError(f"{said}; give a mask of the missing pixels, or choose another model: {_such(masks=False)}")
+        raise InputError(f"{subject}; give a mask of the missing pixels, or choose another model: {_such(masks=False)}")
     return Chosen(find(entry.name).path, entry, by_default=name is None)
 
 

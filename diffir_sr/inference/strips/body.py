@@ -17,7 +17,16 @@ from diffir_sr.archs.dirformer import DIRformer
 from diffir_sr.archs.layers import Block, ChannelAttention, ChannelNorm, Down, GatedFeedForward, Level, Up
 from diffir_sr.devices import widest_float
 from diffir_sr.inference.strips.prior_and_tail import RADIUS, FoldedTail
-from diffir_sr.inference.strips.rows import Neighbours, Plan, Source, block_rows, convolve, empty_map, rows_of, strips
+from diffir_sr.inference.strips.rows import (
+    Neighbours,
+    RowSource,
+    StripPlan,
+    block_rows,
+    convolve,
+    empty_map,
+    rows_of,
+    strips,
+)
 
 
 class FoldedBody:
@@ -29,7 +38,7 @@ class FoldedBody:
         self._dtype = dtype
         self._tail = FoldedTail(body.tail, dtype=dtype) if self._geometry.upsample > 1 else None
 
-    def __call__(self, image: Tensor, prior: Tensor, *, plan: Plan) -> Tensor:
+    def __call__(self, image: Tensor, prior: Tensor, *, plan: StripPlan) -> Tensor:
         """Map image (1, C, H, W), padded, and prior (1, D) to (1, 3, H * scale, W * scale), float32 on the CPU."""
         run = _Run(prior, self._dtype, plan)
         x = self._features(image, run)
@@ -88,7 +97,7 @@ class FoldedBody:
 class _Run:
     """The forward pass of one image."""
 
-    def __init__(self, prior: Tensor, dtype: torch.dtype, plan: Plan) -> None:
+    def __init__(self, prior: Tensor, dtype: torch.dtype, plan: StripPlan) -> None:
         self._prior = prior
         self._dtype = dtype
         self.plan = plan
@@ -99,7 +108,7 @@ class _Run:
             FoldedBlock(cast(Block, block), self._prior, dtype=self._dtype).apply(x, rows=rows)
         return x
 
-    def convolved(self, layer: nn.Conv2d, source: Source, size: tuple[int, int]) -> Tensor:
+    def convolved(self, layer: nn.Conv2d, source: RowSource, size: tuple[int, int]) -> Tensor:
         height, width = size
         weight, bias = self.weights(layer)
         made = empty_map(len(weight), height, width, like=self._prior)

@@ -17,7 +17,7 @@ from diffir_sr.failures import out_of_memory
 from diffir_sr.inference.plain import OVERLAP, TILE, available, check_memory, check_tiles, in_tiles
 from diffir_sr.inference.strips.body import FoldedBody
 from diffir_sr.inference.strips.prior_and_tail import condition
-from diffir_sr.inference.strips.rows import Plan, Planner
+from diffir_sr.inference.strips.rows import Planner, StripPlan
 
 TileMode = Literal["exact", "prior"]
 logger = logging.getLogger("diffir_sr.inference")
@@ -93,7 +93,7 @@ class StripEngine:
         lq = with_mask(lq, mask)
         return self.restore(lq, self.prior(lq, noise=noise.normal((len(lq), self.network.prior_width))))
 
-    def plan(self, height: int, width: int) -> Plan:
+    def plan(self, height: int, width: int) -> StripPlan:
         """The plan for an image of this size (or its largest tile); raises InputError if it cannot be restored."""
         if self.tile_mode == "prior":
             height, width = min(height, self._tile), min(width, self._tile)
@@ -130,7 +130,7 @@ class StripEngine:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return run(image)
 
-    def _planned(self, lq: Tensor, run: Callable[[Tensor, Plan], Tensor]) -> Tensor:
+    def _planned(self, lq: Tensor, run: Callable[[Tensor, StripPlan], Tensor]) -> Tensor:
         image = self.network.padded(lq.to(self.device, torch.float32))
         plan = self.plan(*lq.shape[-2:])
         while True:

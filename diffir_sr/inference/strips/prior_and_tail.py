@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from diffir_sr.archs.prior import CPEN
 from diffir_sr.devices import widest_float
-from diffir_sr.inference.strips.rows import Neighbours, Plan, Source, block_rows, convolve, strips
+from diffir_sr.inference.strips.rows import Neighbours, RowSource, StripPlan, block_rows, convolve, strips
 
 
 class _Shared:
     """A source with two readers at different positions; rows are kept until the second reader has read them."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: RowSource) -> None:
         self._source = source
         self._waiting: Tensor | None = None
 
@@ -36,7 +36,7 @@ class _Shared:
         return rows
 
 
-def condition(encoder: CPEN, image: Tensor, *, plan: Plan, dtype: torch.dtype) -> Tensor:
+def condition(encoder: CPEN, image: Tensor, *, plan: StripPlan, dtype: torch.dtype) -> Tensor:
     """The output (1, D) of stage 2's encoder for a padded image (1, C, H, W), equal to encoder(image)."""
     fold = encoder.unshuffle
     height, width = image.shape[2] // fold, image.shape[3] // fold
@@ -46,7 +46,7 @@ def condition(encoder: CPEN, image: Tensor, *, plan: Plan, dtype: torch.dtype) -
         part = F.pixel_unshuffle(part, fold) if fold > 1 else part
         return part.to(dtype).contiguous(memory_format=torch.channels_last)
 
-    source: Source = folded
+    source: RowSource = folded
     for layer in encoder.E[:-1]:
         source = _after(layer, source, height, dtype)
     total = torch.zeros((), dtype=widest_float(image.device), device=image.device)
@@ -56,7 +56,7 @@ def condition(encoder: CPEN, image: Tensor, *, plan: Plan, dtype: torch.dtype) -
     return encoder.mlp((total / (height * width)).float())
 
 
-def _after(layer: nn.Module, source: Source, height: int, dtype: torch.dtype) -> Source:
+def _after(layer: nn.Module, source: RowSource, height: int, dtype: torch.dtype) -> RowSource:
     """A source that applies `layer` to the rows of another source."""
     if isinstance(layer, nn.Conv2d):
         weight = layer.weight.to(dtype)
@@ -66,7 +66,7 @@ def _after(layer: nn.Module, source: Source, height: int, dtype: torch.dtype) ->
     if isinstance(layer, nn.LeakyReLU):
         return lambda start, stop: F.leaky_relu_(source(start, stop), layer.negative_slope)
     shared = _Shared(source)
-    inner: Source = shared.first
+    inner: RowSource = shared.first
     for part in cast(nn.Sequential, layer.body):
         inner = _after(part, inner, height, dtype)
     return lambda start, stop: inner(start, stop) + shared.second(stop - start)

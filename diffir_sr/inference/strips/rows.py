@@ -18,7 +18,7 @@ from torch import Tensor
 from diffir_sr.archs.dirformer import DIRformer
 from diffir_sr.archs.layers import Block
 
-Source = Callable[[int, int], Tensor]  # rows [start, stop) of a map; each row is requested once, from top to bottom
+RowSource = Callable[[int, int], Tensor]  # rows [start, stop) of a map; each row is requested once, from top to bottom
 
 _SUMMED_PIXELS = 1024  # per block: large enough for a fast matrix product, small enough for a narrow strip
 
@@ -26,7 +26,7 @@ _SUMMED_PIXELS = 1024  # per block: large enough for a fast matrix product, smal
 class Neighbours:
     """The rows of a source with `radius` rows above and below them, zero outside the image."""
 
-    def __init__(self, source: Source, *, height: int, radius: int = 1) -> None:
+    def __init__(self, source: RowSource, *, height: int, radius: int = 1) -> None:
         self._source = source
         self._height = height
         self._radius = radius
@@ -87,7 +87,7 @@ def strips(height: int, rows: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + rows, height)
 
 
-def rows_of(image: Tensor, dtype: torch.dtype) -> Source:
+def rows_of(image: Tensor, dtype: torch.dtype) -> RowSource:
     """A map in memory as a source of rows in `dtype`."""
     return lambda start, stop: image[:, :, start:stop].to(dtype)
 
@@ -110,7 +110,7 @@ _DENSE_PIXELS = 2048
 
 
 @dataclass(frozen=True)
-class Plan:
+class StripPlan:
     """The strips for one image with features of (height, width) at the uppermost level."""
 
     height: int
@@ -157,7 +157,7 @@ class Planner:
         self._bytes = _FLOAT + narrow
         self._device = device
 
-    def plan(self, height: int, width: int, *, rows: int) -> Plan:
+    def plan(self, height: int, width: int, *, rows: int) -> StripPlan:
         """The memory for a padded image in strips of `rows` rows of its uppermost features."""
         fold, scale = self._geometry.body_unshuffle, self._geometry.scale
         high, wide = height // fold, width // fold
@@ -168,16 +168,16 @@ class Planner:
         image = 3 * height * width * scale * scale * _FLOAT
         strip = (min(rows, high) + 3) * wide * 3 * self._hidden * self._bytes
         edge = 0 if self._geometry.upsample == 1 else 3 * wide * 2 * 20 * self._dim * self._bytes
-        return Plan(high, wide, rows, maps + image + max(strip, edge), fixed_dense=self._device.type == "cpu")
+        return StripPlan(high, wide, rows, maps + image + max(strip, edge), fixed_dense=self._device.type == "cpu")
 
-    def best(self, height: int, width: int, *, limit: int) -> Plan:
+    def best(self, height: int, width: int, *, limit: int) -> StripPlan:
         """The fastest plan within `limit` bytes, or the smallest one if none is."""
         plan = self.plan(height, width, rows=self._fast_rows(height, width))
         while plan.bytes > limit and not plan.is_smallest:
             plan = self.narrower(height, width, plan)
         return plan
 
-    def narrower(self, height: int, width: int, plan: Plan) -> Plan:
+    def narrower(self, height: int, width: int, plan: StripPlan) -> StripPlan:
         """The plan with strips of half the rows."""
         return replace(self.plan(height, width, rows=plan.rows // 2), narrowed=True)
 

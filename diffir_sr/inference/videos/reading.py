@@ -110,8 +110,8 @@ def opened(path: Path) -> Iterator[Any]:
 
 def words_of(error: Any) -> str:
     """The message of libav about an error, in one line."""
-    said = error.log[2].strip() if error.log and len(error.log) > 2 else ""
-    return (said or str(error.strerror or error)).splitlines()[0].rstrip(".")
+    text = error.log[2].strip() if error.log and len(error.log) > 2 else ""
+    return (text or str(error.strerror or error)).splitlines()[0].rstrip(".")
 
 
 @contextlib.contextmanager
@@ -121,8 +121,8 @@ def log_of_this_thread() -> Iterator[list[tuple[int, str, str]]]:
     before = av.logging.get_level()
     av.logging.set_level(av.logging.ERROR)
     try:
-        with av.logging.Capture() as said:
-            yield said
+        with av.logging.Capture() as log:
+            yield log
     finally:
         av.logging.set_level(before)
 
@@ -173,7 +173,7 @@ def _count_whole(path: Path) -> int:
 
     Nothing is decoded, so this is known before the first frame is restored.
     """
-    with log_of_this_thread() as said, opened(path) as container:
+    with log_of_this_thread() as log, opened(path) as container:
         stream = main_stream(container, path)
         stated = len(stream.index_entries) if "mp4" in container.format.name else round(stream.frames * 0.98) - 2
         read, shown, end = 0, 0, 0
@@ -186,7 +186,7 @@ def _count_whole(path: Path) -> int:
             raise InputError(
                 f"{path}: cannot be read after frame {read} ({words_of(error)}); get the complete file"
             ) from error
-        words = next((found.group() for _, _, text in said if (found := _CUT_SHORT.search(text))), None)
+        words = next((found.group() for _, _, text in log if (found := _CUT_SHORT.search(text))), None)
         if words:
             raise InputError(f"{path}: is truncated after frame {read} ({words}); get the complete file")
         if read < stated:
@@ -261,8 +261,8 @@ def _decoded(container: Any, stream: Any, path: Path, packets: list[int | None])
                 if damaged:
                     raise InputError(f"{_place(path, number, None)} is damaged; get the file again")
     except av.FFmpegError as error:
-        said = f"cannot be decoded ({words_of(error)})"
-        raise InputError(f"{_place(path, number, None)} {said}; get the file again") from error
+        fault = f"cannot be decoded ({words_of(error)})"
+        raise InputError(f"{_place(path, number, None)} {fault}; get the file again") from error
 
 
 def _place(path: Path, number: int, seconds: float | None) -> str:

@@ -182,9 +182,9 @@ def _hdr_parameters(video: Video, mastering: str, light: str, *, units: tuple[in
         ratios = [Fraction(numbers[place], numbers[place + 1] or 1) for place in range(0, 20, 2)]
         scales = [units[0]] * 8 + [units[1]] * 2
         scaled = [float(value * unit) for value, unit in zip(ratios, scales, strict=True)]
-        said = [f"{value:.6f}".rstrip("0").rstrip(".") for value in scaled]
-        red, green, blue, white = (f"({said[place]},{said[place + 1]})" for place in range(0, 8, 2))
-        lowest, highest = said[8:]
+        parts = [f"{value:.6f}".rstrip("0").rstrip(".") for value in scaled]
+        red, green, blue, white = (f"({parts[place]},{parts[place + 1]})" for place in range(0, 8, 2))
+        lowest, highest = parts[8:]
         found.append(f"{mastering}=G{green}B{blue}R{red}WP{white}L({highest},{lowest})")
     if video.light:
         found.append(f"{light}={video.light[0]},{video.light[1]}")
@@ -313,8 +313,8 @@ def _made_anew(stream: Any, container: Any, encoding: Encoding) -> bool:
 def _in_words(stream: Any, kind: str | None = None) -> str:
     kind = kind or {"audio": "sound track", "subtitle": "subtitle track"}.get(stream.type, f"{stream.type} track")
     about = [_codec_name(stream), stream.language, stream.metadata.get("title") or stream.metadata.get("filename")]
-    said = ", ".join(part for part in about if part)
-    return f"{kind} {stream.index}" + (f" ({said})" if said else "")
+    details = ", ".join(part for part in about if part)
+    return f"{kind} {stream.index}" + (f" ({details})" if details else "")
 
 
 def _codec_name(stream: Any) -> str | None:
