@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from basicsr.archs import build_network
 from basicsr.data import build_dataset
 
-from diffir_sr.ablation.plan import Run, plan, read_ablation
+from diffir_sr.ablation.plan import Run, plan_runs, read_ablation
 from diffir_sr.ablation.report import check_document, fill
 from diffir_sr.archs.diffir_arch import DiffIRS1, DiffIRS2
 from diffir_sr.archs.geometry import pad_to_multiple
@@ -42,7 +42,7 @@ def main(words: list[str] | None = None) -> int:
     name = f"{ablation.name}, priors"
     if args.doc:
         check_document(args.doc, name)
-    runs = [run for run in plan(ablation, args.file.parent) if (run.stage, run.variant) == (2, ablation.reference)]
+    runs = [run for run in plan_runs(ablation, args.file.parent) if (run.stage, run.variant) == (2, ablation.reference)]
     runs = [run for run in runs if run.seed in (args.seeds or ablation.seeds)]
     with torch.inference_mode():
         rows = [measured(run, ablation.metric) for run in runs]
