@@ -103,7 +103,7 @@ def test_guided_walks_are_the_published_ones(name):
             t, seen = sigmas.t_of(sigma), x / math.sqrt(sigma**2 + 1)
             answers = [eps(seen, t, lq, context), eps(seen, t, lq, null), eps(seen, t, torch.zeros_like(lq), null)]
             found = guided(*answers, text_scale=run["text_scale"], image_scale=run["image_scale"])
-            return denoised(x, sigma, found, prediction="eps")
+            return denoised(x, sigma, found, prediction="eps", degraded=x)
 
         noise = arrays.get(f"run{index}_noise")
         steps = list(
@@ -122,8 +122,8 @@ def test_a_network_that_finds_v_guesses_the_same_picture():
     kept = 1 / (1 + sigma**2)
     v = kept**0.5 * eps - (1 - kept) ** 0.5 * x0
     x = x0 + sigma * eps
-    assert worst(denoised(x, sigma, v, prediction="v"), x0) < 1e-5
-    assert worst(denoised(x, sigma, eps, prediction="eps"), x0) < 1e-5
+    assert worst(denoised(x, sigma, v, prediction="v", degraded=x), x0) < 1e-5
+    assert worst(denoised(x, sigma, eps, prediction="eps", degraded=x), x0) < 1e-5
 
 
 def test_conditions_are_dropped_as_often_as_said():
@@ -425,7 +425,7 @@ def test_the_correction_trains_as_published(name, monkeypatch):
             assert worst(condition, arrays["lq_latent"]) < 1e-4
             assert worst(context[:, ::4, ::16], arrays["context"]) < 1e-3
             assert worst(found, arrays["eps"]) < 1e-4
-        simple = (found - net.diffusion.sought(clean, eps, t)).square().mean()
+        simple = (found - net.diffusion.sought(clean, eps, t, condition)).square().mean()
         assert simple.item() == pytest.approx(expected["loss_simple"], rel=1e-4)
         assert FidelityLoss()(p, y).item() == pytest.approx(expected["clip_loss"], rel=1e-4)
         losses, _ = model.compute_losses(step)

@@ -90,7 +90,8 @@ class KLLatents(nn.Module):
 class Diffusion(nn.Module):
     """A U-Net on latents, steered by the degraded picture's latent and by prompt states.
 
-    `prediction` eps is the published one; v finds a mixture of noise and picture, which small networks learn faster.
+    `prediction` eps is the published one; v finds a mixture of noise and picture; difference finds what the clean
+    latents have more than the degraded ones, which small networks learn fastest, because they need not learn to copy.
     """
 
     def __init__(
@@ -137,15 +138,19 @@ class Diffusion(nn.Module):
         kept = self._kept(t, clean)
         return kept.sqrt() * clean + (1 - kept).sqrt() * eps
 
-    def sought(self, clean: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    def sought(self, clean: Tensor, eps: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """What the network is to find."""
         if self.prediction == "eps":
             return eps
+        if self.prediction == "difference":
+            return clean - self.scale_factor * condition
         kept = self._kept(t, clean)
         return kept.sqrt() * eps - (1 - kept).sqrt() * clean
 
-    def cleaned(self, noisy: Tensor, found: Tensor, t: Tensor) -> Tensor:
+    def cleaned(self, noisy: Tensor, found: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """The guess of the clean latents that an answer at whole t (B,) amounts to."""
+        if self.prediction == "difference":
+            return self.scale_factor * condition + found
         kept = self._kept(t, noisy)
         if self.prediction == "eps":
             return (noisy - (1 - kept).sqrt() * found) / kept.sqrt()
@@ -249,7 +254,7 @@ class AutoDIR(nn.Module):
         autoencoder: Mapping[str, Any] | None = None,
         pixels: int | None = None,
         correction: Mapping[str, Any] | None = None,
-        prediction: Literal["eps", "v"] = "eps",
+        prediction: Literal["eps", "v", "difference"] = "eps",
         scale_factor: float | None = None,
         restoring: Mapping[str, Any] | None = None,
     ) -> None:
@@ -377,7 +382,8 @@ class AutoDIR(nn.Module):
             found = self._in_tiles(seen.repeat(len(conditions) // len(x), 1, 1, 1), conditions, t, contexts).float()
             if not plain:
                 found = guided(*found.chunk(3), text_scale=settings.text_scale, image_scale=settings.image_scale)
-            return denoised(x, sigma, found, prediction=diffusion.prediction)
+            degraded = diffusion.scale_factor * condition
+            return denoised(x, sigma, found, prediction=diffusion.prediction, degraded=degraded)
 
         return asked
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import Field
+from torch import Tensor
 
 from diffir_sr.archs.autodir_assessor import CATEGORIES, CLEAN, nearest_category
 from diffir_sr.data.draws import Draw
@@ -35,7 +36,8 @@ def one_degradation_for_each_root(view: View, at: tuple[str, ...]) -> Found:
 class LabelledPairsDataset(PairedDataset):
     """`PairedDataset` (scale 1) whose samples also have `label`, the place of their degradation in `CATEGORIES`.
 
-    `diffir prepare degrade --kind` makes the pairs.
+    `diffir prepare degrade --kind` makes the pairs. A training patch that the degradation left as it was, such as one
+    between raindrops or of a flat sky out of focus, is labelled no.
     """
 
     OPTIONS: ClassVar[Any] = LabelledOptions
@@ -56,4 +58,11 @@ class LabelledPairsDataset(PairedDataset):
         # The second number of the draw's generator, which its corner does not depend on.
         if self.clean_share and self.random(number).spawn(1)[0].random() < self.clean_share:
             sample["lq"], label = sample["gt"].clone(), CATEGORIES.index(CLEAN)
+        elif self.training and is_unchanged(sample["lq"], sample["gt"]):
+            label = CATEGORIES.index(CLEAN)
         return {**sample, "label": label}
+
+
+def is_unchanged(lq: Tensor, gt: Tensor) -> bool:
+    """Whether less than 1 % of the values of two pictures in [0, 1] differ by more than three levels of 8 bits."""
+    return float(((lq - gt).abs() > 3.5 / 255).float().mean()) < 0.01

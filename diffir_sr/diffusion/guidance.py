@@ -18,8 +18,8 @@ from torch import Tensor
 from diffir_sr.diffusion.schedule import scaled_linear_betas
 from diffir_sr.errors import OptionError
 
-Prediction = Literal["eps", "v"]
-Dropout = Literal["independent", "shared"]
+Prediction = Literal["eps", "v", "difference"]
+Dropout = Literal["independent", "shared", "none"]
 START, END, STEPS = 0.00085, 0.012, 1000  # of Stable Diffusion's schedule, linear in the root of beta
 
 
@@ -55,10 +55,15 @@ class Sigmas:
         return float(np.interp(math.log(sigma), np.log(self.all), np.arange(self.steps)))
 
 
-def denoised(x: Tensor, sigma: float, found: Tensor, *, prediction: Prediction) -> Tensor:
-    """The guess of x_0 in `x` = x_0 + sigma eps that a network made by its answer `found` to x / sqrt(sigma^2 + 1)."""
+def denoised(x: Tensor, sigma: float, found: Tensor, *, prediction: Prediction, degraded: Tensor) -> Tensor:
+    """The guess of x_0 in `x` = x_0 + sigma eps that a network made by its answer `found` to x / sqrt(sigma^2 + 1).
+
+    `degraded` are the degraded picture's latents, scaled as x_0, of which a difference is one.
+    """
     if prediction == "eps":
         return x - sigma * found
+    if prediction == "difference":
+        return degraded + found
     # v = sqrt(abar) eps - sqrt(1 - abar) x_0 (Salimans and Ho 2022), abar = 1 / (1 + sigma^2).
     return (x / math.sqrt(sigma**2 + 1) - sigma * found) / math.sqrt(sigma**2 + 1)
 
@@ -96,7 +101,10 @@ def dropped(draws: Tensor, *, how: Dropout = "independent", share: float = 0.10)
     """Which samples of a training lose their text and which their picture: two boolean (B,), from uniform (B, 2).
 
     Each with probability `share`: independent, as the published training draws them, so that both go with its square;
-    shared by one draw in which half of each overlap, as InstructPix2Pix.
+    shared by one draw in which half of each overlap, as InstructPix2Pix; none loses neither.
     """
+    if how == "none":
+        kept = torch.zeros(len(draws), dtype=torch.bool, device=draws.device)
+        return kept, kept.clone()
     text, picture = draws[:, 0], draws[:, 1] if how == "independent" else draws[:, 0]
     return text < share, (picture >= share / 2) & (picture < 1.5 * share)

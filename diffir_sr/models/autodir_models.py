@@ -208,10 +208,10 @@ def confusion_table(table: Tensor) -> str:
 class DropoutOptions(Section):
     """Training of the diffusion and of the correction."""
 
-    cfg_dropout: Literal["independent", "shared"] = Field(
+    cfg_dropout: Literal["independent", "shared", "none"] = Field(
         "independent",
         description="How text and picture are left out in 10 % of the samples each: by a draw of its own for each "
-        "(published), or by one draw for both.",
+        "(published), or by one draw for both; none leaves nothing out, for a network that restores without guidance.",
     )
 
 
@@ -228,7 +228,7 @@ class AutoDIRDiffusionModel(_Stage):
         noisy, condition, t, context, eps, clean = self.prepared(self.noise_at(current_iter))
         diffusion = self.system.diffusion
         found = self.answer(noisy, condition, t, context)
-        return {"l_noise": self.cri_pix(found, diffusion.sought(clean, eps, t))}, {}
+        return {"l_noise": self.cri_pix(found, diffusion.sought(clean, eps, t, condition))}, {}
 
     def answer(self, noisy: Tensor, condition: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """The U-Net's answer in the precision of `train.autocast`."""
@@ -280,7 +280,7 @@ class AutoDIRCorrectionModel(AutoDIRDiffusionModel):
         with torch.no_grad():
             noisy, condition, t, context, _, _ = self.prepared(self.noise_at(current_iter), t_max=t_max)
             found = self.answer(noisy, condition, t, context)
-            made = system.diffusion.pictures(system.diffusion.cleaned(noisy, found, t))
+            made = system.diffusion.pictures(system.diffusion.cleaned(noisy, found, t, condition))
         gt = 2 * self.clean() - 1
         corrected = system.correction(2 * self.lq - 1, made)
         return {"l_pix": self.cri_pix(corrected, gt)}, {"l_before": F.mse_loss(made, gt)}
