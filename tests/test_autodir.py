@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from diffir_sr.archs.autodir_assessor import (  # noqa: E402
 from diffir_sr.cards import write_card_file  # noqa: E402
 from diffir_sr.checkpoints import load_network  # noqa: E402
 from diffir_sr.cli import main  # noqa: E402
+from diffir_sr.data.labelled_dataset import is_unchanged  # noqa: E402
 from diffir_sr.diffusion.guidance import Sigmas, denoised, dropped, euler_ancestral, guided  # noqa: E402
 from diffir_sr.diffusion.noise import START, PictureNoise  # noqa: E402
 from diffir_sr.diffusion.schedule import scaled_linear_betas, schedule_constants  # noqa: E402
@@ -41,8 +43,10 @@ from diffir_sr.families.autodir_checkpoint import (  # noqa: E402
     _tokenizer_json,
     _unet_sizes,
     converted,
+    write_folder,
 )
 from diffir_sr.files.picture import encode_png  # noqa: E402
+from diffir_sr.inference.autodir import AutoDIREngine  # noqa: E402
 from diffir_sr.inference.plain import engine_for  # noqa: E402
 from diffir_sr.losses.autodir_losses import FidelityLoss, semantic_agnostic_loss  # noqa: E402
 from diffir_sr.models.autodir_models import AutoDIRCorrectionModel  # noqa: E402
@@ -653,6 +657,61 @@ def test_a_vocabulary_that_is_none_is_refused(tmp_path):
         _tokenizer_json(tmp_path / "absent.json")
 
 
+def test_published_quirks_are_options():
+    lq = torch.rand(1, 3, 16, 16)
+    net = small(restoring=dict(steps=2, degradations=["rain", "haze"], structure=3.0))
+    plain = net.restore(lq, noise=PictureNoise(lq))
+    assert plain.amax() > 1  # the correction left the range, and the second round saw that
+    net.adjust(rounding="floor")
+    levels = net.restore(lq, noise=PictureNoise(lq)) * 255
+    assert torch.equal(levels.round(), (plain.clamp(0, 1) * 255).floor())
+    assert worst(levels, levels.round()) < 1e-4
+    net.adjust(rounding="nearest", clamp=True)
+    clamped = list(net.rounds(2 * lq - 1, noise=PictureNoise(lq)))
+    assert clamped[1].before.abs().amax() <= 1
+    asked, seen = small(), []
+    asked.assessor.likelihoods = lambda image, embeddings: seen.append(asked.assessor.view) or torch.eye(8)[7:]
+    for view in ("grid_mean", "center"):
+        asked.adjust(view=view)
+        asked.restore(lq, noise=PictureNoise(lq))
+    assert seen == ["grid_mean", "center"]
+
+
+def test_offloaded_parts_are_on_the_accelerator_one_at_a_time_and_only_to_work(monkeypatch):
+    net = small(restoring=dict(steps=2, max_rounds=2, structure=1.0, text_scale=2.0))
+    saying(net, "rain", "haze")
+    parts = {net.assessor: "assessor", net.diffusion.unet: "unet", net.diffusion.latents: "latents",
+             net.correction: "correction"}  # fmt: skip
+    there, worked = set(), []
+
+    def move(part, device):
+        (there.add if isinstance(device, torch.device) else there.discard)(parts[part])
+        assert len(there) <= 1
+        return part
+
+    def works(name):
+        def look(module, *_):
+            assert there == {name}
+            worked.append(name)
+
+        return look
+
+    for part in parts:
+        monkeypatch.setattr(part, "to", partial(move, part))
+    net.assessor.clipmodel.text_model.register_forward_pre_hook(works("assessor"))
+    net.diffusion.unet.register_forward_pre_hook(works("unet"))
+    net.correction.register_forward_pre_hook(works("correction"))
+    net.adjust(offload=True, text_scale=1.0)
+    lq = torch.rand(1, 3, 16, 16)
+    net.restore(lq, noise=PictureNoise(lq))
+    assert worked.count("unet") == 2 * 2
+    assert worked.count("correction") == 2
+    assert "assessor" in worked
+    assert not there
+    with pytest.raises(OptionError, match="offload: no accelerator is used"):
+        AutoDIREngine(net, device="cpu")
+
+
 # Files
 
 
@@ -844,6 +903,27 @@ def test_three_stages_train_their_part_alone_one_after_the_other(tmp_path, monke
     loaded = load_network("experiments/correction/models/net_g_latest.safetensors")
     assert type(loaded.network) is AutoDIR
     assert loaded.network.restore(torch.rand(1, 3, 16, 16), noise=PictureNoise(torch.rand(1, 3, 16, 16))).shape == (1, 3, 16, 16)  # fmt: skip  # noqa: E501
+
+
+def test_a_training_starts_from_a_converted_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_kinds(tmp_path)
+    start = small()
+    write_folder(start.state_dict(), SMALL, tmp_path / "weights", vocabulary=None, source="a test")
+    options = recipe("continued", "AutoDIRCorrectionModel", loss=MSE, iterations=1, ema_decay=0)
+    options["path"] = dict(pretrain_network_g="weights", strict_load_g=True)
+    assert run_training(options) == 0
+    now = torch.load("experiments/continued/models/net_g_latest.pth", weights_only=True)["params"]
+    same = [name for name in now if not name.startswith("correction.")]
+    assert all(torch.equal(now[name], start.state_dict()[name]) for name in same)
+
+
+def test_patches_that_a_degradation_left_alone_are_clean():
+    gt = torch.rand(3, 20, 20)
+    assert is_unchanged(gt + 3 / 255, gt)
+    dropped = gt.clone()
+    dropped[:, :10] += 0.1
+    assert not is_unchanged(dropped, gt)
 
 
 def test_the_assessor_learns_to_name_two_faults_and_not_to_see_them_in_the_clean_picture(tmp_path, monkeypatch):

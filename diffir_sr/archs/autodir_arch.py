@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, cast, get_args
 
@@ -15,6 +16,7 @@ from diffir_sr.archs.autodir_assessor import (
     CATEGORIES,
     CLEAN,
     Assessor,
+    View,
     cut,
     mixed,
     nearest_category,
@@ -164,6 +166,7 @@ class Diffusion(nn.Module):
 
 
 Structure = float | Mapping[str, float]
+Rounding = Literal["nearest", "floor"]
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,9 @@ class AutoDIRSettings:
 
     `prompt` takes the assessor's place, once; `degradations` are undone one after the other, without asking it.
     `structure` weighs the correction: a number, or one by category. `colour_fix` gives each picture of the diffusion
-    the means and deviations of the picture that went in.
+    the means and deviations of the picture that went in. `view` is what the assessor sees, None as it was built.
+    `clamp` keeps pictures in range between rounds, and `rounding` floor truncates results to 8 bits; the published
+    loop does not clamp, and truncates.
     """
 
     prompt: str | None = None
@@ -183,8 +188,17 @@ class AutoDIRSettings:
     image_scale: float = 1.0
     structure: Structure = field(default_factory=lambda: dict(_UNCORRECTED))
     colour_fix: bool = False
+    view: View | None = None
+    clamp: bool = False
+    rounding: Rounding = "nearest"
 
     def __post_init__(self) -> None:
+        for name, value, known in (
+            ("view", self.view, get_args(View)),
+            ("rounding", self.rounding, get_args(Rounding)),
+        ):
+            if value is not None and value not in known:
+                raise OptionError(f"{name}: expected one of {', '.join(known)}, found {value!r}")
         if self.max_rounds < 1:
             raise OptionError(f"max_rounds: expected 1 or more, found {self.max_rounds}")
         if self.prompt is not None and self.degradations is not None:
@@ -271,12 +285,18 @@ class AutoDIR(nn.Module):
         )
         self.correction = NAFNetSCM(**(correction or {}))
         self.restore_settings = AutoDIRSettings().changed(**(restoring or {}))
+        self._built_view = self.assessor.view
         self.multiple_of = self.diffusion.multiple_of
         self.watch: Callable[[Round], None] | None = None  # is shown each round
         self.tile: tuple[int, int] | None = None  # side and overlap, pixels, of what the U-Net sees at a time
+        self.offload = False  # whether a part is on the accelerator only while it works
 
-    def adjust(self, **changes: Any) -> None:
-        """Change fields of `AutoDIRSettings`; None keeps a field. Raises OptionError for invalid values."""
+    def adjust(self, *, offload: bool | None = None, **changes: Any) -> None:
+        """Change fields of `AutoDIRSettings`; None keeps a field. Raises OptionError for invalid values.
+
+        `offload` keeps each part in the CPU's memory but while it works; it changes no result.
+        """
+        self.offload = self.offload if offload is None else offload
         settings = self.restore_settings.changed(**changes)
         self.sigmas.visited(settings.steps)
         if settings.prompt is not None:
@@ -296,6 +316,7 @@ class AutoDIR(nn.Module):
     def restore(self, lq: Tensor, *, noise: Noise) -> Tensor:
         """See `families.base.Restores`."""
         check_image(lq, channels=3, name="lq")
+        self.assessor.view = self.restore_settings.view or self._built_view
         made = []
         for row in range(len(lq)):
             last = 2 * lq[row : row + 1].float() - 1
@@ -304,7 +325,20 @@ class AutoDIR(nn.Module):
                 if self.watch is not None:
                     self.watch(one)
             made.append(last)
-        return (torch.cat(made) + 1) / 2
+        restored = (torch.cat(made) + 1) / 2
+        return (restored.clamp(0, 1) * 255).floor() / 255 if self.restore_settings.rounding == "floor" else restored
+
+    @contextmanager
+    def _at_work(self, part: nn.Module, device: torch.device) -> Iterator[None]:
+        """Where parts are offloaded, `part` is on `device` meanwhile."""
+        if not self.offload:
+            yield
+            return
+        part.to(device)
+        try:
+            yield
+        finally:
+            part.to("cpu")
 
     def rounds(self, image: Tensor, *, noise: Noise) -> Iterator[Round]:
         """The rounds of one picture (1, 3, H, W) in [-1, 1]. Every round starts from the same noise, as published.
@@ -313,19 +347,22 @@ class AutoDIR(nn.Module):
         """
         settings, left = self.restore_settings, list(CATEGORIES)
         planned = None if settings.degradations is None else list(settings.degradations)
-        states, embeddings = self.assessor.text([prompt_of(one) for one in CATEGORIES], mask_pads=True)
+        with self._at_work(self.assessor, image.device):
+            states, embeddings = self.assessor.text([prompt_of(one) for one in CATEGORIES], mask_pads=True)
         for number in range(1, settings.max_rounds + 1):
             likely: dict[str, float] = {}
             if settings.prompt is not None:
                 category, prompt = None, settings.prompt
-                context = self.assessor.text([prompt], mask_pads=False)[0]
+                with self._at_work(self.assessor, image.device):
+                    context = self.assessor.text([prompt], mask_pads=False)[0]
             elif planned is not None:
                 category = planned.pop(0)
                 prompt = prompt_of(category)
                 context = states[[CATEGORIES.index(category)]]
             else:
                 places = [CATEGORIES.index(one) for one in left]
-                p = self.assessor.likelihoods((image + 1) / 2, embeddings[places])
+                with self._at_work(self.assessor, image.device):
+                    p = self.assessor.likelihoods((image + 1) / 2, embeddings[places])
                 likely = dict(zip(left, p[0].tolist(), strict=True))
                 category = max(likely, key=lambda name: likely[name])
                 prompt = prompt_of(category)
@@ -336,7 +373,10 @@ class AutoDIR(nn.Module):
                 return
             made = self.undone(image, context, noise=noise)
             weight = settings.weight(category, self.correction.weight)
-            after = self.correction(image, made, weight=weight) if weight else made
+            after = made
+            if weight:
+                with self._at_work(self.correction, image.device):
+                    after = self.correction(image, made, weight=weight)
             if settings.colour_fix:
                 made, after = recoloured(made, image), recoloured(after, image)
             if not after.isfinite().all():
@@ -344,6 +384,7 @@ class AutoDIR(nn.Module):
                 logger.warning("%s.", note)
                 yield Round(number, category, prompt, likely, image, made, image, note=note)
                 return
+            after = after.clamp(-1, 1) if settings.clamp else after
             yield Round(number, category, prompt, likely, image, made, after)
             image = after
             if planned == [] or settings.prompt is not None:
@@ -351,7 +392,9 @@ class AutoDIR(nn.Module):
 
     def undone(self, image: Tensor, context: Tensor, *, noise: Noise) -> Tensor:
         """What the diffusion makes of a picture (1, 3, H, W) in [-1, 1] under prompt states (1, T, D)."""
-        condition = self.diffusion.condition(image)
+        latents, device = self.diffusion.latents, image.device
+        with self._at_work(latents, device):
+            condition = self.diffusion.condition(image)
         shape = (len(image), self.diffusion.channels, *condition.shape[-2:])
         guess = self.guess(condition, context)
         steps = euler_ancestral(
@@ -361,10 +404,12 @@ class AutoDIR(nn.Module):
             noise=lambda step: noise.normal(shape, f"step {step}").to(image),
         )
         last = None
-        for last, _ in steps:  # noqa: B007 - the last one is the result
-            pass
+        with self._at_work(self.diffusion.unet, device):
+            for last, _ in steps:  # noqa: B007 - the last one is the result
+                pass
         assert last is not None
-        return self.diffusion.pictures(last)
+        with self._at_work(latents, device):
+            return self.diffusion.pictures(last)
 
     def guess(self, condition: Tensor, context: Tensor) -> Callable[[Tensor, float], Tensor]:
         """A function of x and sigma that guesses the clean latents, with the guidance that is wished for."""
@@ -372,7 +417,8 @@ class AutoDIR(nn.Module):
         plain = settings.text_scale == settings.image_scale == 1
         conditions, contexts = condition, context
         if not plain:  # the three answers in one call
-            nothing = self.assessor.text([""], mask_pads=False)[0].expand_as(context)
+            with self._at_work(self.assessor, condition.device):
+                nothing = self.assessor.text([""], mask_pads=False)[0].expand_as(context)
             conditions = torch.cat([condition, condition, torch.zeros_like(condition)])
             contexts = torch.cat([context, nothing, nothing])
 

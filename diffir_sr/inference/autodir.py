@@ -22,7 +22,8 @@ from diffir_sr.inference.plain import LivingBytes, PlainEngine, PlainPlan
 class AutoDIREngine(PlainEngine):
     """`PlainEngine` whose tiles are those of the network: every round assesses the whole picture.
 
-    Memory is measured as that of one call of each part, which is what a round needs at a time.
+    Memory is measured as that of one call of each part, which is what a round needs at a time. Where the network
+    offloads, its parts stay in the CPU's memory, and each moves to the accelerator while it works.
     """
 
     def __init__(self, network: AutoDIR, *, tile_mode: str = "exact", **how: Any) -> None:
@@ -32,6 +33,13 @@ class AutoDIREngine(PlainEngine):
         network.tile = None if self._tile is None else (self._tile, self._overlap)
         self._network_tile, self._tile = self._tile, None
 
+    def _placed(self, network: nn.Module) -> nn.Module:
+        if not getattr(network, "offload", False):
+            return super()._placed(network)
+        if self.device.type == "cpu":
+            raise OptionError("offload: no accelerator is used, so everything is in the CPU's memory; leave it out")
+        return network.to("cpu")
+
     def plan(self, height: int, width: int) -> PlainPlan:
         planned = super().plan(height, width)
         return PlainPlan(height, width, self._network_tile, planned.bytes)
@@ -40,12 +48,13 @@ class AutoDIREngine(PlainEngine):
     def _measured(self) -> float:
         system = self._system
         side = -(-48 // system.multiple_of) * system.multiple_of
-        image = torch.zeros(1, 3, side, side, device=self.device)
-        with LivingBytes() as living, torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        device = next(system.parameters()).device  # the CPU's where parts are offloaded
+        image = torch.zeros(1, 3, side, side, device=device)
+        with LivingBytes() as living, torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
             condition = system.diffusion.condition(image)
             context = system.assessor.text([""], mask_pads=True)[0]
             noisy = condition.new_zeros(1, system.diffusion.channels, *condition.shape[-2:])
-            system.diffusion(noisy, condition, torch.zeros(1, device=self.device), context)
+            system.diffusion(noisy, condition, torch.zeros(1, device=device), context)
             system.correction(image, system.diffusion.pictures(noisy))
         return living.peak / side**2
 

@@ -122,6 +122,24 @@ def _add_autodir(parser: argparse.ArgumentParser) -> None:
         help="AutoDIR: weight of the correction, for all or by name: 0.5, or rain=0.5,haze=1 (1; low resolution: 0)",
     )
     parser.add_argument(
+        "--view",
+        choices=["center", "grid_mean"],
+        help="AutoDIR: what is assessed: the middle, or squares all over (model's)",
+    )
+    parser.add_argument(
+        "--rounding", choices=["nearest", "floor"], help="AutoDIR: floor truncates results to 8 bits, as published"
+    )
+    parser.add_argument("--clamp", action="store_true", default=None, help="AutoDIR: clip pictures between rounds")
+    parser.add_argument(
+        "--colour-fix", action="store_true", default=None, help="AutoDIR: keep the mean and deviation of each colour"
+    )
+    parser.add_argument(
+        "--offload",
+        action="store_true",
+        default=None,
+        help="AutoDIR: on an accelerator, only the part that works; the others stay in the CPU's memory",
+    )
+    parser.add_argument(
         "--trace",
         action="store_true",
         help="AutoDIR: beside each result, what was found and done in each round: .trace.json and .trace.png",
@@ -139,10 +157,15 @@ def _structure(given: str | None) -> float | dict[str, float] | None:
         raise InputError(f"--structure: expected a number, or rain=0.5,haze=1; got {given!r}") from error
 
 
+_WISHED = (
+    "steps", "sampler", "eta", "variance", "prompt", "max_rounds", "view", "rounding", "clamp", "colour_fix", "offload"
+)  # fmt: skip
+
+
 def _wishes(args: argparse.Namespace) -> dict[str, Any]:
     """What the network is asked for; only those who have such options take them."""
     return {
-        **{name: getattr(args, name) for name in ("steps", "sampler", "eta", "variance", "prompt", "max_rounds")},
+        **{name: getattr(args, name) for name in _WISHED},
         "degradations": args.degradations.split(",") if args.degradations else None,
         "structure": _structure(args.structure),
     }

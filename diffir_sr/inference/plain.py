@@ -124,7 +124,7 @@ class PlainEngine:
         check_memory(memory_limit)
         self.device = torch.device(device)
         self.dtype = dtype
-        self.network = as_restoring(network.to(self.device))
+        self.network = as_restoring(self._placed(network))
         self.tile_mode = "tiles" if tiles else "exact"
         check = getattr(network, "check_engine", None)
         if check is not None:
@@ -133,6 +133,10 @@ class PlainEngine:
         self._overlap = overlap
         self._limit = memory_limit
         self._bytes_per_pixel: float | None = None
+
+    def _placed(self, network: nn.Module) -> nn.Module:
+        """The network where it is to compute."""
+        return network.to(self.device)
 
     @torch.inference_mode()
     def __call__(self, lq: Tensor, *, noise: Noise, guesses: Guesses | None = None, **conditions: Tensor) -> Tensor:

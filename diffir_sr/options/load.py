@@ -17,6 +17,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 
 from diffir_sr.errors import OptionError
 from diffir_sr.families import declaring
+from diffir_sr.families.autodir_checkpoint import is_folder
 from diffir_sr.option_types import Found, Section, found, inherited
 from diffir_sr.options.check import find, gathered
 from diffir_sr.options.recipes import recipe_names, recipes_folder, refuse_hydra
@@ -234,7 +235,7 @@ def weights_exist(view: OptionView, key: str) -> Found:
     if view.has("path", "resume_state") and not is_helper:  # the resumed run has its own
         return
     path = view.get("path", key)
-    if path and not os.path.isfile(os.path.expanduser(path)):
+    if path and not os.path.isfile(os.path.expanduser(path)) and not is_folder(Path(os.path.expanduser(path))):
         yield ("path", key), f"{_absent('file', path)}; {_origin(view, network)}"
 
 
