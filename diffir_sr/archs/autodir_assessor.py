@@ -157,13 +157,13 @@ def cut(tokens: Sequence[int], text: str) -> tuple[list[int], str | None]:
 class ConvEncoder(nn.Module):
     """A small image tower: convolutions with strides, mean and largest value of each channel, and fixed statistics.
 
-    It sees the picture and its fine detail (`fine_detail`), in which blur, low resolution and noise differ most. Norms
+    The convolutions see half the size, of the picture and of its fine detail (`fine_detail`, also its amount). Norms
     hide how bright and how rough a picture is; the first two layers have none, and `statistics` go around them.
     """
 
     def __init__(self, width: int, blocks: int) -> None:
         super().__init__()
-        channels = [6, *(width * min(2**level, 4) for level in range(blocks))]
+        channels = [9, *(width * min(2**level, 4) for level in range(blocks))]
         layers: list[nn.Module] = []
         for level, (seen, made) in enumerate(zip(channels, channels[1:], strict=False)):
             for convolution in (nn.Conv2d(seen, made, 3, 2, 1), nn.Conv2d(made, made, 3, 1, 1)):
@@ -173,7 +173,8 @@ class ConvEncoder(nn.Module):
         self.head = nn.Sequential(nn.Linear(self.width + STATISTICS, self.width), nn.SiLU())
 
     def forward(self, pixel_values: Tensor) -> SimpleNamespace:
-        features = self.body(torch.cat([pixel_values, fine_detail(pixel_values)], dim=1))
+        fine = fine_detail(pixel_values)
+        features = self.body(F.avg_pool2d(torch.cat([pixel_values, fine, fine.abs()], dim=1), 2))
         pooled = [features.mean(dim=(2, 3)), features.amax(dim=(2, 3)), statistics(pixel_values)]
         return SimpleNamespace(pooler_output=self.head(torch.cat(pooled, dim=1)))
 
@@ -183,34 +184,50 @@ def fine_detail(pixels: Tensor) -> Tensor:
 
     Linear up to about two levels of an 8-bit picture, logarithmic above: rounding, noise and edges are all in range.
     """
-    taps = pixels.new_tensor([0.25, 0.5, 0.25])
-    kernel = torch.outer(taps, taps).expand(pixels.shape[1], 1, 3, 3)
-    smooth = F.conv2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), kernel, groups=pixels.shape[1])
+    smooth = F.pad(pixels, (1, 1, 1, 1), mode="replicate")
+    smooth = (smooth[..., :-2] + 2 * smooth[..., 1:-1] + smooth[..., 2:]) / 4
+    smooth = (smooth[..., :-2, :] + 2 * smooth[..., 1:-1, :] + smooth[..., 2:, :]) / 4
     return torch.asinh((pixels - smooth) / _TWO_LEVELS)
 
 
 _TWO_LEVELS = 2 / 255 / 0.27  # of an 8-bit picture, normalised
-_SCALES = 4
-STATISTICS = 4 * 3 + _SCALES * 2 * 3 * 3
+_SCALES, _LAGS = 4, (2, 3, 4)
+_EDGES = (0.02, 0.06, 0.2, 0.6)  # of second differences
+_LEVELS = (0.08, 0.2, 0.35, 0.5, 0.7, 0.9)  # of brightness
+STATISTICS = 4 * 3 + _SCALES * 2 * (3 * 3 + len(_LAGS) + len(_EDGES)) + 3 * len(_LEVELS)
 
 
 def statistics(pixels: Tensor) -> Tensor:
-    """Numbers (B, 84) that tell faults apart without learning, each about 0 with a spread of about 1.
+    """Numbers (B, STATISTICS) that tell faults apart without learning, each about 0 with a spread of about 1.
 
-    Of `pixels` (B, 3, H, W), normalised: mean, deviation, least and largest value of each colour; and at four scales,
-    across and down, how large differences of neighbours are in luma and two colour differences, by three means.
+    Of `pixels` (B, 3, H, W), normalised: mean, deviation, least and largest value of each colour. At four scales,
+    across and down: how large differences of neighbours are in luma and two colour differences, by three means;
+    differences of luma over longer distances, and its second differences, cut at several sizes. And how many pixels are
+    brighter than several levels: by their least colour, by their largest, and by the least one around them, which is
+    dark but where there is haze (He et al. 2011).
     """
     variance, mean = torch.var_mean(pixels, dim=(2, 3), correction=0)
     found = [mean, variance.sqrt() - 1, pixels.amin(dim=(2, 3)) + 1.5, pixels.amax(dim=(2, 3)) - 1.5]
     luma = pixels.mean(dim=1, keepdim=True)
     planes = torch.cat([luma, pixels[:, :1] - luma, pixels[:, 2:] - luma], dim=1)
     for scale in range(_SCALES):
-        for steps in (planes.diff(dim=3), planes.diff(dim=2)):
+        for dim in (3, 2):
+            steps = planes.diff(dim=dim)
             size = steps.abs()
             means = size.mean(dim=(2, 3)), size.square().mean(dim=(2, 3)).sqrt(), (size + 1e-6).sqrt().mean(dim=(2, 3))
             found += [(torch.log(one + 1e-2) + 2) for one in means]
+            luma, length = planes[:, :1], planes.shape[dim]
+            far = [luma.narrow(dim, lag, length - lag) - luma.narrow(dim, 0, length - lag) for lag in _LAGS]
+            found += [torch.log(one.abs().mean(dim=(2, 3)) + 1e-2) + 2 for one in far]
+            bent = steps[:, :1].diff(dim=dim).abs()
+            found += [torch.log(bent.clamp(max=edge).mean(dim=(2, 3)) / edge + 1e-2) + 1.5 for edge in _EDGES]
         if scale < _SCALES - 1:
             planes = F.avg_pool2d(planes, 2)
+    colours = pixels * pixels.new_tensor(_STD)[:, None, None] + pixels.new_tensor(_MEAN)[:, None, None]
+    least = colours.amin(dim=1, keepdim=True)
+    around = -F.max_pool2d(-F.avg_pool2d(least, 2), 7, stride=4, padding=3)
+    for plane in (least, colours.amax(dim=1, keepdim=True), around):
+        found += [4 * torch.sigmoid((plane - level) / 0.04).mean(dim=(2, 3)) - 2 for level in _LEVELS]
     return torch.cat(found, dim=1)
 
 

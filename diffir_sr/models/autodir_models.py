@@ -113,6 +113,9 @@ class AssessorOptions(Section):
     semantic_agnostic_weight: NotNegative = Field(
         1.0, description="Factor on how likely the fault is found in the clean counterpart of a degraded picture."
     )
+    clean_weight: NotNegative = Field(
+        0.0, description="Factor on the loss of the ground truth of degraded pictures, which is to be called no."
+    )
     train_text: bool = Field(
         False, description="Whether the text tower learns as well; published towers know the words already."
     )
@@ -132,14 +135,17 @@ class AutoDIRAssessorModel(_Stage):
 
     def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:
         assert self.cri_pix is not None  # perceptual losses make no sense here
-        labels, weight = self.labels(), AssessorOptions.of(self.opt["train"]).semantic_agnostic_weight
+        labels, given = self.labels(), AssessorOptions.of(self.opt["train"])
         p = self.run_network(self.lq)
         losses: Losses = {"l_category": self.cri_pix(p, labels)}
         faulty = self.label != CATEGORIES.index(CLEAN)
-        if weight and bool(faulty.any()):
-            losses["l_agnostic"] = weight * semantic_agnostic_loss(
-                self.run_network(self.clean()[faulty]), labels[faulty]
-            )
+        if (given.semantic_agnostic_weight or given.clean_weight) and bool(faulty.any()):
+            clean = self.run_network(self.clean()[faulty])
+            if given.semantic_agnostic_weight:
+                losses["l_agnostic"] = given.semantic_agnostic_weight * semantic_agnostic_loss(clean, labels[faulty])
+            if given.clean_weight:
+                nothing = F.one_hot(torch.full((len(clean),), CATEGORIES.index(CLEAN)), len(CATEGORIES))
+                losses["l_clean"] = given.clean_weight * self.cri_pix(clean, nothing.to(clean))
         right = (p.argmax(dim=1) == labels.argmax(dim=1)).float().mean()
         return losses, {"right": right}
 
