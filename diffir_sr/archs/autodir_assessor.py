@@ -217,7 +217,8 @@ def statistics(pixels: Tensor) -> Tensor:
             means = size.mean(dim=(2, 3)), size.square().mean(dim=(2, 3)).sqrt(), (size + 1e-6).sqrt().mean(dim=(2, 3))
             found += [(torch.log(one + 1e-2) + 2) for one in means]
             luma, length = planes[:, :1], planes.shape[dim]
-            far = [luma.narrow(dim, lag, length - lag) - luma.narrow(dim, 0, length - lag) for lag in _LAGS]
+            rests = [length - min(lag, length - 1) for lag in _LAGS]
+            far = [luma.narrow(dim, length - rest, rest) - luma.narrow(dim, 0, rest) for rest in rests]
             found += [torch.log(one.abs().mean(dim=(2, 3)) + 1e-2) + 2 for one in far]
             bent = steps[:, :1].diff(dim=dim).abs()
             found += [torch.log(bent.clamp(max=edge).mean(dim=(2, 3)) / edge + 1e-2) + 1.5 for edge in _EDGES]
