@@ -59,6 +59,8 @@ setup(
         "quickstart": ["scikit-image", "matplotlib"],  # its photographs; the pictures of the report
         "video": ["av>=17"],  # PyAV; its wheels bring ffmpeg's libraries
         "heif": ["pillow-heif"],  # reads HEIC
+        # Older versions of onnxscript write pixel unshuffle in the wrong order of channels, without an error.
+        "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.7.1"],
         "peers": ["spandrel"],  # recognises and builds the networks of other projects
         # AutoDIR: its U-Net and autoencoder, CLIP and its words; versions whose results the tests have seen.
         "autodir": ["diffusers>=0.42,<0.43", "transformers>=5.24,<6"],

@@ -3,7 +3,8 @@
 Every cell is a process of its own: network of the paper's size, random weights (the golden ones, which are harder on
 rounding than trained ones), a photograph; seconds are the best of several runs after a warm-up, memory is what the run
 adds to the process that holds the network (on CUDA: max_memory_allocated). RRDBNet, the network of Real-ESRGAN, stands
-beside as BasicSR runs it. A chart of time and memory over sizes goes beside FILE.
+beside as BasicSR runs it; onnxruntime is the network as `diffir export` writes it. A chart of time and memory over
+sizes goes beside FILE.
 """
 
 import argparse
@@ -32,11 +33,16 @@ from golden_cases import fill, load_case  # noqa: E402
 from setting import commit, processor  # noqa: E402
 
 from diffir_sr.archs.diffir_arch import DiffIRS2  # noqa: E402
+from diffir_sr.cards import write_card_file  # noqa: E402
+from diffir_sr.checkpoints import load_network  # noqa: E402
 from diffir_sr.diffusion.noise import PictureNoise  # noqa: E402
+from diffir_sr.export import export  # noqa: E402
+from diffir_sr.inference.plain import PlainEngine  # noqa: E402
 from diffir_sr.inference.strips.engine import StripEngine  # noqa: E402
 
 TASKS = {"sr x4": "sr_x4_paper", "deblur": "deblur_paper", "inpaint": "inpaint_paper"}
 FORMS = ("plain", "optimized", "bfloat16")
+ALL = (*FORMS, "onnxruntime", "RRDBNet")
 SIZES = {"sr x4": (64, 128, 256, 512, 1024), "deblur": (256, 512), "inpaint": (256, 512)}
 LARGEST_PLAIN = 512  # pixels of a side; a larger one would take minutes and tens of GiB
 
@@ -64,6 +70,8 @@ def runner(task, form, device):
     facts, _ = load_case(name)
     network = DiffIRS2(task=name.split("_")[0], **facts["arch_kwargs"]).eval().requires_grad_(False)
     fill(network, "s2")
+    if form == "onnxruntime":
+        return exported(network)
     dtype = torch.bfloat16 if form == "bfloat16" else torch.float32
     engine = StripEngine(network, device=device, dtype=dtype, optimized=form != "plain")
     return (
@@ -71,6 +79,21 @@ def runner(task, form, device):
         network.geometry.channels,
         lambda *size: engine.plan(*size).bytes if engine.optimized else None,
     )
+
+
+def exported(network):
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        weights, file = Path(folder) / "net.safetensors", Path(folder) / "net.onnx"
+        write_card_file(network.state_dict(), {}, weights)
+        export(load_network(weights), file)
+        engine = PlainEngine(load_network(file).network)
+    channels = network.geometry.channels
+
+    def run(lq):
+        mask = {"mask": lq[:, 3:]} if channels == 4 else {}
+        return engine(lq[:, :3], noise=PictureNoise(lq), **mask)
+
+    return run, channels, lambda height, width: engine.plan(height, width).bytes
 
 
 class Memory:
@@ -188,16 +211,22 @@ def machine(device):
     )
 
 
-def cells(device, largest):
+def cells(device, largest, forms, tasks):
     for task, sizes in SIZES.items():
+        if task not in tasks:
+            continue
         for size in sizes:
-            for form in FORMS:
-                if size <= largest and (form != "plain" or size <= LARGEST_PLAIN):
+            for form in forms:
+                if (
+                    size <= largest
+                    and (form not in ("plain", "onnxruntime") or size <= LARGEST_PLAIN)
+                    and form != "RRDBNet"
+                ):
                     yield task, form, size, size
-            if task == "sr x4" and size == 256:
+            if task == "sr x4" and size == 256 and "RRDBNet" in forms:
                 yield task, "RRDBNet", size, size
     if device.startswith("cuda"):  # the input that papers on efficiency take
-        yield from (("sr x4", form, 480, 640) for form in (*FORMS, "RRDBNet"))
+        yield from (("sr x4", form, 480, 640) for form in forms)
 
 
 def main():
@@ -205,6 +234,8 @@ def main():
     parser.add_argument("-o", "--output", type=Path, help="write the table there, the chart beside it")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--largest", type=int, default=1024, help="leave out larger sides (default 1024)")
+    parser.add_argument("--forms", nargs="+", choices=ALL, default=ALL)
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--cell", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.cell:
@@ -212,12 +243,13 @@ def main():
         print(json.dumps(cell(task, form, int(height), int(width), args.device, file)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        rows = [measured(*one, args.device, folder) for one in cells(args.device, args.largest)]
+        rows = [measured(*one, args.device, folder) for one in cells(args.device, args.largest, args.forms, args.tasks)]
     text = f"# Restoring: the inference form against the plain network\n\n{machine(args.device)}\n\n`{command()}`\n\n"
     text += f"{table(rows)}\n"
     if args.output:
-        chart(rows, args.output.with_suffix(".png"))
-        text += f"\n![time and memory over sizes]({args.output.with_suffix('.png').name})\n"
+        if set(FORMS) <= set(args.forms) and "sr x4" in args.tasks:
+            chart(rows, args.output.with_suffix(".png"))
+            text += f"\n![time and memory over sizes]({args.output.with_suffix('.png').name})\n"
         args.output.write_text(text)
     print(text)
 

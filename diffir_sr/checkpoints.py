@@ -16,6 +16,7 @@ from diffir_sr.errors import CheckpointError
 from diffir_sr.families import identify, load_foreign
 from diffir_sr.families.autodir_checkpoint import is_folder, read_folder
 from diffir_sr.families.base import Identity, Tensors
+from diffir_sr.families.exported import ONNX, is_onnx, load_onnx, onnx_identity, read_onnx
 from diffir_sr.families.spandrel import missing
 from diffir_sr.weights.ncnn import graph_of, read_ncnn
 from diffir_sr.weights_files import StandIn, bare, check_reachable, is_safetensors, objects_in, plain, read_pickled
@@ -29,7 +30,7 @@ class Weights:
     """The tensors of one network from a file, and their origin."""
 
     path: Path
-    key: str | None  # 'params_ema', 'params', or None if the file is the state dict itself
+    key: str | None  # 'params_ema', 'params', 'onnx', or None if the file is the state dict itself
     tensors: dict[str, Tensor]
     card: dict[str, Any] = field(default_factory=dict)  # model card of a safetensors file
 
@@ -39,8 +40,8 @@ def read_weights(path: str | Path, *, key: str | None = "params_ema") -> Weights
 
     A Lightning checkpoint (published inpainting) stores it under state_dict, with the prefix `generator.`; a
     `.safetensors` file contains one network and optionally its model card; an ncnn `.param` file needs its `.bin` file
-    next to it. Tensors are on the CPU; no code in the file is executed. Raises CheckpointError for a missing, damaged
-    or foreign file.
+    next to it; an `.onnx` file is a whole exported network. Tensors are on the CPU; no code in the file is executed.
+    Raises CheckpointError for a missing, damaged or foreign file.
     """
     path = Path(os.path.expanduser(path))
     if is_folder(path):
@@ -50,6 +51,9 @@ def read_weights(path: str | Path, *, key: str | None = "params_ema") -> Weights
     if is_safetensors(path):
         tensors, card, ties = read_stored(path)
         return Weights(path, None, plain(tensors, path, ties=ties), card)
+    if is_onnx(path):
+        tensors, card = read_onnx(path)
+        return Weights(path, ONNX, tensors, card)
     graph = graph_of(path)
     if graph is not None:
         return Weights(path, None, plain(read_ncnn(graph), path))
@@ -109,6 +113,8 @@ def _summary(content: Any) -> str:
 
 def identity_in(weights: Weights) -> Identity | None:
     """Identify the weights of a file by their keys and shapes; errors name the file."""
+    if weights.key == ONNX:
+        return onnx_identity(weights.path, weights.card)
     try:
         return identify(weights.tensors, weights.card)
     except CheckpointError as error:
@@ -130,7 +136,7 @@ def identity_of(weights: Weights) -> Identity:
     Raises CheckpointError if neither identifies it.
     """
     section = weights.card.get("network")
-    if section is not None:
+    if section is not None and weights.key != ONNX:
         return _described(section, weights)
     identity = identity_in(weights)
     return _foreign(weights)[1] if identity is None else identity
@@ -173,6 +179,8 @@ def load_network(path: str | Path) -> Loaded:
     Raises CheckpointError for a file without a known network, or with one that does not restore images by itself.
     """
     weights = read_weights(path)
+    if weights.key == ONNX:
+        return Loaded(*load_onnx(weights.path, weights.card), weights)
     section = weights.card.get("network")
     identity = identity_in(weights) if section is None else _described(section, weights)
     if identity is None:

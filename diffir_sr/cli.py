@@ -46,6 +46,7 @@ COMMANDS = {
         "convert AutoDIR's released checkpoint; older name of 'diffir models fetch'",
         "diffir_sr.weights_commands:add_weights_parser",
     ),
+    "export": ("export a network to ONNX or TorchScript", "diffir_sr.weights_commands:add_export_parser"),
     "describe": ("describe a weights file", "diffir_sr.weights_commands:add_describe_parser"),
     "quickstart": (
         "train a small DiffIR on real photographs, from data to results",

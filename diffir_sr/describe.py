@@ -69,7 +69,7 @@ def _record(card: Mapping[str, Any]) -> list[str]:
         return ["  training: not recorded in this file"]
     lines = []
     for name, value in card.items():
-        if name in ("stage", "task", "scale", "network"):
+        if name in ("stage", "task", "scale", "network", "export"):
             continue
         text = "; ".join(_entry(key, entry) for key, entry in value.items()) if isinstance(value, dict) else str(value)
         lines.append(f"  {name}: {text or 'none'}")

@@ -1,4 +1,4 @@
-"""Parsers of `diffir models`, `diffir weights` and `diffir describe`."""
+"""Parsers of `diffir models`, `diffir weights`, `diffir describe` and `diffir export`."""
 
 from __future__ import annotations
 
@@ -55,3 +55,32 @@ def add_describe_parser(commands: Any) -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--json", action="store_true", help="print JSON, with the complete model card")
     parser.set_defaults(run=deferred(f"{_ACTIONS}:describe"))
+
+
+def add_export_parser(commands: Any) -> None:
+    """Add `diffir export`."""
+    parser = commands.add_parser(
+        "export",
+        help="export a network to ONNX or TorchScript",
+        description="Writes a network for other programs, with dynamic height and width and the scale, the required "
+        "multiple of the sides and the model card as metadata. The file is compared with torch on images of three "
+        "sizes; if a value differs by more than 1e-4, nothing is written.",
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="model.onnx, or model.pt")
+    parser.add_argument("-m", "--model", metavar="NAME", help="name of a model (default: as for diffir restore)")
+    parser.add_argument("-w", "--weights", type=Path, metavar="FILE", help="weights instead of --model")
+    parser.add_argument("--format", choices=["onnx", "torchscript"], default="onnx")
+    parser.add_argument(
+        "--fixed-noise",
+        action="store_true",
+        help="DiffIR: the image is the only input, for programs that know no other; noise of --seed is inside",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="--fixed-noise: its seed (0)")
+    parser.add_argument(
+        "--exporter",
+        choices=["trace", "dynamo"],
+        default="trace",
+        help="ONNX: torch's exporter: by tracing (default, seconds), or through torch.export (minutes)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    parser.set_defaults(run=deferred("diffir_sr.export:run"))

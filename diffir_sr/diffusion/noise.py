@@ -147,6 +147,11 @@ def picture_noise(lq: Tensor, *, width: int, seed: int = 0, sample: int = 0) -> 
     return PictureNoise(lq, seed=seed, sample=sample).normal((len(lq), width))
 
 
+def fixed_noise(width: int, *, seed: int = 0) -> Tensor:
+    """Start noise (1, width) that does not depend on the picture, for programs that only pass pictures or tiles."""
+    return _drawn(f"fixed {seed}", [width])[None]
+
+
 def _drawn(key: str, shape: Sequence[int]) -> Tensor:
     return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(_seed_of(key)))
 

@@ -34,14 +34,16 @@ class SpandrelNetwork(nn.Module):
         self._descriptor = descriptor
         self.scale = int(descriptor.scale)
         self.conditions = frozenset({"mask"} if fills_holes else ())
-        self._by_colour = descriptor.input_channels == 1
+        self.by_colour: bool = descriptor.input_channels == 1
+        self.size_requirements: Any = descriptor.size_requirements
+        self.title: str = descriptor.architecture.name
 
     def restore(self, lq: Tensor, *, noise: Noise, mask: Tensor | None = None) -> Tensor:
         """See `families.base.Restores`."""
         if mask is not None:
             holes = (mask > 0.5).to(lq)  # descriptors take 0 and 1 alone, and one picture at a time
             return torch.cat([self._descriptor(*one) for one in zip(lq.split(1), holes.split(1), strict=True)])
-        pictures = lq.flatten(0, 1)[:, None] if self._by_colour else lq
+        pictures = lq.flatten(0, 1)[:, None] if self.by_colour else lq
         made = torch.cat([self._descriptor(one) for one in pictures.split(1)])
         return made.reshape(len(lq), 3, *made.shape[-2:])
 

@@ -132,7 +132,7 @@ class PlainEngine:
         self._tile = tile if tiles else None
         self._overlap = overlap
         self._limit = memory_limit
-        self._bytes_per_pixel: float | None = None
+        self._bytes_per_pixel: float | None = getattr(network, "bytes_per_pixel", None)  # if it is known beforehand
 
     def _placed(self, network: nn.Module) -> nn.Module:
         """The network where it is to compute."""
