@@ -39,9 +39,9 @@ _SIDE = 16  # pixels: least side of the images that are compared
 
 @dataclass(frozen=True)
 class Exportable:
-    """What is written: a module of an image (1, C, H, W) and, with `noise_width`, noise (1, D)."""
+    """What is written: a graph of an image (1, C, H, W) and, with `noise_width`, noise (1, D)."""
 
-    module: nn.Module
+    graph: nn.Module
     channels: int  # 4: masked RGB and the mask
     scale: int
     multiple_of: int
@@ -141,7 +141,7 @@ def export(
     CheckpointError, leaving no file, if the network cannot be exported or a value differs by more than 1e-4.
     """
     what = exportable(loaded.network, fixed_seed=fixed_seed)
-    wanted = [(inputs, what.module(*inputs)) for inputs in (what.inputs(*steps) for steps in _COMPARED)]
+    wanted = [(inputs, what.graph(*inputs)) for inputs in (what.inputs(*steps) for steps in _COMPARED)]
     expected = {(1, 3, inputs[0].shape[2] * what.scale, inputs[0].shape[3] * what.scale) for inputs, _ in wanted}
     if {tuple(made.shape) for _, made in wanted} != expected:
         raise CheckpointError(
@@ -156,7 +156,7 @@ def export(
                     _write_onnx(what, card, partial, exporter=exporter)
                     run = _onnx_run(partial)
                 else:
-                    traced = torch.jit.trace(what.module, what.inputs(*_TRACED), check_trace=False)
+                    traced = torch.jit.trace(what.graph, what.inputs(*_TRACED), check_trace=False)
                     torch.jit.save(traced, str(partial), _extra_files={ENTRY: json.dumps(card)})
                     run = torch.jit.load(str(partial))
                 largest = max(_difference(run, inputs, made) for inputs, made in wanted)
@@ -185,7 +185,7 @@ def _card(loaded: Loaded, what: Exportable, *, form: str, fixed_seed: int | None
     """The card of the weights, and the section `export` that describes the file."""
     inputs = what.inputs(2, 2)
     with LivingBytes() as living:
-        what.module(*inputs)
+        what.graph(*inputs)
     section = {
         "title": str(loaded.identity),
         "arch": loaded.identity.arch,
@@ -211,7 +211,7 @@ def _write_onnx(what: Exportable, card: dict[str, Any], path: Path, *, exporter:
     named: dict[str, Any] = {"input_names": [IMAGE, NOISE][: len(inputs)], "output_names": [OUTPUT]}
     if exporter == "trace":
         named["dynamic_axes"] = {IMAGE: {2: "height", 3: "width"}, OUTPUT: {2: "new_height", 3: "new_width"}}
-        torch.onnx.export(what.module, inputs, str(path), dynamo=False, opset_version=_OPSET[exporter], **named)
+        torch.onnx.export(what.graph, inputs, str(path), dynamo=False, opset_version=_OPSET[exporter], **named)
         model = onnx.load(str(path))
     else:
         most = 2**15 // what.multiple_of
@@ -221,7 +221,7 @@ def _write_onnx(what: Exportable, card: dict[str, Any], path: Path, *, exporter:
         }
         named["dynamic_shapes"] = (sides, None)[: len(inputs)]
         program = torch.onnx.export(
-            what.module, inputs, dynamo=True, opset_version=_OPSET[exporter], verbose=False, **named
+            what.graph, inputs, dynamo=True, opset_version=_OPSET[exporter], verbose=False, **named
         )
         model = cast(Any, program).model_proto
     export = card["export"]
