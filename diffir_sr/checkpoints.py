@@ -72,11 +72,11 @@ def _unwrap(content: Any, key: str | None) -> tuple[str | None, dict[str, Tensor
         if candidate in content and _is_network(content[candidate]):
             return candidate, content[candidate]
     if _is_network(content.get(_LIGHTNING)):
-        return _LIGHTNING, _generator(content[_LIGHTNING])
+        return _LIGHTNING, generator_in(content[_LIGHTNING])
     return None, dict(content) if _is_network(content) else None
 
 
-def _generator(tensors: Tensors) -> dict[str, Tensor]:
+def generator_in(tensors: Tensors) -> dict[str, Tensor]:
     """The restoration network of a Lightning module, which also contains losses, a discriminator and a teacher."""
     for prefix in ("generator.", "generatorS2."):
         own = {

@@ -1,0 +1,1 @@
+"""DiffIR in other programs: spandrel (chaiNNer, ComfyUI, ...)."""
