@@ -48,6 +48,20 @@ def test_missing_weights_of_another_task_name_the_model():
     }
 
 
+def test_no_testing_recipe_is_named_as_the_maker_of_weights(monkeypatch, tmp_path):
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    (folder / "a_test.yml").write_text("name: mine\nmodel_type: DiffIRS2Model\n")
+    (folder / "other_train.yml").write_text("name: mine\nmodel_type: DiffIRS1Model\ntrain: {total_iter: 1}\n")
+    monkeypatch.setattr("diffir_sr.options.load.recipes_folder", lambda: folder)
+    options = changed(_with_files(TEST), {"path.pretrain_network_g": "experiments/mine/models/net_g_latest.pth"})
+    (said,) = problems(options, check_files=True).values()
+    assert "a_test" not in said
+    (folder / "train.yml").write_text("name: mine\nmodel_type: DiffIRS2Model\ntrain: {total_iter: 1}\n")
+    (said,) = problems(options, check_files=True).values()
+    assert said.endswith("stage 2 makes it: basicsr train -opt options/train.yml")
+
+
 def test_a_test_does_not_look_for_the_teacher():
     teacher = {"network_S1": STAGE_2["network_S1"], "path.pretrain_network_S1": "nowhere.pth"}
     assert load(changed(_with_files(TEST), teacher), check_files=True).warnings == []

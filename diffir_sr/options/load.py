@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -307,14 +308,17 @@ def _origin(view: OptionView, network: str) -> str:
 
 
 def _recipe_of(weights: str, model: str) -> str | None:
-    """The recipe of a model whose run writes a file, found by the name of its folder; None if there is none."""
+    """The training recipe of a model whose run writes a file, found by the name of its folder; None if there is none.
+
+    Testing recipes carry names of runs, too, and none of them writes weights.
+    """
     run = re.search(r"experiments/([^/]+)/models/", weights)
     folder = recipes_folder()
     for name in recipe_names(folder) if run else ():
         written = re.search(r"^name: *([^\s#]+)", (folder / f"{name}.yml").read_text(encoding="utf-8"), re.MULTILINE)
         if run and written and written[1] == run[1]:
-            try:
-                return name if read_source(folder / f"{name}.yml").values.get("model_type") == model else None
-            except OptionError:
-                return None
+            with suppress(OptionError):
+                values = read_source(folder / f"{name}.yml").values
+                if values.get("model_type") == model and "train" in values:
+                    return name
     return None
