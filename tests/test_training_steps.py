@@ -1,9 +1,7 @@
-"""How a step is computed: half precision, memory formats, compilation, parts of a batch; what resumes, what is told."""
+"""How a step is computed: half precision, memory formats, compilation, parts of a batch; what is told."""
 
 import copy
 import os
-import random
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ from options_cases import refusal
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy import ADAM, S2, files_of, killed_at, rows, run_training, train_options, warm_up_law, write_pairs
+from toy import ADAM, S2, run_training, train_options, warm_up_law, write_pairs
 
 from diffir_sr.diffusion.noise import IterationNoise, RowsNoise
 from diffir_sr.errors import OptionError
@@ -156,50 +154,6 @@ def test_processes_exchange_gradients_once_a_step(inside, kind, monkeypatch):
             assert sent.count(0) == (3 if kind == "gan" else 1)
     finally:
         distributed.destroy_process_group()
-
-
-# Resuming
-
-HALF = dict(autocast="float16", channels_last=True, accumulation=2, checkpointing=True)
-FUSED = dict(optim_g=dict(ADAM, fused=True))
-COMPILED = dict(compile=True, clip_grad_norm=0.01, optim_g=dict(ADAM, foreach=True))
-
-
-@pytest.mark.parametrize(
-    ("kind", "workers", "change"),
-    [
-        ("s1", 2, HALF | FUSED),
-        ("warm-up", 0, HALF | FUSED),
-        ("warm-up", 2, COMPILED),
-        ("gan", 2, HALF | COMPILED | dict(optim_d=dict(ADAM, fused=True))),
-    ],
-)
-def test_runs_killed_at_random_writings_end_as_an_undisturbed_one(inside, kind, workers, change, monkeypatch):
-    stage, law = STAGES[kind]
-    compiled = nn.Module.compile
-    # The mechanism without the minutes that a C++ compiler takes.
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **how: compiled(self, backend="aot_eager", **how))
-    monkeypatch.setattr(torch.amp.GradScaler.__init__, "__defaults__", ("cuda", 2.0**60, 2.0, 0.5, 3, True))
-
-    def run(name, *extra):
-        options = train_options(stage, name=name, **law, **change)
-        options["datasets"]["train"]["num_worker_per_gpu"] = workers
-        return run_training(options, *extra)
-
-    names = [f"{kind}{workers}{len(change)}{part}" for part in ("w", "p")]
-    assert run(names[0]) == 0
-    draw, kills = random.Random(kind), 0
-    while kills < 2 and killed_at(draw.randint(10, 24), lambda: run(names[1], "--auto_resume")):
-        kills += 1
-    assert kills
-    assert run(names[1], "--auto_resume") == 0
-    assert rows(names[0], "training.jsonl") == rows(names[1], "training.jsonl")
-    whole, part = (files_of(name) for name in names)
-    assert whole == part
-    assert "net_g_latest.safetensors" in whole
-    if "autocast" in change:
-        log = "".join(file.read_text() for file in Path(f"experiments/{names[0]}").glob("*.log"))
-        assert "Left out a step whose gradients overflow in float16 (1 since the start)" in log
 
 
 # float16

@@ -517,6 +517,7 @@ class RestorationModel(SRModel, ABC):
         save_sums(self._sums, self.opt, current_iter)
         if self.scaled:
             save_scale(self.scaled.state(), self.opt, current_iter)
+        gathered(None)  # a state is there when all that every rank keeps beside it is
         self.save_training_state(epoch, current_iter)
 
     def save_others(self, current_iter: int) -> None:
