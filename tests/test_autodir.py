@@ -27,6 +27,7 @@ from diffir_sr.archs.autodir_assessor import (  # noqa: E402
     probabilities,
     prompt_of,
 )
+from diffir_sr.archs.nafnet_arch import NAFNet  # noqa: E402
 from diffir_sr.cards import write_card_file  # noqa: E402
 from diffir_sr.checkpoints import load_network  # noqa: E402
 from diffir_sr.cli import main  # noqa: E402
@@ -820,6 +821,48 @@ def test_assessing_tells_a_table_and_json_of_every_picture(tmp_path, monkeypatch
     (tmp_path / "in/bad.png").write_bytes(b"\x89PNG broken")
     assert main(["assess", "in", "-w", str(weights)]) == 1
     assert "could not be read" in capsys.readouterr().out
+
+
+def test_pairs_are_counted_by_what_they_are_called(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    weights = carded(tmp_path)
+    write_kinds(tmp_path)
+    capsys.readouterr()
+    assert main(["assess", "pairs", "--pairs", "-w", str(weights), "--device", "cpu", "--json", "counts.json"]) == 0
+    table = capsys.readouterr().out
+    counts = np.array(json.loads(Path("counts.json").read_text())["rows are what is wrong, columns what was said"])
+    assert counts.sum(axis=1).tolist() == [2, 0, 0, 2, 0, 0, 0, 2]  # each ground truth once
+    net = load_network(weights).network
+    for kind, row in (("noise", 0), ("underexposure", 3)):
+        for path in sorted(Path(f"pairs/{kind}/input").glob("*.png")):
+            picture = torch.from_numpy(np.asarray(Image.open(path)).copy()).permute(2, 0, 1)[None] / 255
+            counts[row, int(net(picture).argmax())] -= 1
+    assert not counts[:7].any()
+    assert "| is \\ named | noise |" in table
+    assert "of 6 pictures are named right" in table
+    assert main(["assess", "photos", "--pairs", "-w", str(weights)]) == 1
+    assert "no folders named after kinds of degradation" in capsys.readouterr().err
+
+
+def test_the_doctor_asks_the_assessor_about_ground_truth(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    weights = carded(tmp_path)
+    write_kinds(tmp_path)
+    net, answers = load_network(weights).network, iter(("haze", "no"))
+    net.assessor.likelihoods = lambda image, embeddings: torch.eye(8)[[CATEGORIES.index(next(answers))]]
+    monkeypatch.setattr("diffir_sr.doctor.sets.load_assessor", lambda path: net)
+    capsys.readouterr()
+    assert main(["doctor", "data", "photos", "--assessor", str(weights), "--jobs", "1", "--json", "found.json"]) == 3
+    found = json.loads(Path("found.json").read_text())["findings"]
+    degraded = [(one["where"], one["found"]) for one in found if one["check"] == "degraded"]
+    assert degraded == [("photos/p0.png", "haze (100%)")]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    nafnet = Path("nafnet.safetensors")
+    card = dict(network=dict(type="NAFNet", width=4, middle_blk_num=1, enc_blk_nums=[1], dec_blk_nums=[1]))
+    write_card_file(NAFNet(width=4, middle_blk_num=1, enc_blk_nums=[1], dec_blk_nums=[1]).state_dict(), card, nafnet)
+    assert main(["doctor", "data", "photos", "--assessor", str(nafnet)]) == 1
+    assert "NAFNet has no assessor; give an AutoDIR" in capsys.readouterr().err
 
 
 def test_views_of_a_grid_cover_the_picture():

@@ -374,3 +374,12 @@ def nearest_category(name: str) -> str:
     near = difflib.get_close_matches(wanted, CATEGORIES[:-1], n=1, cutoff=0.3)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise InputError(f"degradation {name!r} is unknown{hint} Known are {', '.join(CATEGORIES[:-1])}")
+
+
+def confusion_table(table: Tensor) -> str:
+    """Counts (8, 8) as Markdown: a row per true category, a column per named one."""
+    head = "| is \\ named | " + " | ".join(CATEGORIES) + " |\n| --- |" + " --: |" * len(CATEGORIES)
+    rows = [
+        f"| {name} | " + " | ".join(map(str, row)) + " |" for name, row in zip(CATEGORIES, table.tolist(), strict=True)
+    ]
+    return "\n".join([head, *rows])

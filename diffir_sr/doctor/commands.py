@@ -49,6 +49,12 @@ def add_doctor_parser(commands: argparse._SubParsersAction[Any]) -> None:
         help="name of a degraded image, with {} for the name of its ground truth (default {})",
     )
     data.add_argument("--gt-size", type=int, metavar="PX", help="side of training patches; smaller images are reported")
+    data.add_argument(
+        "--assessor",
+        type=Path,
+        metavar="FILE",
+        help="an AutoDIR, which looks for damaged ground truth (noise, blur, rain, haze, ...): file or folder",
+    )
     data.add_argument("--meta-info", metavar="FILE", help="list of the images to use")
     _add_json(data)
     add_accept_damaged(data)
@@ -80,7 +86,7 @@ def _data(args: argparse.Namespace) -> int:
 
     load_plugins()
     found = _targets(args)
-    report = examine_data(found.targets, jobs=args.jobs, known=found.findings)
+    report = examine_data(found.targets, jobs=args.jobs, known=found.findings, assessor=args.assessor)
     _give(args.json, as_json(report), as_table(report))
     return report.exit_code
 

@@ -71,6 +71,11 @@ KINDS: dict[str, Kind] = {
     "constant": Kind(W, "a single colour: nothing to learn from", "remove it and its partner"),
     "mask levels": Kind(W, "a mask with more than two levels", "store masks as PNG with 0 and 255, never as JPEG"),
     "mask share": Kind(W, "a mask that covers nothing or everything", "remove it, or make the masks again"),
+    "degraded": Kind(
+        W,
+        "the assessor finds something wrong with a ground truth (--assessor)",
+        "look at it; remove it and its partner if it is damaged",
+    ),
     "near duplicate": Kind(N, "nearly the same image twice in one set", "keep one, unless both are intended"),
     "jpeg traces": Kind(N, "steps every 8 pixels: was a JPEG", "look for an original that was never compressed"),
     "left out": Kind(N, "files of unsupported kinds", "convert them to PNG, or move them away"),

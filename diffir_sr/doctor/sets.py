@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +21,11 @@ from diffir_sr.doctor.storage import Storage, StoredImage, open_storage
 from diffir_sr.doctor.targets import ExaminedSet
 from diffir_sr.errors import InputError
 from diffir_sr.files.images import without_suffix
+from diffir_sr.inference.assess import likelihoods_of, load_assessor
 from diffir_sr.prepare.jobs import stream
+
+if TYPE_CHECKING:
+    from diffir_sr.archs.autodir_arch import AutoDIR
 
 _SAME_SHAPE = 0.03  # relative difference of width over height
 _LEAST_LANDMARKS = 3
@@ -153,12 +157,16 @@ def _hashes(images: Sequence[Seen]) -> np.ndarray[Any, np.dtype[np.uint64]]:
 # Examining targets as a whole: every image is decoded once, in several processes.
 
 
-def examine_data(targets: Sequence[ExaminedSet], *, jobs: int, known: Sequence[Finding] = ()) -> DoctorReport:
+def examine_data(
+    targets: Sequence[ExaminedSet], *, jobs: int, known: Sequence[Finding] = (), assessor: Path | None = None
+) -> DoctorReport:
     """Check every image of the targets individually, with its partners, and against all others.
 
-    Memory grows by about a kilobyte per image. `known` findings open the report.
+    Memory grows by about a kilobyte per image. `known` findings open the report. `assessor`, an AutoDIR, looks at every
+    ground truth, too; raises its errors before anything is examined.
     """
     start = time.monotonic()
+    network = load_assessor(assessor) if assessor is not None else None
     report, seen, units = DoctorReport(findings=list(known)), list[Seen](), list[Unit]()
     # Crops matter only if there is both training and test data.
     both = len({target.training for target in targets}) == 2
@@ -174,9 +182,32 @@ def examine_data(targets: Sequence[ExaminedSet], *, jobs: int, known: Sequence[F
         report.stored_bytes += done.stored_bytes
         report.shifts_measured += done.shift_measured
     report.pairs = sum({"lq", "gt"} <= unit.members.keys() for unit in units)
+    if network is not None:
+        report.findings += _degraded(network, units)
     report.findings += compare_all(seen, training=frozenset(target.name for target in targets if target.training))
     report.seconds = time.monotonic() - start
     return report
+
+
+_CERTAIN = 0.5  # probability of one fault from which a ground truth is reported
+
+
+def _degraded(network: AutoDIR, units: Sequence[Unit]) -> Iterator[Finding]:
+    """Ground truths that an assessor finds damaged; what cannot be read has been reported already."""
+    from diffir_sr.archs.autodir_assessor import CLEAN
+
+    for unit in units:
+        stored = unit.members.get("gt")
+        if stored is None:
+            continue
+        try:
+            pixels, _ = stored.pixels(stored.read())
+        except InputError:
+            continue
+        likely = likelihoods_of(network, np.ascontiguousarray(pixels[..., : 1 if pixels.shape[2] < 3 else 3]))
+        worst = max(likely, key=lambda name: likely[name])
+        if worst != CLEAN and likely[worst] >= _CERTAIN:
+            yield Finding("degraded", stored.where, f"{worst} ({likely[worst]:.0%})", unit.dataset)
 
 
 # Which images of a target belong together, which have no partner, and which listed images do not exist.

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffir_sr.archs.autodir_arch import AutoDIR
-from diffir_sr.archs.autodir_assessor import CATEGORIES, CLEAN, mixed, prompt_of
+from diffir_sr.archs.autodir_assessor import CATEGORIES, CLEAN, confusion_table, mixed, prompt_of
 from diffir_sr.data.records import append_record
 from diffir_sr.diffusion.guidance import dropped
 from diffir_sr.diffusion.noise import Noise
@@ -200,15 +200,6 @@ class AutoDIRAssessorModel(_Stage):
             **shares,
         }
         save_text(json.dumps(about, indent=1) + "\n", log / f"confusion_{name}.json")
-
-
-def confusion_table(table: Tensor) -> str:
-    """Counts (8, 8) as Markdown: a row per true category, a column per named one."""
-    head = "| is \\ named | " + " | ".join(CATEGORIES) + " |\n| --- |" + " --: |" * len(CATEGORIES)
-    rows = [
-        f"| {name} | " + " | ".join(map(str, row)) + " |" for name, row in zip(CATEGORIES, table.tolist(), strict=True)
-    ]
-    return "\n".join([head, *rows])
 
 
 class DropoutOptions(Section):
