@@ -33,12 +33,12 @@ from golden_cases import fill, load_case  # noqa: E402
 from setting import commit, processor  # noqa: E402
 
 from diffir_sr.archs.diffir_arch import DiffIRS2  # noqa: E402
-from diffir_sr.cards import write_card_file  # noqa: E402
 from diffir_sr.checkpoints import load_network  # noqa: E402
 from diffir_sr.diffusion.noise import PictureNoise  # noqa: E402
 from diffir_sr.export import export  # noqa: E402
 from diffir_sr.inference.plain import PlainEngine  # noqa: E402
 from diffir_sr.inference.strips.engine import StripEngine  # noqa: E402
+from diffir_sr.weights_files import write_card_file  # noqa: E402
 
 TASKS = {"sr x4": "sr_x4_paper", "deblur": "deblur_paper", "inpaint": "inpaint_paper"}
 FORMS = ("plain", "optimized", "bfloat16")

@@ -1,4 +1,4 @@
-"""Checkpoints: reading weights files safely, identifying them by their keys, and loading them into networks."""
+"""Checkpoints: reading weights files safely, identifying, describing and loading them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from diffir_sr.cards import SUFFIX, read_stored
+from diffir_sr.diffusion.schedule import STORED_CONSTANTS
 from diffir_sr.errors import CheckpointError
 from diffir_sr.families import identify, load_foreign
 from diffir_sr.families.autodir_checkpoint import is_folder, read_folder
@@ -19,7 +19,18 @@ from diffir_sr.families.base import Identity, Tensors
 from diffir_sr.families.exported import ONNX, is_onnx, load_onnx, onnx_identity, read_onnx
 from diffir_sr.families.spandrel import missing
 from diffir_sr.weights.ncnn import graph_of, read_ncnn
-from diffir_sr.weights_files import StandIn, bare, check_reachable, is_safetensors, objects_in, plain, read_pickled
+from diffir_sr.weights_files import (
+    SUFFIX,
+    StandIn,
+    as_plain_data,
+    bare,
+    bare_tensors,
+    check_reachable,
+    is_safetensors,
+    objects_in,
+    read_pickled,
+    read_stored,
+)
 
 _KEYS = ("params_ema", "params")
 _LIGHTNING = "state_dict"
@@ -46,23 +57,23 @@ def read_weights(path: str | Path, *, key: str | None = "params_ema") -> Weights
     path = Path(os.path.expanduser(path))
     if is_folder(path):
         tensors, card = read_folder(path)
-        return Weights(path, None, plain(tensors, path), card)
+        return Weights(path, None, bare_tensors(tensors, path), card)
     check_reachable(path)
     if is_safetensors(path):
         tensors, card, ties = read_stored(path)
-        return Weights(path, None, plain(tensors, path, ties=ties), card)
+        return Weights(path, None, bare_tensors(tensors, path, ties=ties), card)
     if is_onnx(path):
         tensors, card = read_onnx(path)
         return Weights(path, ONNX, tensors, card)
     graph = graph_of(path)
     if graph is not None:
-        return Weights(path, None, plain(read_ncnn(graph), path))
+        return Weights(path, None, bare_tensors(read_ncnn(graph), path))
     # The format is detected by content, in case a file was renamed.
     content = read_pickled(path, kind="safetensors file" if path.suffix == SUFFIX else "PyTorch weights file")
     found, tensors = _unwrap(content, key)
     if tensors is None:
         raise CheckpointError(f"{path.resolve()}: {_no_network(content)}")
-    return Weights(path, found, plain(tensors, path))
+    return Weights(path, found, bare_tensors(tensors, path))
 
 
 def _unwrap(content: Any, key: str | None) -> tuple[str | None, dict[str, Tensor] | None]:
@@ -275,3 +286,74 @@ def _mismatch(
     ]
     differences = [f"{len(names)} {what}, such as {', '.join(names[:3])}" for what, names in parts if names]
     return f"{place} does not fit: {'; '.join(differences)}"
+
+
+def description(weights: Weights, identity: Identity | None = None) -> str:
+    """Several lines about a weights file; raises CheckpointError if its network is unknown.
+
+    Pass `identity` if the file is already identified: identifying it builds networks of other projects.
+    """
+    identity = identity_of(weights) if identity is None else identity
+    count, size, types = _size(weights)
+    lines = [
+        f"{weights.path}: {identity}",
+        *(f"  {name}: {value}" for name, value in identity.facts.items()),
+        f"  weights: {_layout(weights)}, {count:,d} numbers ({', '.join(types)}, {size / 2**20:.1f} MiB)",
+        *(f"  {name}: {value}" for name, value in identity.arguments.items()),
+    ]
+    return "\n".join([*lines, *_record(weights.card)])
+
+
+def facts(weights: Weights) -> dict[str, Any]:
+    """The same as values for JSON, with the whole model card; raises CheckpointError if its network is unknown."""
+    identity = identity_of(weights)
+    count, size, types = _size(weights)
+    return {
+        "file": str(weights.path),
+        "title": str(identity),
+        "arch": identity.arch,
+        "arguments": as_plain_data(identity.arguments),
+        "restores": not identity.refuses,
+        "facts": identity.facts,
+        "layout": _layout(weights),
+        "numbers": count,
+        "bytes": size,
+        "dtypes": types,
+        "card": as_plain_data(dict(weights.card)),
+    }
+
+
+def _size(weights: Weights) -> tuple[int, int, list[str]]:
+    """Count, bytes and types of the trained parameters."""
+    once = [tensor for name, tensor in weights.tensors.items() if not _repeats(name)]
+    count = sum(tensor.numel() for tensor in once)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in once)
+    return count, size, sorted({str(tensor.dtype).removeprefix("torch.") for tensor in once})
+
+
+def _repeats(name: str) -> bool:
+    """Whether a tensor is the second copy in the diffusion, or a constant of the schedule, so not a parameter."""
+    return name.startswith("diffusion.") or name in STORED_CONSTANTS
+
+
+def _layout(weights: Weights) -> str:
+    return weights.key or ("safetensors" if weights.path.suffix == ".safetensors" else "bare state dict")
+
+
+def _record(card: Mapping[str, Any]) -> list[str]:
+    """The training record of the model card, one line per entry."""
+    if not card:
+        return ["  training: not recorded in this file"]
+    lines = []
+    for name, value in card.items():
+        if name in ("stage", "task", "scale", "network", "export"):
+            continue
+        text = "; ".join(_entry(key, entry) for key, entry in value.items()) if isinstance(value, dict) else str(value)
+        lines.append(f"  {name}: {text or 'none'}")
+    return lines
+
+
+def _entry(key: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{key}: " + ", ".join(f"{name} {number}" for name, number in value.items())
+    return f"{key} {value}"

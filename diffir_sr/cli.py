@@ -290,7 +290,7 @@ def _failed(error: Exception, command: Sequence[str]) -> int:
     from diffir_sr.failures import sentence, tell_launcher, write_crash_report
 
     if isinstance(error, BrokenPipeError):
-        from diffir_sr.inference.stream import close_standard_output
+        from diffir_sr.progress import close_standard_output
 
         close_standard_output()
         return 1

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from diffir_sr.archs.diffir_arch import DiffIRS2
 from diffir_sr.archs.nafnet_arch import NAFNet
-from diffir_sr.cards import plain
 from diffir_sr.checkpoints import Loaded, load_network
 from diffir_sr.diffusion.noise import fixed_noise
 from diffir_sr.errors import CheckpointError, InputError, OptionError
@@ -30,6 +29,7 @@ from diffir_sr.inference.plain import CalledNetwork, LivingBytes, as_restoring
 from diffir_sr.version import __version__
 from diffir_sr.weights.download import sha256_of
 from diffir_sr.weights.search import choose
+from diffir_sr.weights_files import as_plain_data
 
 LARGEST_DIFFERENCE = 1e-4  # of values in [0, 1]
 SUFFIXES = {"onnx": (".onnx",), "torchscript": (".pt", ".ts", ".torchscript")}
@@ -202,7 +202,7 @@ def _card(loaded: Loaded, what: Exportable, *, form: str, fixed_seed: int | None
         "source_sha256": sha256_of(loaded.weights.path) if loaded.weights.path.is_file() else None,
         "made with": f"diffir_sr {__version__}, torch {torch.__version__}",
     }
-    return plain({**loaded.weights.card, "export": section})
+    return as_plain_data({**loaded.weights.card, "export": section})
 
 
 def _write_onnx(what: Exportable, card: dict[str, Any], path: Path, *, exporter: str) -> None:

@@ -52,8 +52,7 @@ def _as_json(entry: Entry) -> dict[str, Any]:
 
 def show(args: argparse.Namespace) -> int:
     """`diffir models show`."""
-    from diffir_sr.checkpoints import read_weights
-    from diffir_sr.describe import description
+    from diffir_sr.checkpoints import description, read_weights
 
     entry = entry_of(args.name)
     place = locate(entry)
@@ -186,8 +185,7 @@ def _convert(args: argparse.Namespace) -> int:
 
 def describe(args: argparse.Namespace) -> int:
     """`diffir describe`."""
-    from diffir_sr.checkpoints import read_weights
-    from diffir_sr.describe import description, facts
+    from diffir_sr.checkpoints import description, facts, read_weights
 
     weights = read_weights(args.file)
     if args.json:

@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from basicsr.archs import build_network
 from basicsr.data import build_dataset
 
-from diffir_sr.ablation.plan import Run, plan_runs, read_ablation
-from diffir_sr.ablation.report import check_document, fill
+from diffir_sr.ablation.study import Run, check_document, fill, plan_runs, read_ablation
 from diffir_sr.archs.diffir_arch import DiffIRS1, DiffIRS2
 from diffir_sr.archs.geometry import pad_to_multiple
 from diffir_sr.checkpoints import fitting, read_weights

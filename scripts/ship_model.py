@@ -17,8 +17,8 @@ import torch
 import yaml
 
 from diffir_sr import load_restorer
-from diffir_sr.cards import read_card_file, write_card_file
 from diffir_sr.diffusion.schedule import schedule_constants
+from diffir_sr.weights_files import read_card_file, write_card_file
 
 MOST = 2e-3  # of 1: how far a picture may move by rounding the weights; half a step of 8 bits
 

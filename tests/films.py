@@ -7,7 +7,7 @@ import torch
 from basicsr.archs import build_network
 from pictures import photo
 
-from diffir_sr.cards import write_card_file
+from diffir_sr.weights_files import write_card_file
 
 
 def write_small(file, *, scale=1, change=True):

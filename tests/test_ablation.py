@@ -11,8 +11,7 @@ import yaml
 from toy import train_options, write_options, write_pairs
 
 from diffir_sr.ablation.commands import _last
-from diffir_sr.ablation.plan import plan_runs, read_ablation
-from diffir_sr.ablation.report import Found, against, check_document, marks, shown_range
+from diffir_sr.ablation.study import Found, against, check_document, marks, plan_runs, read_ablation, shown_range
 from diffir_sr.cli import main
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.options.recipes import recipes_folder

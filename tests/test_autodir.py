@@ -28,7 +28,6 @@ from diffir_sr.archs.autodir_assessor import (  # noqa: E402
     prompt_of,
 )
 from diffir_sr.archs.nafnet_arch import NAFNet  # noqa: E402
-from diffir_sr.cards import write_card_file  # noqa: E402
 from diffir_sr.checkpoints import load_network  # noqa: E402
 from diffir_sr.cli import main  # noqa: E402
 from diffir_sr.data.labelled_dataset import is_unchanged  # noqa: E402
@@ -51,6 +50,7 @@ from diffir_sr.inference.autodir import AutoDIREngine  # noqa: E402
 from diffir_sr.inference.plain import engine_for  # noqa: E402
 from diffir_sr.losses.autodir_losses import FidelityLoss, semantic_agnostic_loss  # noqa: E402
 from diffir_sr.models.autodir_models import AutoDIRCorrectionModel  # noqa: E402
+from diffir_sr.weights_files import write_card_file  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -11,10 +11,10 @@ from toy import run_training, train_options, trained, write_pairs
 
 from diffir_sr import load_restorer
 from diffir_sr.archs.diffir_arch import DiffIRS1, DiffIRS2
-from diffir_sr.cards import read_card_file, write_card_file
 from diffir_sr.checkpoints import read_weights
 from diffir_sr.cli import main
 from diffir_sr.errors import CheckpointError
+from diffir_sr.weights_files import read_card_file, write_card_file
 
 
 def test_a_training_writes_safetensors_with_its_record(capsys):

@@ -8,10 +8,9 @@ import torch
 from golden_cases import PAPER, TINY, build_stages, load_case
 
 from diffir_sr.archs.diffir_arch import DiffIRS1, DiffIRS2
-from diffir_sr.cards import write_card_file
-from diffir_sr.checkpoints import Weights, fit, identify, read_weights
-from diffir_sr.describe import identity_of
+from diffir_sr.checkpoints import Weights, fit, identify, identity_of, read_weights
 from diffir_sr.errors import CheckpointError
+from diffir_sr.weights_files import write_card_file
 
 SMALL = dict(dim=8, num_blocks=[1, 2, 1, 1], num_refinement_blocks=1, n_encoder_res=2, LayerNorm_type="BiasFree")
 

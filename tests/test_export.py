@@ -17,7 +17,6 @@ from diffir_sr import load_restorer  # noqa: E402
 from diffir_sr.archs.diffir_arch import DiffIRS2  # noqa: E402
 from diffir_sr.archs.nafnet_arch import NAFNet  # noqa: E402
 from diffir_sr.archs.sr3_arch import SR3  # noqa: E402
-from diffir_sr.cards import write_card_file  # noqa: E402
 from diffir_sr.checkpoints import load_network  # noqa: E402
 from diffir_sr.cli import main  # noqa: E402
 from diffir_sr.diffusion.noise import fixed_noise  # noqa: E402
@@ -25,6 +24,7 @@ from diffir_sr.errors import CheckpointError, InputError, OptionError  # noqa: E
 from diffir_sr.export import export, exportable  # noqa: E402
 from diffir_sr.files.images import read_picture  # noqa: E402
 from diffir_sr.files.picture import Picture, encode  # noqa: E402
+from diffir_sr.weights_files import write_card_file  # noqa: E402
 
 TASKS = [("sr", 4), ("sr", 2), ("sr", 1), ("deblur", 1), ("inpaint", 1)]
 

@@ -20,7 +20,6 @@ import diffir_sr.families
 from diffir_sr import load_restorer
 from diffir_sr.archs.diffir_arch import DiffIRS2
 from diffir_sr.archs.layers import Block
-from diffir_sr.cards import write_card_file
 from diffir_sr.cli import basicsr_main, main
 from diffir_sr.data.pairs import PairedDataset
 from diffir_sr.diffusion.noise import START, GivenNoise, IterationNoise, PictureNoise, picture_noise
@@ -33,6 +32,7 @@ from diffir_sr.inference.strips.engine import StripEngine
 from diffir_sr.models import validation
 from diffir_sr.models.restoration_model import RestorationModel
 from diffir_sr.option_types import Count, Number, Section
+from diffir_sr.weights_files import write_card_file
 
 # The toy family: a network that walks from image noise to a picture in three steps, conditioned on the degraded one.
 

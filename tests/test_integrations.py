@@ -8,11 +8,11 @@ spandrel = pytest.importorskip("spandrel", reason="needs the extra peers")
 from spandrel_extra_arches import EXTRA_REGISTRY  # noqa: E402
 
 from diffir_sr.archs.diffir_arch import DiffIRS1, DiffIRS2  # noqa: E402
-from diffir_sr.cards import write_card_file  # noqa: E402
 from diffir_sr.diffusion.noise import GivenNoise, fixed_noise  # noqa: E402
 from diffir_sr.inference.plain import restored_under  # noqa: E402
 from diffir_sr.inference.restorer import load_restorer  # noqa: E402
 from diffir_sr.integrations.spandrel import DiffIRArch, install  # noqa: E402
+from diffir_sr.weights_files import write_card_file  # noqa: E402
 
 TASKS = [("sr", 4), ("sr", 2), ("sr", 1), ("deblur", 1), ("inpaint", 1)]
 

@@ -14,7 +14,7 @@ from diffir_sr.errors import InputError
 from diffir_sr.files.images import read_picture
 from diffir_sr.files.picture import Picture, encode_png
 from diffir_sr.inference.files import plan_jobs
-from diffir_sr.inference.masks import find_mask, mask_for
+from diffir_sr.inference.inputs import find_mask, mask_for
 
 HOLE = np.zeros((20, 17), np.uint8)
 HOLE[5:12, 3:9] = 255

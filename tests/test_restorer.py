@@ -13,10 +13,10 @@ from toy import run_training, train_options, write_options, write_pairs
 
 from diffir_sr import load_restorer, restore
 from diffir_sr.archs.diffir_arch import DiffIRS1, DiffIRS2
-from diffir_sr.cards import write_card_file
 from diffir_sr.cli import basicsr_main, main
 from diffir_sr.errors import CheckpointError, InputError
 from diffir_sr.files.picture import Picture, encode_png
+from diffir_sr.weights_files import write_card_file
 
 
 @pytest.fixture

@@ -14,10 +14,8 @@ from toy import run_training, train_options, trained, write_pairs
 from diffir_sr import load_restorer
 from diffir_sr.archs.noise_level_unet_arch import LevelEmbedding, NoiseLevelUNet
 from diffir_sr.archs.sr3_arch import SR3, SR3Regression
-from diffir_sr.cards import write_card_file
-from diffir_sr.checkpoints import Weights, fit, load_network, read_weights
+from diffir_sr.checkpoints import Weights, description, fit, load_network, read_weights
 from diffir_sr.cli import main
-from diffir_sr.describe import description
 from diffir_sr.diffusion.noise import START, PictureNoise
 from diffir_sr.diffusion.sampling import Sampling, drawn_levels, levels_between, noised_to, walk
 from diffir_sr.diffusion.schedule import named_betas, schedule_constants, schedule_of
@@ -26,6 +24,7 @@ from diffir_sr.families import identify
 from diffir_sr.files.picture import encode_png
 from diffir_sr.inference.plain import LivingBytes, engine_for
 from diffir_sr.inference.restorer import Restorer
+from diffir_sr.weights_files import write_card_file
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(path.stem for path in GOLDEN.glob("sr3_*.npz") if not path.stem.startswith("sr3_schedules"))

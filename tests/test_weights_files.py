@@ -21,9 +21,9 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 
 from diffir_sr.archs.diffir_arch import DiffIRS1, DiffIRS2
-from diffir_sr.cards import write_card_file
 from diffir_sr.checkpoints import fit, read_weights
 from diffir_sr.errors import CheckpointError
+from diffir_sr.weights_files import write_card_file
 
 SMALL = dict(dim=8, num_blocks=[1, 1, 1, 1], num_refinement_blocks=1, n_encoder_res=1, LayerNorm_type="BiasFree")
 NET = {"conv.weight": torch.ones(2, 3), "conv.bias": torch.zeros(2)}
@@ -222,7 +222,7 @@ def test_a_card_that_is_no_object_is_named(card, cause):
 def test_the_same_weights_and_card_give_the_same_bytes():
     card = {"name": "größer", "metrics": {"val": {"psnr": 31.5}}}
     code = (
-        "import torch; from diffir_sr.cards import write_card_file\n"
+        "import torch; from diffir_sr.weights_files import write_card_file\n"
         f"write_card_file({{'b': torch.ones(3), 'a': torch.zeros(2).half()}}, {card!r}, 'net.safetensors')"
     )
     seen = set()

@@ -17,7 +17,7 @@ from diffir_sr.files.atomic import write_atomically
 from diffir_sr.version import __version__
 
 if TYPE_CHECKING:
-    from diffir_sr.ablation.plan import AblationFile, Run
+    from diffir_sr.ablation.study import AblationFile, Run
 
 logger = logging.getLogger("diffir_sr.ablation")
 
@@ -36,8 +36,15 @@ def add_ablate_parser(commands: Any) -> None:
 
 
 def _ablate(args: argparse.Namespace) -> int:
-    from diffir_sr.ablation.plan import check_runs, plan_runs, read_ablation
-    from diffir_sr.ablation.report import Found, check_document, put_into, write_report
+    from diffir_sr.ablation.study import (
+        Found,
+        check_document,
+        check_runs,
+        plan_runs,
+        put_into,
+        read_ablation,
+        write_report,
+    )
 
     ablation = read_ablation(args.file)
     if args.seeds:

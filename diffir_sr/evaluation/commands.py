@@ -208,8 +208,7 @@ def _tolerances(args: argparse.Namespace) -> dict[str, float]:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from diffir_sr.data.sources import open_source
-    from diffir_sr.evaluation.measure import measure, pair_up
-    from diffir_sr.evaluation.report import as_csv, as_json, as_table
+    from diffir_sr.evaluation.measure import as_csv, as_json, as_table, measure, pair_up
 
     for path in (args.output, args.json):
         if path:

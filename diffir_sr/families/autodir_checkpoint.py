@@ -17,12 +17,12 @@ from typing import Any
 from torch import Tensor
 
 from diffir_sr.archs.autodir_assessor import CLIP_TEXT, CLIP_VISION, of_library
-from diffir_sr.cards import SUFFIX, read_card_file, write_card_file
 from diffir_sr.diffusion.schedule import STORED_CONSTANTS
 from diffir_sr.errors import CheckpointError, InputError
 from diffir_sr.files.atomic import save_atomically, save_text, write_atomically
 from diffir_sr.version import __version__
 from diffir_sr.weights.download import sha256_of
+from diffir_sr.weights_files import SUFFIX, read_card_file, write_card_file
 
 UNET, LATENTS = "model.diffusion_model.", "first_stage_model."
 CLIP, CORRECTION = "model_assessment.clipmodel.", "NAFNet."

@@ -14,8 +14,7 @@ from torch import nn
 from diffir_sr.archs.autodir_arch import AutoDIR, Round
 from diffir_sr.errors import OptionError
 from diffir_sr.files.atomic import write_atomically
-from diffir_sr.files.contact_sheet import contact_sheet, enlarged
-from diffir_sr.files.picture import encode_png
+from diffir_sr.files.picture import contact_sheet, encode_png, enlarged
 from diffir_sr.inference.plain import LivingBytes, PlainEngine, PlainPlan
 
 

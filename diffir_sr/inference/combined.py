@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffir_sr.checkpoints import load_network
-from diffir_sr.describe import description
+from diffir_sr.checkpoints import description, load_network
 from diffir_sr.diffusion.noise import NamedNoise, Noise
 from diffir_sr.errors import CheckpointError, InputError, OptionError
 from diffir_sr.families.base import Engine, Restores

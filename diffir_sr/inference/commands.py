@@ -198,7 +198,7 @@ def _restore(args: argparse.Namespace) -> int:
     from diffir_sr.inference.files import STREAM, plan_jobs
     from diffir_sr.inference.restorer import load_restorer
     from diffir_sr.inference.runner import RestoreSettings, restore_jobs
-    from diffir_sr.inference.stream import write_out
+    from diffir_sr.progress import write_out
     from diffir_sr.weights.search import choose
 
     if args.samples is None:

@@ -18,7 +18,7 @@ from diffir_sr.files.atomic import write_atomically
 from diffir_sr.files.decoders import format_of_content
 from diffir_sr.files.images import SUFFIXES, is_image_name, is_picture_not_read, without_suffix
 from diffir_sr.files.picture import FORMATS
-from diffir_sr.inference.masks import is_mask_of_another
+from diffir_sr.inference.inputs import is_mask_of_another
 
 logger = logging.getLogger("diffir_sr.inference")
 # Videos: the first group is also written; videos of the second become .mkv.

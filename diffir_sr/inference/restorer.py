@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffir_sr.checkpoints import load_network
+from diffir_sr.checkpoints import description, load_network
 from diffir_sr.data.arrays import to_tensor
-from diffir_sr.describe import description
 from diffir_sr.devices import device_of
 from diffir_sr.diffusion.noise import Noise, PictureNoise
 from diffir_sr.diffusion.sampling import read_schedule
@@ -29,8 +28,7 @@ from diffir_sr.families.base import Adjustable, Engine, WalksInSteps
 from diffir_sr.files.picture import Picture
 from diffir_sr.inference.combined import Cascade, engine_of, interpolated
 from diffir_sr.inference.files import digest_of_file
-from diffir_sr.inference.inputs import is_batch, load_input
-from diffir_sr.inference.masks import Mask, mask_for
+from diffir_sr.inference.inputs import Mask, is_batch, load_input, mask_for
 from diffir_sr.inference.plain import OVERLAP, TILE, TileMode, check_fits_in_memory, restored_under, samples_under
 from diffir_sr.weights.search import choose
 

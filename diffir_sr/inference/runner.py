@@ -21,12 +21,10 @@ from diffir_sr.files.images import read_file
 from diffir_sr.files.picture import FORMATS, Picture, encode, format_of, not_held
 from diffir_sr.inference.autodir import trace_of, write_trace
 from diffir_sr.inference.files import SUFFIX_OF, Job, Journal, digest, digest_of_file
-from diffir_sr.inference.inputs import from_bytes
-from diffir_sr.inference.masks import find_mask
+from diffir_sr.inference.inputs import find_mask, from_bytes
 from diffir_sr.inference.restorer import Restorer
-from diffir_sr.inference.stream import write_out
 from diffir_sr.inference.videos.restoring import VideoOutcome, restore_video
-from diffir_sr.progress import progress_bar
+from diffir_sr.progress import progress_bar, write_out
 
 _NO_POINT_IN_GOING_ON = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _BAR = "{desc}{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_inv_fmt}]"

@@ -37,7 +37,7 @@ from diffir_sr.families.base import Engine
 from diffir_sr.families.diffir import identify
 from diffir_sr.inference.plain import restored_under
 from diffir_sr.inference.strips.engine import StripEngine
-from diffir_sr.weights_files import plain
+from diffir_sr.weights_files import bare_tensors
 
 _TELLING = ("G.patch_embed.proj.weight", "G.latent.0.ffn.project_out.weight", "condition.E.0.weight")
 _PREFIXES = ("", "generator.", "generatorS2.")  # the latter two in Lightning checkpoints of inpainting
@@ -55,7 +55,7 @@ class DiffIRArch(Architecture[DiffIRS2]):
 
     def load(self, state_dict: Any) -> ImageModelDescriptor[DiffIRS2] | MaskedImageModelDescriptor[DiffIRS2]:
         """The model of a state dict; raises CheckpointError, which names the tensor, for impossible shapes."""
-        tensors = plain(generator_in(state_dict), Path("the state dict"))
+        tensors = bare_tensors(generator_in(state_dict), Path("the state dict"))
         identity = identify(tensors, {})
         if identity is None:
             raise CheckpointError("the shapes of these DiffIR tensors belong to no known task and scale")

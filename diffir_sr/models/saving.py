@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffir_sr.cards import SUFFIX, read_card_file, training_card, write_card_file
 from diffir_sr.data.records import read_records
 from diffir_sr.errors import CheckpointError
 from diffir_sr.families import identify
 from diffir_sr.files.atomic import save_atomically, save_text
 from diffir_sr.version import __version__
+from diffir_sr.weights_files import SUFFIX, read_card_file, training_card, write_card_file
 
 
 class CardFiles:

@@ -27,9 +27,8 @@ from diffir_sr.data.degradation import (
 from diffir_sr.data.sources import FolderSource, open_source
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import write_atomically
-from diffir_sr.files.contact_sheet import centre, contact_sheet, enlarged
 from diffir_sr.files.images import decode, read_file
-from diffir_sr.files.picture import as_bits, encode_png
+from diffir_sr.files.picture import as_bits, centre, contact_sheet, encode_png, enlarged
 from diffir_sr.options import load_options
 from diffir_sr.prepare.jobs import DEGRADATION_KINDS, check_apart, run_all
 from diffir_sr.prepare.kinds import degraded_by

@@ -16,9 +16,8 @@ from diffir_sr.data.masks import evaluation_mask
 from diffir_sr.data.sources import FolderSource, open_source
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import write_atomically, write_report
-from diffir_sr.files.contact_sheet import contact_sheet
 from diffir_sr.files.images import decode, read_file
-from diffir_sr.files.picture import as_bits, encode_png
+from diffir_sr.files.picture import as_bits, contact_sheet, encode_png
 from diffir_sr.prepare.jobs import check_apart, run_all
 from diffir_sr.prepare.stored import PrepareJob, StoredImage, StoredTarget, read_storable, relative, underway
 

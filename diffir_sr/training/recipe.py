@@ -24,7 +24,6 @@ from basicsr.utils import get_time_str
 from basicsr.utils.registry import MODEL_REGISTRY
 from pydantic import Field
 
-from diffir_sr.cards import plain
 from diffir_sr.errors import CheckpointError, InputError, OptionError
 from diffir_sr.families import declaring
 from diffir_sr.files.atomic import save_text
@@ -44,6 +43,7 @@ from diffir_sr.training.preflight import (
     write_stand_in,
 )
 from diffir_sr.weights.download import sha256_of
+from diffir_sr.weights_files import as_plain_data
 
 
 class StageEntry(Section):
@@ -328,7 +328,7 @@ def _run_stage(recipe: Recipe, stage: Stage, record: dict[str, Any], *, adopt: b
 def _options(stage: Stage) -> str:
     """What decides what a stage does."""
     made = load_options(stage.file, stage.verb == "train", stage.overrides, check_files=False)
-    return json.dumps(plain(made.values), sort_keys=True)
+    return json.dumps(as_plain_data(made.values), sort_keys=True)
 
 
 def _inputs(stage: Stage) -> dict[str, str]:

@@ -24,7 +24,6 @@ from basicsr.utils.dist_util import get_dist_info, init_dist
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch.utils.data import DataLoader
 
-from diffir_sr.cards import plain
 from diffir_sr.compat import forget_log
 from diffir_sr.data.checks import check_dataset_options
 from diffir_sr.devices import accelerator_count
@@ -33,6 +32,7 @@ from diffir_sr.files.atomic import save_text
 from diffir_sr.metrics.image_api import check_metrics
 from diffir_sr.training.sampler import DrawSampler, GrowingBatchSampler
 from diffir_sr.version import __version__
+from diffir_sr.weights_files import as_plain_data
 
 logger = logging.getLogger("basicsr")
 
@@ -209,7 +209,7 @@ def _say_unwritable(handler: logging.FileHandler, _: logging.LogRecord) -> None:
 def _copy_options(opt: dict[str, Any], option_file: Path, folder: Path) -> None:
     """Keep the file as it was written, and beside it what it meant in the end."""
     save_text(option_file.read_text(encoding="utf-8"), folder / option_file.name)
-    used = yaml.safe_dump(plain(opt), sort_keys=False, allow_unicode=True)
+    used = yaml.safe_dump(as_plain_data(opt), sort_keys=False, allow_unicode=True)
     save_text(used, folder / "options_used.yml")
 
 

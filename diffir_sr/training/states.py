@@ -15,7 +15,6 @@ import torch
 from basicsr.utils import check_resume
 from torch import Tensor
 
-from diffir_sr.cards import SUFFIX, plain, read_card_file
 from diffir_sr.checkpoints import read_weights
 from diffir_sr.data.records import read_records
 from diffir_sr.errors import CheckpointError
@@ -23,7 +22,7 @@ from diffir_sr.files.atomic import save_text
 from diffir_sr.models.distributed import agreed
 from diffir_sr.models.saving import last_measured
 from diffir_sr.options.schema import LoggerOptions
-from diffir_sr.weights_files import check_reachable, read_pickled
+from diffir_sr.weights_files import SUFFIX, as_plain_data, check_reachable, read_card_file, read_pickled
 
 logger = logging.getLogger("basicsr")
 
@@ -264,7 +263,7 @@ def _options_file(state: Path) -> Path:
 def save_options(opt: Mapping[str, Any], iteration: int) -> None:
     """Write the options of a run beside the training state of an iteration; rank 0 alone."""
     if opt["rank"] == 0:
-        kept = {key: value for key, value in plain(dict(opt)).items() if key not in _LEFT_OUT}
+        kept = {key: value for key, value in as_plain_data(dict(opt)).items() if key not in _LEFT_OUT}
         text = json.dumps(kept, indent=1) + "\n"
         target = _options_file(Path(opt["path"]["training_states"]) / f"{iteration}.state")
         save_text(text, target)
@@ -279,7 +278,7 @@ def changes(opt: Mapping[str, Any], resumed: Resumption) -> list[str]:
         return []
     if not isinstance(before, dict):
         return []
-    now = {key: value for key, value in plain(dict(opt)).items() if key not in _LEFT_OUT}
+    now = {key: value for key, value in as_plain_data(dict(opt)).items() if key not in _LEFT_OUT}
     then, today = dict(_flat(before)), dict(_flat(now))
     return [
         f"{name}: {then.get(name, 'not given')} when the state was written, {today.get(name, 'not given')} now; "

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffir_sr.cards import read_card_file
 from diffir_sr.errors import CheckpointError, OptionError
 from diffir_sr.weights.search import find
-from diffir_sr.weights_files import check_reachable, is_safetensors, read_pickled
+from diffir_sr.weights_files import check_reachable, is_safetensors, read_card_file, read_pickled
 
 # Convolutions in torchvision's `features`, in order.
 _CONVOLUTIONS = {"vgg16": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), "alexnet": (0, 3, 6, 8, 10)}
