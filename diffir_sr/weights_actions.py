@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffir_sr.errors import CheckpointError, OptionError
 from diffir_sr.weights.download import sha256_of
-from diffir_sr.weights.registry import TASK_TITLES, Entry, entry_of, registry
-from diffir_sr.weights.search import Place, check, find, locate, places
+from diffir_sr.weights.registry import TASK_TITLES, Entry, Place, check, entry_of, find, locate, places, registry
 
 if TYPE_CHECKING:
     from diffir_sr.families.base import Identity

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diffir_sr.inference.restorer import load_restorer
 from diffir_sr.prepare.stored import bicubic_resize
-from diffir_sr.weights.search import choose
+from diffir_sr.weights.registry import choose
 
 SCALE, SIDE = 4, 256
 CROPS = {"astronaut": (0, 128), "coffee": (60, 160)}  # name in skimage.data: top and left of the square

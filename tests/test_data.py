@@ -15,12 +15,12 @@ from toy import write_pairs
 from diffir_sr.cli import main
 from diffir_sr.data.arrays import as_rgb_float
 from diffir_sr.data.checks import check_dataset_options
+from diffir_sr.data.draws import DrawSampler
 from diffir_sr.data.pairs import PairedDataset, SingleDataset, find_pairs
 from diffir_sr.data.sources import key_of, name_of, open_source
 from diffir_sr.errors import InputError
 from diffir_sr.files.images import decode
 from diffir_sr.files.picture import encode_png
-from diffir_sr.training.sampler import DrawSampler
 
 
 def photo(size=64):

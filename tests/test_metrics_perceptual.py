@@ -8,9 +8,9 @@ import skimage.data
 import torch
 
 from diffir_sr.errors import CheckpointError, InputError
-from diffir_sr.metrics import perceptual
+from diffir_sr.metrics import features
+from diffir_sr.metrics.features import dists, lpips
 from diffir_sr.metrics.fidelity import psnr
-from diffir_sr.metrics.perceptual import dists, lpips
 from diffir_sr.weights.backbones import features_of
 
 needs_weights = pytest.mark.skipif(
@@ -36,8 +36,8 @@ PINNED = {
 @pytest.fixture(scope="module", autouse=True)
 def _one_load_of_each_network():
     yield
-    perceptual._lpips_network.cache_clear()
-    perceptual._dists_network.cache_clear()
+    features._lpips_network.cache_clear()
+    features._dists_network.cache_clear()
 
 
 def photograph(name):

@@ -15,10 +15,8 @@ from diffir_sr.options import load_options
 from diffir_sr.options.recipes import recipes_folder
 from diffir_sr.options.source import read_source
 from diffir_sr.quickstart.commands import data_commands, stage_commands
-from diffir_sr.quickstart.photographs import HELD_OUT, write_photographs
-from diffir_sr.quickstart.pictures import cases, filled
-from diffir_sr.quickstart.report import show_shipped_model, write_report
-from diffir_sr.quickstart.tasks import HELD_OUT_DATA, QUICKSTARTS, TRAIN_DATA
+from diffir_sr.quickstart.report import cases, filled, show_shipped_model, write_report
+from diffir_sr.quickstart.tasks import HELD_OUT, HELD_OUT_DATA, QUICKSTARTS, TRAIN_DATA, write_photographs
 
 REPO = Path(__file__).resolve().parents[1]
 SMALL = recipes_folder() / "small"

@@ -11,10 +11,10 @@ import torch
 from basicsr.utils.img_process_util import USMSharp
 from toy import run_training, train_options, trained, warm_up_law, write_pairs
 
+from diffir_sr.data.draws import DrawSampler
 from diffir_sr.data.realesrgan_dataset import RealESRGANDataset
 from diffir_sr.files.picture import encode_png
 from diffir_sr.models.batches import BatchPreparation
-from diffir_sr.training.sampler import DrawSampler
 
 REAL = dict(type="RealESRGANDataset", dataroot_gt="data/gt", crop_pad_size=80, use_hflip=True, use_rot=False)
 REAL |= dict(batch_size_per_gpu=2, num_worker_per_gpu=0, dataset_enlarge_ratio=3, name="train")

@@ -16,11 +16,10 @@ import torch
 
 from diffir_sr.errors import CheckpointError, OptionError
 from diffir_sr.weights import download as downloads
-from diffir_sr.weights import search
+from diffir_sr.weights import registry as registries
 from diffir_sr.weights.backbones import ArrayUnpickler, features_of, load_vgg, tensors_of
 from diffir_sr.weights.download import download
-from diffir_sr.weights.registry import entry_of, registry
-from diffir_sr.weights.search import Place, cache_folder, find, locate, places
+from diffir_sr.weights.registry import Place, cache_folder, entry_of, find, locate, places, registry
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +34,7 @@ def homes(monkeypatch, tmp_path):
 
 @pytest.fixture
 def no_packages(monkeypatch):
-    monkeypatch.setattr(search, "package_folder", lambda package: None)
+    monkeypatch.setattr(registries, "package_folder", lambda package: None)
 
 
 # The registry
@@ -122,8 +121,8 @@ def test_the_first_place_wins(monkeypatch, tmp_path):
     """From the last place to the first, each file put there takes the place of those after it."""
     content = {}
     monkeypatch.setenv("DIFFIR_WEIGHTS", os.pathsep.join([str(tmp_path / "one"), str(tmp_path / "two")]))
-    monkeypatch.setattr(search, "package_folder", lambda package: tmp_path / "package")
-    monkeypatch.setattr(search, "check", lambda place, entry: None)  # these are no real weights
+    monkeypatch.setattr(registries, "package_folder", lambda package: tmp_path / "package")
+    monkeypatch.setattr(registries, "check", lambda place, entry: None)  # these are no real weights
     entry = entry_of("vgg16")
     order = [place.path for place in places(entry, given="given.pth")]
     hub = tmp_path / "torch_home/hub/checkpoints"
@@ -131,7 +130,7 @@ def test_the_first_place_wins(monkeypatch, tmp_path):
         Path("given.pth"),
         *(
             folder / name
-            for folder in (tmp_path / "one", tmp_path / "two", search.PROJECT_FOLDER, cache_folder())
+            for folder in (tmp_path / "one", tmp_path / "two", registries.PROJECT_FOLDER, cache_folder())
             for name in ("vgg16-397923af.pth", "vgg16-features.pth")
         ),
         hub / "vgg16-397923af.pth",
@@ -146,8 +145,8 @@ def test_the_first_place_wins(monkeypatch, tmp_path):
 
 
 def test_a_vgg_is_loaded_from_the_file_that_was_found(no_packages):
-    search.PROJECT_FOLDER.mkdir(parents=True)
-    torch.save(features_with(3), search.PROJECT_FOLDER / "vgg16-features.pth")
+    registries.PROJECT_FOLDER.mkdir(parents=True)
+    torch.save(features_with(3), registries.PROJECT_FOLDER / "vgg16-features.pth")
     assert load_vgg("vgg16").features[0].bias[0].item() == 3
     torch.save(features_with(5), "named.pth")
     assert load_vgg("vgg16", vgg_path="named.pth").features[0].bias[0].item() == 5
@@ -175,8 +174,8 @@ def test_absent_weights_of_a_page_and_of_a_release_say_where_they_are():
 
 
 def test_a_named_file_that_is_absent_is_not_replaced_by_another():
-    search.PROJECT_FOLDER.mkdir(parents=True)
-    torch.save(features_with(0), search.PROJECT_FOLDER / "vgg16-features.pth")
+    registries.PROJECT_FOLDER.mkdir(parents=True)
+    torch.save(features_with(0), registries.PROJECT_FOLDER / "vgg16-features.pth")
     with pytest.raises(CheckpointError, match=r"vgg_path: no such file: .*mine\.pth"):
         load_vgg("vgg16", vgg_path="mine.pth")
 
@@ -193,7 +192,7 @@ def test_weights_of_another_network_are_refused():
 
 
 def test_a_file_of_another_checksum_is_refused_and_named_wherever_it_lies(monkeypatch, tmp_path):
-    for folder in (search.PROJECT_FOLDER, cache_folder(), tmp_path / "torch_home/hub/checkpoints"):
+    for folder in (registries.PROJECT_FOLDER, cache_folder(), tmp_path / "torch_home/hub/checkpoints"):
         wrong = folder / "vgg19-dcbb9e9d.pth"
         wrong.parent.mkdir(parents=True, exist_ok=True)
         torch.save(features_with(0, "vgg19"), wrong)
@@ -205,7 +204,7 @@ def test_a_file_of_another_checksum_is_refused_and_named_wherever_it_lies(monkey
         assert str(wrong.absolute()) in str(output.value)
         wrong.unlink()
     packages = tmp_path / "site"
-    monkeypatch.setattr(search, "package_folder", lambda package: packages)
+    monkeypatch.setattr(registries, "package_folder", lambda package: packages)
     (packages / "weights/v0.1").mkdir(parents=True)
     (packages / "weights/v0.1/alex.pth").write_bytes(b"altered")
     with pytest.raises(CheckpointError, match="reinstall it: pip install"):
@@ -216,10 +215,10 @@ def test_an_altered_file_is_noticed_though_it_was_checked_before(tmp_path):
     file = tmp_path / "a.pth"
     file.write_bytes(b"right")
     place = Place(file, "here", hashlib.sha256(b"right").hexdigest())
-    search.check(place, entry_of("vgg16"))
+    registries.check(place, entry_of("vgg16"))
     file.write_bytes(b"wrong!")
     with pytest.raises(CheckpointError, match="not the weights"):
-        search.check(place, entry_of("vgg16"))
+        registries.check(place, entry_of("vgg16"))
 
 
 def test_only_plain_arrays_are_unpickled():

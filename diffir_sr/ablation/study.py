@@ -20,8 +20,7 @@ from diffir_sr.errors import InputError, OptionError
 from diffir_sr.files.atomic import write_atomically
 from diffir_sr.option_types import Count, CountOrZero, Section
 from diffir_sr.options import load_options
-from diffir_sr.options.check import check_model
-from diffir_sr.options.report import Report, fail_on_problems
+from diffir_sr.options.check import Report, check_model, fail_on_problems
 from diffir_sr.options.schema import named_classes
 from diffir_sr.options.source import read_source
 

@@ -22,8 +22,7 @@ from diffir_sr.doctor.findings import EXIT_CODES, Severity
 from diffir_sr.errors import InputError
 from diffir_sr.files.processes import available_cpus, memory_bytes
 from diffir_sr.version import __version__
-from diffir_sr.weights.registry import entry_of
-from diffir_sr.weights.search import locate
+from diffir_sr.weights.registry import entry_of, locate
 
 _PACKAGES = ("torch", "torchvision", "opencv-python", "numpy", "scipy", "lmdb", "pillow", "pydantic", "pyyaml", "av")
 _BASICSR = "1.4.2"

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from diffir_sr.errors import CheckpointError, InputError, OptionError
 from diffir_sr.inference.restorer import load_restorer
-from diffir_sr.metrics.fid import SetDistance, inception_features
+from diffir_sr.metrics.features import SetDistance, inception_features
 from diffir_sr.models.validation import measure
 from diffir_sr.options import load_options
 from diffir_sr.options.recipes import recipes_folder
@@ -33,7 +33,7 @@ from diffir_sr.prepare.stored import bicubic_resize
 from diffir_sr.training.cost import multiplications
 from diffir_sr.training.run import RunArguments, check_data, check_metrics, complete_options
 from diffir_sr.weights.download import sha256_of
-from diffir_sr.weights.search import choose
+from diffir_sr.weights.registry import choose
 
 _TABLES = Path(__file__).with_name("paper_tables.yml")
 

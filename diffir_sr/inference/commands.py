@@ -199,7 +199,7 @@ def _restore(args: argparse.Namespace) -> int:
     from diffir_sr.inference.restorer import load_restorer
     from diffir_sr.inference.runner import RestoreSettings, restore_jobs
     from diffir_sr.progress import write_out
-    from diffir_sr.weights.search import choose
+    from diffir_sr.weights.registry import choose
 
     if args.samples is None:
         args.samples = read_schedule(args.schedule).samples if args.schedule else 1

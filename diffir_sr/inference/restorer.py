@@ -30,7 +30,7 @@ from diffir_sr.inference.combined import Cascade, engine_of, interpolated
 from diffir_sr.inference.files import digest_of_file
 from diffir_sr.inference.inputs import Mask, is_batch, load_input, mask_for
 from diffir_sr.inference.plain import OVERLAP, TILE, TileMode, check_fits_in_memory, restored_under, samples_under
-from diffir_sr.weights.search import choose
+from diffir_sr.weights.registry import choose
 
 if TYPE_CHECKING:
     from diffir_sr.inference.runner import Progress, RunSummary

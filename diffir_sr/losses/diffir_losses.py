@@ -19,7 +19,7 @@ from diffir_sr.errors import CheckpointError, OptionError
 from diffir_sr.option_types import Found, NotNegative, Positive, Section, View
 from diffir_sr.weights.backbones import read_tensors
 from diffir_sr.weights.download import sha256_of
-from diffir_sr.weights.search import find
+from diffir_sr.weights.registry import find
 
 
 def needs_holes(view: View, at: tuple[str, ...]) -> Found:

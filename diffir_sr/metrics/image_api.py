@@ -11,8 +11,8 @@ from torch import Tensor
 
 from diffir_sr.devices import default_device
 from diffir_sr.errors import CheckpointError, InputError
+from diffir_sr.metrics.features import Net, dists, lpips, prepare
 from diffir_sr.metrics.fidelity import as_unit_tensor, check_arrays, ssim
-from diffir_sr.metrics.perceptual import Net, dists, lpips, prepare
 
 Order = Literal["HWC", "CHW"]
 Better = Literal["higher", "lower"]

@@ -23,8 +23,15 @@ from diffir_sr.losses.diffir_losses import (
 )
 from diffir_sr.models.auxiliary import frozen
 from diffir_sr.models.basicsr_options import Adversarial, discriminator_is_given
-from diffir_sr.models.diffir_models import Stage2Model, prior_spread
-from diffir_sr.models.diffir_options import InpaintOptions, fills_holes, layers_can_be_compared, shipped, starts_cold
+from diffir_sr.models.diffir_models import (
+    InpaintOptions,
+    Stage2Model,
+    fills_holes,
+    layers_can_be_compared,
+    prior_spread,
+    shipped,
+    starts_cold,
+)
 from diffir_sr.models.distributed import average_gradients, broadcast_parameters
 from diffir_sr.models.restoration_model import Losses, RestorationModel
 from diffir_sr.options.schema import PathOptions

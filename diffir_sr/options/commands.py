@@ -57,8 +57,8 @@ def _check(args: argparse.Namespace) -> int:
 
 def _checked(file: str, *, check_files: bool) -> dict[str, Any]:
     """The findings in one file, as values for JSON; `text` is the readable form of its problems."""
+    from diffir_sr.options.check import OptionProblems
     from diffir_sr.options.load import load_options
-    from diffir_sr.options.report import OptionProblems
     from diffir_sr.options.source import read_source
 
     found: dict[str, Any] = {"file": file, "right": False, "command": None, "problems": [], "warnings": []}
@@ -78,7 +78,7 @@ def _checked(file: str, *, check_files: bool) -> dict[str, Any]:
 
 
 def _tell(result: dict[str, Any]) -> None:
-    from diffir_sr.options.report import Finding
+    from diffir_sr.options.check import Finding
 
     if result["right"]:
         for warning in result["warnings"]:

@@ -20,9 +20,8 @@ from diffir_sr.errors import OptionError
 from diffir_sr.families import declaring
 from diffir_sr.families.autodir_checkpoint import is_folder
 from diffir_sr.option_types import Found, Section, found, inherited
-from diffir_sr.options.check import find, gathered
+from diffir_sr.options.check import Finding, Report, fail_on_problems, find, gathered, located
 from diffir_sr.options.recipes import recipe_names, recipes_folder, refuse_hydra
-from diffir_sr.options.report import Finding, Report, fail_on_problems, located
 from diffir_sr.options.rules import ROOTS, OptionView, apply_rules, apply_warnings, asked, is_lmdb, roots_in
 from diffir_sr.options.schema import LoggerOptions, Options, ValOptions, check_structure, known_options, named_classes
 from diffir_sr.options.source import OptionSource, apply_overrides, read_source

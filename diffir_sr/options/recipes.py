@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.files.atomic import write_report
-from diffir_sr.options.report import nearest
+from diffir_sr.options.check import nearest
 from diffir_sr.options.source import files_read
 
 _PACKAGE = Path(__file__).resolve().parent.parent

@@ -20,8 +20,7 @@ from pydantic.fields import FieldInfo
 from diffir_sr.errors import OptionError
 from diffir_sr.families import declaring
 from diffir_sr.option_types import Found, Keys, SizeRule
-from diffir_sr.options.check import declared, find, gathered, nested_section
-from diffir_sr.options.report import Report
+from diffir_sr.options.check import Report, declared, find, gathered, nested_section
 from diffir_sr.options.schema import (
     SCHEDULERS,
     Loader,

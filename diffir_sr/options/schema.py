@@ -34,6 +34,7 @@ from diffir_sr.option_types import (
 from diffir_sr.options.check import (
     Declared,
     Known,
+    Report,
     argument_names,
     arguments_of,
     as_mapping,
@@ -45,10 +46,10 @@ from diffir_sr.options.check import (
     fields_of,
     find,
     named,
+    nearest,
     nested_section,
     signature_of,
 )
-from diffir_sr.options.report import Report, nearest
 
 PHASES = re.compile(r"train|(val|test)(_.+)?")
 _PATH_FIELDS = {

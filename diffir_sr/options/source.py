@@ -16,7 +16,7 @@ from yaml.composer import ComposerError
 
 from diffir_sr.errors import OptionError
 from diffir_sr.option_types import Keys, found
-from diffir_sr.options.report import Place, dotted
+from diffir_sr.options.check import Place, dotted
 
 
 @dataclass

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffir_sr.errors import DiffIRError
-from diffir_sr.quickstart.photographs import HELD_OUT, TRAINING, write_photographs
-from diffir_sr.quickstart.tasks import HELD_OUT_DATA, QUICKSTARTS, TRAIN_DATA
+from diffir_sr.quickstart.tasks import HELD_OUT, HELD_OUT_DATA, QUICKSTARTS, TRAIN_DATA, TRAINING, write_photographs
 
 if TYPE_CHECKING:
     from diffir_sr.training.recipe import Recipe

@@ -23,6 +23,7 @@ from basicsr.utils import AvgTimer, set_random_seed
 from basicsr.utils.options import dict2str
 from torch.utils.data import DataLoader
 
+from diffir_sr.data.draws import DrawSampler, GrowingBatchSampler
 from diffir_sr.data.records import append_record, forget_after, unwritable
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import sweep
@@ -56,7 +57,6 @@ from diffir_sr.training.run import (
     start_log,
     training_loader,
 )
-from diffir_sr.training.sampler import DrawSampler, GrowingBatchSampler
 from diffir_sr.training.states import (
     Resumption,
     changes,

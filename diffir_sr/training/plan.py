@@ -27,7 +27,7 @@ from diffir_sr.errors import DiffIRError
 from diffir_sr.families.base import WalksInSteps
 from diffir_sr.files.processes import available_cpus, free_memory
 from diffir_sr.options import load_options
-from diffir_sr.options.report import OptionProblems
+from diffir_sr.options.check import OptionProblems
 from diffir_sr.options.source import read_source
 from diffir_sr.training.cost import copied_batch, multiplications, peak_of_step, process_peak
 from diffir_sr.training.preflight import (

@@ -30,9 +30,8 @@ from diffir_sr.files.atomic import save_text
 from diffir_sr.files.processes import LEADER, hold, is_running
 from diffir_sr.option_types import Section
 from diffir_sr.options import load_options
+from diffir_sr.options.check import Report, fail_on_problems, find
 from diffir_sr.options.check import check_model as check_schema
-from diffir_sr.options.check import find
-from diffir_sr.options.report import Report, fail_on_problems
 from diffir_sr.options.source import apply_overrides, read_source
 from diffir_sr.training.preflight import (
     WEIGHTS,

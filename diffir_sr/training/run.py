@@ -26,11 +26,11 @@ from torch.utils.data import DataLoader
 
 from diffir_sr.compat import forget_log
 from diffir_sr.data.checks import check_dataset_options
+from diffir_sr.data.draws import DrawSampler, GrowingBatchSampler
 from diffir_sr.devices import accelerator_count
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.files.atomic import save_text
 from diffir_sr.metrics.image_api import check_metrics
-from diffir_sr.training.sampler import DrawSampler, GrowingBatchSampler
 from diffir_sr.version import __version__
 from diffir_sr.weights_files import as_plain_data
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from diffir_sr.errors import CheckpointError, OptionError
-from diffir_sr.weights.search import find
+from diffir_sr.weights.registry import find
 from diffir_sr.weights_files import check_reachable, is_safetensors, read_card_file, read_pickled
 
 # Convolutions in torchvision's `features`, in order.
