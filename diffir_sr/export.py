@@ -28,7 +28,7 @@ from diffir_sr.files.atomic import replacing
 from diffir_sr.inference.plain import CalledNetwork, LivingBytes, as_restoring
 from diffir_sr.version import __version__
 from diffir_sr.weights.download import sha256_of
-from diffir_sr.weights.search import choose
+from diffir_sr.weights.registry import choose
 from diffir_sr.weights_files import as_plain_data
 
 LARGEST_DIFFERENCE = 1e-4  # of values in [0, 1]
