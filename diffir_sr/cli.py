@@ -238,6 +238,7 @@ def _run(
         args = parser_of(words).parse_args(words)
         for name, value in vars(args).items():
             setattr(args, name, _home_expanded(value))
+        args.words = words
         return int(args.run(args))
     except KeyboardInterrupt:
         _tell("interrupted", is_error=False)

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,17 +112,18 @@ def check_writable(path: Path) -> None:
         raise
 
 
-def sweep(folder: Path, *, of: str | None = None, below: bool = False) -> list[Path]:
-    """Remove partial files of killed processes in a folder (and `below` it), all or those of one name; returns them.
+def sweep(folder: Path, *, of: str | Collection[str] | None = None, below: bool = False) -> list[Path]:
+    """Remove partial files of killed processes in a folder (and `below` it), all or those of some names; returns them.
 
     Files of running processes are kept.
     """
-    prefix = "" if of is None else partial_prefix(of)
+    names = [of] if isinstance(of, str) else of
+    prefixes = ("",) if names is None else tuple(partial_prefix(name) for name in names)
     removed = []
     with contextlib.suppress(OSError):
         for path in list(folder.rglob(".*.partial-*") if below else folder.glob(".*.partial-*")):
             found = _PARTIAL.fullmatch(path.name)
-            if found and path.name.startswith(prefix) and not is_running(int(found["process"])):
+            if found and path.name.startswith(prefixes) and not is_running(int(found["process"])):
                 _remove(path)
                 removed.append(path)
     return removed

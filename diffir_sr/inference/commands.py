@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,9 @@ from diffir_sr.files.atomic import write_atomically
 from diffir_sr.parsing import add_accept_damaged
 
 if TYPE_CHECKING:
+    from diffir_sr.inference.files import Job
     from diffir_sr.inference.runner import RunSummary
+    from diffir_sr.inference.shards import Shard
 
 _FORMATS = ("png", "jpg", "webp", "tiff", "bmp")
 _MOST_GIB = 2**20  # more than any machine has
@@ -89,7 +91,25 @@ def add_restore_parser(commands: Any) -> None:
         help="write the outcome of each input to FILE; - is standard output",
     )
     _add_machine(parser)
+    _add_parts(parser)
     parser.set_defaults(run=_restore)
+
+
+def _add_parts(parser: argparse.ArgumentParser) -> None:
+    """Options for folders that several processes or machines restore together."""
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="restore part I of N, by a hash of the file names, with a journal of its own in OUT; then --merge",
+    )
+    parser.add_argument(
+        "--merge",
+        action="store_true",
+        help="restore nothing: merge the journals of shards in OUT, name what is missing",
+    )
+    parser.add_argument(
+        "--devices", metavar="all", help="one process per accelerator (all), or per device of a list: cuda:0,cuda:2"
+    )
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -195,7 +215,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 def _restore(args: argparse.Namespace) -> int:
     # Slow imports, which most commands do not need.
     from diffir_sr.diffusion.sampling import read_schedule
-    from diffir_sr.inference.files import STREAM, plan_jobs
+    from diffir_sr.inference.files import NAME, STREAM, plan_jobs
     from diffir_sr.inference.restorer import load_restorer
     from diffir_sr.inference.runner import RestoreSettings, restore_jobs
     from diffir_sr.progress import write_out
@@ -211,6 +231,13 @@ def _restore(args: argparse.Namespace) -> int:
         raise InputError("-o - and --json - would both write to standard output; give a file for one of them")
     # Invalid arguments are reported before weights are loaded.
     jobs = plan_jobs(args.inputs, args.output, form=args.format, mask=args.mask)
+    shard = _part(args, jobs)
+    if args.merge:
+        return _merge(args, jobs)
+    if args.devices:
+        return _on_devices(args, jobs, shard)
+    if shard is not None:
+        jobs = [job for job in jobs if shard.has(job)]
     named: list[Path] = args.weights or []
     chosen = choose(named[0] if named else None, args.model, masked=args.mask is not None, dashes="--")
     if chosen.entry is not None and chosen.by_default:
@@ -237,7 +264,15 @@ def _restore(args: argparse.Namespace) -> int:
         quality=args.quality,
         trace=args.trace,
     )
-    outcome = restore_jobs(restorer, jobs, Path(args.output), settings, overwrite=args.overwrite)
+    outcome = restore_jobs(
+        restorer,
+        jobs,
+        Path(args.output),
+        settings,
+        overwrite=args.overwrite,
+        journal=NAME if shard is None else shard.journal,
+        alone=shard is None,
+    )
     if args.json:
         text = _as_json(
             outcome,
@@ -253,8 +288,44 @@ def _restore(args: argparse.Namespace) -> int:
     each = f", {outcome.seconds / outcome.restored:.2f} s each" if outcome.restored else ""
     say = sys.stderr.write if STREAM in (args.output, args.json) else write_out
     name = f"model {chosen.entry.name}, " if chosen.entry else ""
-    say(f"{args.output}: {', '.join(parts)}{each} ({name}seed {args.seed}, {restorer.device})\n")
+    part = "" if shard is None else f"shard {shard}, "
+    say(f"{args.output}: {', '.join(parts)}{each} ({part}{name}seed {args.seed}, {restorer.device})\n")
     return 1 if outcome.failures else 0
+
+
+def _part(args: argparse.Namespace, jobs: Sequence[Job]) -> Shard | None:
+    """The part of --shard; InputError if the options of parts contradict each other or have no folder."""
+    from diffir_sr.inference.shards import shard_of
+
+    given = [name for name in ("shard", "merge", "devices") if getattr(args, name)]
+    if "merge" in given and len(given) > 1:
+        raise InputError(f"--merge restores nothing; leave --{given[0] if given[0] != 'merge' else given[1]} out")
+    if given and any(job.target is None or job.target == Path(args.output) for job in jobs):
+        raise InputError(f"--{given[0]}: needs a folder for the results, got -o {args.output}")
+    if args.devices and (args.json or args.device != "auto"):
+        raise InputError(f"--devices: leave {'--json' if args.json else '--device'} out")
+    return shard_of(args.shard) if args.shard else None
+
+
+def _merge(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
+    from diffir_sr.inference.shards import merge
+
+    found = merge(Path(args.output), jobs)
+    for name in found.missing:
+        sys.stderr.write(f"missing: {name}\n")
+    lacking = f", {len(found.missing)} of {len(jobs)} inputs have none" if found.missing else ""
+    sys.stdout.write(f"{args.output}: {found.results} results of {found.journals} journals{lacking}\n")
+    return 1 if found.missing else 0
+
+
+def _on_devices(args: argparse.Namespace, jobs: Sequence[Job], shard: Shard | None) -> int:
+    from diffir_sr.inference.shards import Shard, devices_of, restore_on
+
+    devices = devices_of(args.devices)
+    codes = restore_on(devices, args.words[args.words.index("restore") + 1 :], shard or Shard(1, 1))
+    if shard is not None:  # the other shards are merged with these
+        return max(codes)
+    return max(*codes, _merge(args, jobs))
 
 
 def _as_json(outcome: RunSummary, args: argparse.Namespace, settings: Mapping[str, object], device: object) -> str:

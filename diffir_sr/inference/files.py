@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -281,29 +282,26 @@ class Journal:
 
     A line is written before its file gets its final name, so that a run killed in between makes that file again. With
     `overwrite`, results of other runs are replaced, but results with the same settings are kept. Without a folder
-    nothing is recorded, and existing files are an error.
+    nothing is recorded, and existing files are an error. Lines are written to the journal `name`; those of all journals
+    in the folder count.
     """
 
-    def __init__(self, folder: Path | None, settings: Mapping[str, object], *, overwrite: bool = False) -> None:
+    def __init__(
+        self, folder: Path | None, settings: Mapping[str, object], *, overwrite: bool = False, name: str = NAME
+    ) -> None:
         self.folder = folder
+        self._journal = name
         self.overwrite = overwrite
         self._settings = dict(settings)
         self._lines: dict[str, dict[str, object]] = {}
         self._torn = False
         if folder is not None:
-            text = _text_of(folder / NAME)
+            text = _text_of(folder / name)
             self._torn = not text.endswith("\n") and text != ""
-            self._lines = dict(self._entries(text))
-
-    @staticmethod
-    def _entries(text: str) -> list[tuple[str, dict[str, object]]]:
-        known = []
-        for line in text.splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # a killed run may leave an incomplete line
-                entry = json.loads(line)
-                if all(isinstance(entry[key], str) for key in ("output", "sha", "source")) and "settings" in entry:
-                    known.append((entry["output"], entry))
-        return known
+            for other in journals_in(folder):
+                if other.name != name:
+                    self._lines |= entries_of(other)
+            self._lines |= _entries(text)
 
     def is_done(self, target: Path, source: str) -> bool:
         """Whether `target` already is the result of this run for the input with digest `source`.
@@ -338,13 +336,45 @@ class Journal:
         entry = {"output": self._name(target), "sha": sha, "source": source, "seconds": round(seconds, 3)}
         entry |= {"settings": self._settings}
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / NAME).open("a", encoding="utf-8") as file:
+        with (self.folder / self._journal).open("a", encoding="utf-8") as file:
             file.write(("\n" if self._torn else "") + json.dumps(entry) + "\n")
         self._torn = False
         self._lines[self._name(target)] = entry
 
     def _name(self, target: Path) -> str:
-        return os.path.relpath(target, self.folder).replace(os.sep, "/")
+        return name_in_folder(target, self.folder or Path())
+
+
+def name_in_folder(target: Path, folder: Path) -> str:
+    """The name of a result in the journal of `folder`."""
+    return os.path.relpath(target, folder).replace(os.sep, "/")
+
+
+def journals_in(folder: Path) -> list[Path]:
+    """The journals of a folder: that of whole runs, and those of shards, in this order."""
+    stem, suffix = Path(NAME).stem, Path(NAME).suffix
+    named = re.compile(rf"{re.escape(stem)}(\.\d+-of-\d+)?{re.escape(suffix)}")
+    try:
+        return sorted(
+            (path for path in folder.iterdir() if named.fullmatch(path.name)), key=lambda path: path.name != NAME
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def entries_of(journal: Path) -> dict[str, dict[str, object]]:
+    """The entries of a journal by the names of results; raises InputError if it cannot be read."""
+    return _entries(_text_of(journal))
+
+
+def _entries(text: str) -> dict[str, dict[str, object]]:
+    known = {}
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a killed run may leave an incomplete line
+            entry = json.loads(line)
+            if all(isinstance(entry[key], str) for key in ("output", "sha", "source")) and "settings" in entry:
+                known[entry["output"]] = entry
+    return known
 
 
 def _text_of(journal: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import logging
 import os
@@ -102,6 +103,12 @@ class Restorer:
         self._how["device"] = device_of(str(device))
         self.engine = engine_of(self.network, **self._how)
         return self
+
+    def seeded(self, seed: int) -> Restorer:
+        """The same network and engine with another seed."""
+        other = copy.copy(self)
+        other.seed = seed
+        return other
 
     def describe(self) -> str:
         """A description of the network in several lines, as printed by `diffir describe`."""

@@ -20,7 +20,7 @@ from diffir_sr.files.atomic import check_writable, sweep
 from diffir_sr.files.images import read_file
 from diffir_sr.files.picture import FORMATS, Picture, encode, format_of, not_held
 from diffir_sr.inference.autodir import trace_of, write_trace
-from diffir_sr.inference.files import SUFFIX_OF, Job, Journal, digest, digest_of_file
+from diffir_sr.inference.files import NAME, SUFFIX_OF, Job, Journal, digest, digest_of_file
 from diffir_sr.inference.inputs import find_mask, from_bytes
 from diffir_sr.inference.restorer import Restorer
 from diffir_sr.inference.videos.restoring import VideoOutcome, restore_video
@@ -300,15 +300,24 @@ def restore_jobs(
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
+    journal: str = NAME,
+    alone: bool = True,
 ) -> RunSummary:
-    """Process jobs planned for `output`; a folder gets a journal of its results."""
+    """Process jobs planned for `output`; a folder gets a journal of its results, with the name `journal`.
+
+    `alone` False leaves the partial files of other results, on which other machines may be working.
+    """
     is_folder = all(job.target is not None and job.target != output for job in jobs)
     recorded = restorer.settings(samples=settings.samples, average=settings.average, quality=settings.quality)
     # No lock: several processes may work on the same folder, since each result and each line is written atomically.
-    for target in {job.target.parent: job.target for job in jobs if job.target is not None}.values():
-        sweep(target.parent, of=None if is_folder else target.name)
-    journal = Journal(output if is_folder else None, recorded, overwrite=overwrite)
-    return Runner(restorer, settings, journal, progress=progress).run(jobs)
+    names: dict[Path, list[str]] = {}
+    for job in jobs:
+        if job.target is not None:
+            names.setdefault(job.target.parent, []).append(job.target.name)
+    for folder, own in names.items():
+        sweep(folder, of=None if is_folder and alone else own)
+    written = Journal(output if is_folder else None, recorded, overwrite=overwrite, name=journal)
+    return Runner(restorer, settings, written, progress=progress).run(jobs)
 
 
 def describe_failure(error: Exception, job: Job) -> str:
