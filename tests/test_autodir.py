@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import shlex
 import zlib
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from diffir_sr.archs.autodir_assessor import (  # noqa: E402
 )
 from diffir_sr.archs.nafnet_arch import NAFNet  # noqa: E402
 from diffir_sr.checkpoints import load_network  # noqa: E402
-from diffir_sr.cli import main  # noqa: E402
+from diffir_sr.cli import basicsr_main, main  # noqa: E402
 from diffir_sr.data.labelled_dataset import is_unchanged  # noqa: E402
 from diffir_sr.diffusion.guidance import Sigmas, denoised, dropped, euler_ancestral, guided  # noqa: E402
 from diffir_sr.diffusion.noise import START, PictureNoise  # noqa: E402
@@ -50,6 +51,9 @@ from diffir_sr.inference.autodir import AutoDIREngine  # noqa: E402
 from diffir_sr.inference.plain import engine_for  # noqa: E402
 from diffir_sr.losses.autodir_losses import FidelityLoss, semantic_agnostic_loss  # noqa: E402
 from diffir_sr.models.autodir_models import AutoDIRCorrectionModel  # noqa: E402
+from diffir_sr.quickstart.autodir import DATA_COMMANDS, RESULTS, write_autodir_report  # noqa: E402
+from diffir_sr.quickstart.tasks import HELD_OUT_DATA, TRAIN_DATA, recipes_of  # noqa: E402
+from diffir_sr.training.recipe import read_recipe  # noqa: E402
 from diffir_sr.weights_files import write_card_file  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -1005,3 +1009,26 @@ def test_options_of_other_networks_and_data_without_labels_are_refused(tmp_path,
         section.pop("clean_share", None)
     assert run_training(options) == 1
     assert "needs a dataset that says what is wrong with each picture" in capsys.readouterr().err
+
+
+def test_the_quick_start_trains_three_stages_and_restores_what_is_rainy_and_dark(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in (TRAIN_DATA, HELD_OUT_DATA):
+        (folder / "photos").mkdir(parents=True)
+        (folder / "photos/a.png").write_bytes(encode_png(np.ascontiguousarray(skimage.data.astronaut()[:256, :256])))
+    for command in DATA_COMMANDS:
+        assert main([*shlex.split(command)[1:], "--jobs", "1"]) == 0
+    stages = read_recipe(Path(recipes_of("autodir")) / "recipe.yml").stages
+    assert [stage.name for stage in stages] == ["assessor", "diffusion", "correction"]
+    assert stages[2].words()[-1].endswith("train_correction.yml")  # the weights in its options are those of stage 2
+    for stage in stages:
+        short = ["train:total_iter=1", "train:warmup_iter=-1", "val:val_freq=9", "datasets:train:batch_size_per_gpu=2"]
+        short += ["network_g:restoring:steps=1"]
+        assert basicsr_main([*stage.words()[1:], "--force_yml", *short]) == 0
+    text = write_autodir_report()
+    assert "| is \\ named | noise |" in text
+    rows = [line for line in text.splitlines() if line.count("|") == 6]
+    assert [row.split("|")[1].strip() for row in rows[2:]] == list(CATEGORIES[:-1])
+    trace = json.loads((RESULTS / "a_s001.trace.json").read_text())
+    assert 1 <= len(trace["rounds"]) <= 2
+    assert (RESULTS / "a_s001.trace.png").is_file()

@@ -54,8 +54,8 @@ def _assess(args: argparse.Namespace) -> int:
         network.assessor.view = args.view
     about: dict[str, Any] = {"weights": str(args.weights), "view": network.assessor.view}
     if args.pairs:
-        counts = _counted(network, [Path(folder) for folder in args.inputs])
-        _write(args.json, about | counts, _shares(counts))
+        counts = counted(network, [Path(folder) for folder in args.inputs])
+        _write(args.json, about | counts, confusion_of(counts))
         return 0
     sources = [job.source for job in plan_jobs(args.inputs, "assessed") if job.source and not job.is_video]
     if not sources:
@@ -117,7 +117,7 @@ def _said(network: AutoDIR, source: Path) -> dict[str, Any]:
     return {"category": max(likely, key=lambda name: likely[name]), "probabilities": likely}
 
 
-def _counted(network: AutoDIR, folders: list[Path]) -> dict[str, Any]:
+def counted(network: AutoDIR, folders: list[Path]) -> dict[str, Any]:
     """What pictures of each kind are called; ground truths are counted once, under "no"."""
     import torch
 
@@ -147,7 +147,8 @@ def _counted(network: AutoDIR, folders: list[Path]) -> dict[str, Any]:
     return {"categories": list(CATEGORIES), "rows are what is wrong, columns what was said": counts.tolist()}
 
 
-def _shares(counts: dict[str, Any]) -> str:
+def confusion_of(counts: dict[str, Any]) -> str:
+    """What `counted` found, as a Markdown table and a sentence."""
     import torch
 
     from diffir_sr.archs.autodir_assessor import confusion_table

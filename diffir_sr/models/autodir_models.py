@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -124,6 +125,7 @@ class AssessorOptions(Section):
 class AutoDIRAssessorModel(_Stage):
     """Stage 1: the assessor learns to name the fault. `train.pixel_opt` is FidelityLoss or CategoryCrossEntropy."""
 
+    TITLE: ClassVar[str] = "the assessor's stage"
     OPTIONS: ClassVar[Any] = AssessorOptions
 
     def learning(self, system: AutoDIR) -> list[nn.Module]:
@@ -215,6 +217,8 @@ class DropoutOptions(Section):
 class AutoDIRDiffusionModel(_Stage):
     """Stage 2: the U-Net learns to find the noise in restored latents. `train.pixel_opt` is the distance (MSELoss)."""
 
+    TITLE: ClassVar[str] = "the diffusion's stage"
+    MADE_BY: ClassVar[Mapping[str, str]] = {"network_g": "AutoDIRAssessorModel"}
     OPTIONS: ClassVar[Any] = DropoutOptions
 
     def learning(self, system: AutoDIR) -> list[nn.Module]:
@@ -266,6 +270,8 @@ class CorrectionOptions(Section):
 class AutoDIRCorrectionModel(AutoDIRDiffusionModel):
     """Stage 3: the correction learns on pictures that one step of the diffusion makes of noisy latents."""
 
+    TITLE: ClassVar[str] = "the correction's stage"
+    MADE_BY: ClassVar[Mapping[str, str]] = {"network_g": "AutoDIRDiffusionModel"}
     OPTIONS: ClassVar[Any] = CorrectionOptions
 
     def learning(self, system: AutoDIR) -> list[nn.Module]:

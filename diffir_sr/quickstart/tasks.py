@@ -98,10 +98,15 @@ class Task:
 
     @property
     def recipes(self) -> Path:
-        """The folder of its option files, as short as possible."""
-        folder = recipes_folder() / "small" / self.name
-        here = Path("options/small", self.name)
-        return here if here.is_dir() and here.resolve() == folder.resolve() else folder
+        """The folder of its option files."""
+        return recipes_of(self.name)
+
+
+def recipes_of(task: str) -> Path:
+    """The folder of a task's option files, as short as possible."""
+    folder = recipes_folder() / "small" / task
+    here = Path("options/small", task)
+    return here if here.is_dir() and here.resolve() == folder.resolve() else folder
 
 
 QUICKSTARTS = {
