@@ -105,6 +105,6 @@ def _scores(restorer: Restorer, network: AutoDIR, kind: str, place: Path) -> Map
 
 def _score(image: np.ndarray, gt: np.ndarray) -> tuple[float, float]:
     """PSNR and LPIPS of RGB images (H, W, 3) of 8 bits."""
-    blue_first = [np.ascontiguousarray(one[..., ::-1]) for one in (image, gt)]
-    psnr = calculate_psnr(*blue_first, crop_border=0, test_y_channel=False)
-    return float(psnr), float(calculate_lpips(*blue_first, net="alex"))
+    restored, truth = (np.ascontiguousarray(one[..., ::-1]) for one in (image, gt))  # blue first, as the metrics expect
+    psnr = calculate_psnr(restored, truth, crop_border=0, test_y_channel=False)
+    return float(psnr), float(calculate_lpips(restored, truth, net="alex"))
