@@ -64,6 +64,7 @@ setup(
         "peers": ["spandrel"],  # recognises and builds the networks of other projects
         # AutoDIR: its U-Net and autoencoder, CLIP and its words; versions whose results the tests have seen.
         "autodir": ["diffusers>=0.42,<0.43", "transformers>=5.24,<6"],
+        "web": ["gradio>=6.31,<7"],  # diffir serve
         "wandb": ["wandb"],  # curves of trainings on Weights & Biases
         "trackio": ["trackio>=0.10"],  # the same in a local file
         "hub": ["huggingface_hub>=0.30"],  # weights from the Hub, by hf:// addresses
@@ -76,6 +77,7 @@ setup(
             "ruff",
             "pyright[nodejs]",  # with a node of its own, so that checking types needs no other download
             "matplotlib",
+            "playwright",  # the page of diffir serve in a browser
             "build",
             "spandrel_extra_arches",  # Restormer and MPRNet, for the test of the networks of other projects
             "jsonschema",  # checks the schema that editors get against real option files

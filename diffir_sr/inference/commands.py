@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import write_atomically
-from diffir_sr.parsing import add_accept_damaged
+from diffir_sr.parsing import add_accept_damaged, deferred
 
 if TYPE_CHECKING:
     from diffir_sr.inference.files import Job
@@ -93,6 +93,24 @@ def add_restore_parser(commands: Any) -> None:
     _add_machine(parser)
     _add_parts(parser)
     parser.set_defaults(run=_restore)
+
+
+def add_serve_parser(commands: Any) -> None:
+    """Add `diffir serve`."""
+    parser = commands.add_parser(
+        "serve",
+        help="restore images on a local web page",
+        description="Serves a page that restores images in the browser, with the results of diffir restore, and the "
+        "same as an HTTP API (docs/serve.md). It listens on this machine alone.",
+    )
+    parser.add_argument("-w", "--weights", type=Path, action="append", metavar="FILE", help="further models to offer")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
+    parser.add_argument("--port", type=int, default=0, help="port (default: the first free one from 7860 on)")
+    parser.add_argument("--device", default="auto", help="as for diffir restore")
+    parser.add_argument("--max-file", type=float, default=200, metavar="MIB", help="size of an uploaded file (200)")
+    parser.add_argument("--max-pixels", type=float, default=64, metavar="MILLION", help="pixels of an image (64)")
+    parser.add_argument("--max-files", type=int, default=500, metavar="N", help="images at once (500)")
+    parser.set_defaults(run=deferred("diffir_sr.serve:run"))
 
 
 def _add_parts(parser: argparse.ArgumentParser) -> None:
