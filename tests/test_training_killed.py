@@ -20,6 +20,7 @@ from toy import ADAM, files_of, rows, run_training, train_options, warm_up_law, 
 
 from diffir_sr.cli import basicsr_main
 from diffir_sr.models import restoration_model
+from diffir_sr.training import loop
 
 KINDS = {"s1": ("s1", {}), "s2": ("s2", {}), "warm-up": ("s2", warm_up_law(3)), "gan": ("gan", {})}
 FUSED = dict(optim_g=dict(ADAM, fused=True))
@@ -198,3 +199,21 @@ def test_a_state_is_there_when_every_rank_has_written_its_part(stages, monkeypat
     assert ended(train_in_child(options, 2, first=first)) == [1, -signal.SIGKILL]
     assert "lost the connection to another rank" in Path("late.txt").read_text()
     assert not list(Path("experiments/late/training_states").glob("*.state"))
+
+
+def test_states_that_a_killed_run_had_yet_to_remove_are_removed_at_the_end(stages, monkeypatch):
+    monkeypatch.chdir(stages)
+
+    def first(_):
+        def killed_at_the_last(opt):
+            if Path(opt["path"]["training_states"], "6.state").exists():
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        loop.prune = killed_at_the_last
+
+    options = options_of("s1", "plain", 0, "pruned")
+    assert ended(train_in_child(options, 1, first=first)) == [-signal.SIGKILL]
+    states = Path("experiments/pruned/training_states")
+    assert len(list(states.glob("*.state"))) == 3
+    assert ended(train_in_child(options, 1)) == [0]
+    assert sorted(file.name for file in states.glob("*.state")) == ["4.state", "6.state"]

@@ -181,6 +181,7 @@ def _attempt(
             make_up(model, opt, evaluations, curves, done=done)
             _judge_validation(watch, opt, done)
         last = _iterate_watched(model, opt, loader, sampler, evaluations, curves, watch, done=done, course=course)
+        prune(opt)  # which a kill after the last state has left out
         logger.info("Saving the final networks as 'latest'")
         _save(model, opt, epoch=-1, iteration=-1, done=last)
         if opt.get("val") and last % opt["val"]["val_freq"]:
