@@ -175,6 +175,20 @@ def test_a_disk_without_room_for_the_log_is_one_sentence():
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.")])
+def test_too_little_memory_is_one_sentence_that_says_what_to_lower(monkeypatch, capsys, error):
+    def full(self, iteration):
+        if iteration == 3:
+            raise error
+
+    monkeypatch.setattr("diffir_sr.models.diffir_models.DiffIRS1Model.optimize_parameters", full)
+    assert run_training(train_options("s1")) == 1
+    said = capsys.readouterr().err
+    assert "out of memory in the training toy_s1" in said
+    assert "lower datasets.train.batch_size_per_gpu or gt_size" in said
+    assert Path("experiments/toy_s1/training_states/2.state").is_file()
+
+
 def test_a_record_that_cannot_be_written_is_one_sentence(monkeypatch, capsys):
     def full(self, mode="r", *arguments, **options):
         if self.name == "training.jsonl" and mode == "a":

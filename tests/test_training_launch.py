@@ -6,6 +6,8 @@ import shutil
 import socket
 import subprocess
 import sys
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from diffir_sr.cli import basicsr_main
 from diffir_sr.errors import InputError
 from diffir_sr.models import distributed
 from diffir_sr.models.validation import joined
-from diffir_sr.training import loop
+from diffir_sr.training import loop, run
 
 REPO = Path(__file__).resolve().parents[1]
 SCRIPT = """
@@ -120,6 +122,22 @@ def test_nodes_that_do_not_share_their_folder_are_told(monkeypatch):
     monkeypatch.setattr(loop.socket, "gethostname", lambda: "node1")
     with pytest.raises(InputError, match="rank 0 on node1 goes on after iteration 0, rank 1 on node7 after 3000: all"):
         loop._check_shared(None)
+
+
+def test_a_rank_that_does_not_come_is_one_sentence(monkeypatch, capsys):
+    for name, value in dict(RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="0").items():
+        monkeypatch.setenv(name, value)
+    # As BasicSR starts it, with less patience.
+    start = partial(torch.distributed.init_process_group, "gloo", timeout=timedelta(seconds=1))
+    monkeypatch.setattr(run, "init_dist", lambda launcher: start())
+    write_pairs("data", lmdb=False)
+    file = write_options(options("alone"), "alone.yml")
+    assert basicsr_main(["train", "-opt", file, "--launcher", "pytorch"]) == 1
+    said = capsys.readouterr().err
+    assert re.search(
+        r"error: .*rank 0 did not meet all 2 ranks \(.*1/2 clients joined.*\); check that every node", said
+    )
+    assert not Path("experiments").exists()
 
 
 def test_errors_of_a_lost_connection_are_known():

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from diffir_sr.data.draws import DrawSampler, GrowingBatchSampler
 from diffir_sr.data.records import append_record, forget_after, unwritable
 from diffir_sr.errors import InputError
+from diffir_sr.failures import out_of_memory
 from diffir_sr.files.atomic import sweep
 from diffir_sr.files.processes import hold
 from diffir_sr.models.distributed import agreed, control_group, gathered, lost_a_rank
@@ -96,7 +97,9 @@ def train(loaded: LoadedOptions, arguments: RunArguments) -> None:
             _train(opt, loaded)
             if reports:
                 report_at_the_end(Path(opt["path"]["log"]))
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise _too_little_memory(error, opt) from error
         if not opt["dist"] or not lost_a_rank(error):
             raise
         why = str(error).splitlines()[0].partition(". ")[0]
@@ -108,6 +111,16 @@ def train(loaded: LoadedOptions, arguments: RunArguments) -> None:
         if not _is_about(error, opt):
             raise
         raise unwritable(error.filename or opt["path"]["log"], error) from error
+
+
+def _too_little_memory(error: BaseException, opt: dict[str, Any]) -> InputError:
+    first = (str(error).splitlines() or [""])[0][:160]
+    return InputError(
+        f"out of memory in the training {opt['name']}{f' ({first})' if first else ''}; lower "
+        "datasets.train.batch_size_per_gpu or gt_size, or keep less at a time with train.accumulation or "
+        "train.checkpointing (`diffir plan` foresees what a step takes); then go on from the last checkpoint with "
+        "--auto_resume"
+    )
 
 
 def _is_about(error: OSError, opt: dict[str, Any]) -> bool:

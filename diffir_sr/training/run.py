@@ -31,6 +31,7 @@ from diffir_sr.devices import accelerator_count
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.files.atomic import save_text
 from diffir_sr.metrics.image_api import check_metrics
+from diffir_sr.models.distributed import lost_a_rank
 from diffir_sr.version import __version__
 from diffir_sr.weights_files import as_plain_data
 
@@ -125,10 +126,17 @@ def _start_distributed(launcher: str, parameters: dict[str, Any]) -> None:
             "--launcher slurm: needs a CUDA device on each node, found none here; without one use torchrun and "
             "--launcher pytorch"
         )
-    if launcher == "slurm":
-        init_dist(launcher, **parameters)
-    else:
-        init_dist(launcher)
+    try:
+        init_dist(launcher, **(parameters if launcher == "slurm" else {}))
+    except RuntimeError as error:
+        if not lost_a_rank(error):
+            raise
+        rank, count = (os.environ[name] for name in needed[:2])
+        why = str(error).splitlines()[0].strip().rstrip(".")
+        raise InputError(
+            f"--launcher {launcher}: rank {rank} did not meet all {count} ranks ({why}); check that every node runs "
+            "the command, with the same number of nodes and an address that all can reach"
+        ) from error
     local = os.environ.get("LOCAL_RANK", "")
     if torch.cuda.is_available() and local.isdigit():  # nodes may differ in how many devices they have
         torch.cuda.set_device(int(local) % torch.cuda.device_count())
