@@ -1,18 +1,18 @@
-"""What classes say about their options: kinds of values, sections, rules. For this package's classes and for plugins.
+"""How classes declare their options: value types, sections, rules; for this package's classes and for plugins.
 
-A class that an option file names (model, dataset, network, loss, metric) may have these attributes:
+Classes named in option files (models, datasets, networks, losses, metrics) may have these attributes:
 
-- `OPTIONS`: a `Section` (or any pydantic model, or names) of the options that it reads beyond what all of its kind
-  read: of `train` for a model, of its own section for a dataset. Those of base classes stay known, but for the names
-  in `WITHOUT_OPTIONS`. An empty `OPTIONS = ()` says that there is nothing more.
-- `VAL_OPTIONS`: a `Section` of what it reads of `val` (model), `TOP_OPTIONS` of what it reads at the top level of the
+- `OPTIONS`: a `Section` (or any pydantic model, or names) of the options it reads in addition to those that all
+  classes of its kind read: in `train` for a model, in its own section for a dataset. Options of base classes are
+  inherited, except the names in `WITHOUT_OPTIONS`. An empty `OPTIONS = ()` means that there are no further options.
+- `VAL_OPTIONS`: a `Section` of the options it reads in `val` (model); `TOP_OPTIONS`: of those at the top level of the
   file (model, dataset).
-- `ARGUMENTS`: a `Section` that gives arguments of its constructor bounds and a sentence (network, loss, metric).
-- `RULES` and `WARNINGS`: functions (view, keys of the section that names the class) that yield (keys, sentence): what
-  stops a run, and what only has to be known.
+- `ARGUMENTS`: a `Section` with bounds and descriptions of its constructor's arguments (network, loss, metric).
+- `RULES` and `WARNINGS`: functions (view, keys of the section that names the class) that yield (keys, sentence), for
+  problems that stop a run and for those that only need attention.
 - `CORRECTIONS`: functions (values of the whole file, keys of the section) that change the values before they are
   checked and yield (keys, sentence) for each change.
-- `RENAMED`: earlier names of its options, {old: new}; the old ones are taken with a warning.
+- `RENAMED`: former names of its options, {old: new}; they are accepted with a warning.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from diffir_sr.errors import OptionError
 
-Keys = tuple[str | int, ...]  # the way from the top of a file to a value
+Keys = tuple[str | int, ...]  # the path from the top of a file to a value
 Found = Iterator[tuple[Keys, str]]
 
 
 class SizeRule(NamedTuple):
-    """What sides a network takes (multiples of so many pixels), and its output size over its input size."""
+    """The number of pixels of which input sides must be multiples, and the ratio of output size to input size."""
 
     multiple_of: int
     scale: int
 
 
 class View(Protocol):
-    """What a rule sees of an option file; a rule that asks for a value with a problem of its own says nothing."""
+    """A rule's view of an option file. A rule that reads a value with a problem of its own is skipped."""
 
     is_train: bool
 
@@ -48,27 +48,27 @@ class View(Protocol):
         ...
 
     def get(self, *keys: str, default: Any = None) -> Any:
-        """The value, or `default` where it is absent or ~."""
+        """The value, or `default` if it is absent or ~."""
         ...
 
     def effective(self, *keys: str) -> Any:
-        """The value, or the default that its class or section declares where it is absent or ~."""
+        """The value, or the default declared by its class or section if it is absent or ~."""
         ...
 
     def has(self, *keys: str) -> bool:
-        """Whether the key is there and not ~."""
+        """Whether the key is present and not ~."""
         ...
 
     def kind(self, *keys: str) -> Any:
-        """The class that a section names; without keys the model's. None if there is none."""
+        """The class named by a section, or the model's class without keys; None if there is none."""
         ...
 
     def declares(self, name: str, *keys: str) -> Any:
-        """The attribute `name` of `kind(*keys)`, or of what stands for a class that cannot have it; else None."""
+        """The attribute `name` of `kind(*keys)`, or of the substitute for a class that cannot have it; else None."""
         ...
 
     def datasets(self, *, phase: str | None = None) -> Iterator[tuple[str, str]]:
-        """(name, type) of each dataset, or of one phase: train, val or test."""
+        """(name, type) of each dataset, or of those of one phase: train, val or test."""
         ...
 
     def models_with(self, name: str) -> list[str]:
@@ -76,21 +76,21 @@ class View(Protocol):
         ...
 
     def size_rule(self, network: str = "network_g") -> SizeRule | None:
-        """The size rule of a network, None if it is not known."""
+        """The size rule of a network; None if unknown."""
         ...
 
     def scale(self) -> int | None:
-        """Output size over input size, as the network has it or else as the file says."""
+        """The ratio of output size to input size, from the network or else from the file."""
         ...
 
     def patch_fault(self, size: int) -> str | None:
-        """What is wrong with training patches of `size` ground-truth pixels; None if they fit."""
+        """The problem with training patches of `size` ground-truth pixels; None if they fit."""
         ...
 
 
 Rule = Callable[[View, tuple[str, ...]], Found]
-# Beside these, a network may have a class method `size_rule_of(argument)`, which gives the SizeRule of a network whose
-# constructor arguments `argument(name, default)` gives, or raises OptionError if there is no such network.
+# In addition, a network may have a class method `size_rule_of(argument)`, which returns the SizeRule of the network
+# whose constructor arguments are `argument(name, default)`, or raises OptionError if they are invalid.
 Correction = Callable[[dict[str, Any], tuple[str, ...]], Found]
 
 
@@ -98,13 +98,13 @@ S = TypeVar("S", bound="Section")
 
 
 class Section(BaseModel):
-    """A section of an option file; its fields are the options that exist there, each with one sentence."""
+    """A section of an option file; its fields are the valid options, each with a description."""
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
     @classmethod
     def of(cls: type[S], given: Mapping[str, Any] | None) -> S:
-        """This section's options among `given`, with defaults for absent ones; where a class reads its options.
+        """The options of this section in `given`, with defaults for absent ones; classes read their options with it.
 
         Raises OptionError that names every option with a wrong value.
         """
@@ -118,7 +118,7 @@ class Section(BaseModel):
 
 
 class Built(BaseModel):
-    """An object that `type` names; the other keys are the arguments of its constructor."""
+    """An object of the class named by `type`; the other keys are its constructor arguments."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -126,12 +126,12 @@ class Built(BaseModel):
 
 
 def expected(what: str) -> PydanticCustomError:
-    """The error of a value that is not what was expected."""
+    """The error for an unexpected value."""
     return PydanticCustomError("expected", "expected {what}", {"what": what})  # type: ignore[arg-type]
 
 
 def _as_number(value: Any) -> Any:
-    # Quoted numbers ("5e3") are numbers too; true and false are none, although Python counts them as such.
+    # Quoted numbers ("5e3") are accepted; true and false are not numbers, although Python treats them as such.
     try:
         number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else None
     except (ValueError, OverflowError):
@@ -184,7 +184,7 @@ def _increasing(value: list[float]) -> list[float]:
 
 def _shares(value: list[float]) -> list[float]:
     if abs(sum(value) - 1) > 1e-3:
-        raise expected(f"probabilities that add up to 1 (these make {sum(value):g})")
+        raise expected(f"probabilities that add up to 1 (the sum is {sum(value):g})")
     return value
 
 
@@ -253,7 +253,7 @@ _EXPECTED = {
 
 
 def explain(detail: ErrorDetails) -> str:
-    """What pydantic found, as `expected ..., found ...`."""
+    """A validation error of pydantic as `expected ..., found ...`."""
     kind, value = detail["type"], detail["input"]
     if kind == "missing":
         return "missing (required)"
@@ -268,7 +268,7 @@ def explain(detail: ErrorDetails) -> str:
 
 
 def found(value: Any) -> str:
-    """A value as it is named in messages."""
+    """How messages show a value."""
     if value is None:
         return "nothing (~)"
     if isinstance(value, bool):
@@ -286,6 +286,6 @@ def _shortened(text: str, limit: int = 60) -> str:
 
 
 def inherited(kind: Any, name: str) -> Iterable[Any]:
-    """What the attribute `name` holds in each class of `kind`'s ancestry that has its own, base classes first."""
+    """The values of the attribute `name` in all classes of `kind`'s ancestry that define it, base classes first."""
     ancestry = reversed(kind.__mro__) if isinstance(kind, type) else (kind,)
     return [vars(one)[name] for one in ancestry if name in getattr(one, "__dict__", {})]

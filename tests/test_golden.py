@@ -3,15 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_cases import PAPER, TINY, build_stages, fill, load_case
+from golden_cases import PAPER, TINY, build_stages, fill, load_case, worst
 
 from diffir_sr.losses.diffir_losses import KDLoss
 
 IPR, IMAGE, LOSS, GRADIENT = 1e-5, 1e-4, 1e-4, 1e-3
-
-
-def worst(computed, golden):
-    return (computed - golden).abs().max().item()
 
 
 @pytest.fixture(scope="module", params=TINY + PAPER)

@@ -1,12 +1,12 @@
 """NAFNet and AutoDIR's structure correction: the published numbers, keys and files; local means; training."""
 
 import json
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from golden_cases import fill_plain, worst
 from toy import run_training, train_options, trained, write_pairs
 
 from diffir_sr import load_restorer
@@ -23,25 +23,6 @@ OUTPUT, AFTER, LOSS, GRADIENT = 1e-4, 2e-3, 1e-4, 1e-3
 TINY = dict(width=4, middle_blk_num=1, enc_blk_nums=[1, 1], dec_blk_nums=[1, 1])
 
 
-def worst(computed, golden):
-    return (computed - golden).abs().max().item()
-
-
-def fill(net, prefix):
-    """Give every parameter the values that follow from its published name; return their sum."""
-    total = 0.0
-    for key, weight in net.named_parameters():
-        values = np.random.default_rng(zlib.crc32((prefix + key).encode())).standard_normal(tuple(weight.shape))
-        values = values.astype(np.float32)
-        if weight.ndim == 1:
-            values = 1 + np.float32(0.1) * values if key.endswith("weight") else np.float32(0.05) * values
-        else:
-            values = values / np.float32(np.sqrt(np.prod(weight.shape[1:])))
-        weight.data.copy_(torch.from_numpy(values))
-        total += values.astype(np.float64).sum()
-    return total
-
-
 class Golden:
     """One golden case, and the network that it is about."""
 
@@ -53,7 +34,7 @@ class Golden:
         self.corrects = self.facts["structure_correction"]
         assert arguments.pop("img_channel") == (6 if self.corrects else 3)
         self.net = NAFNetSCM(**arguments) if self.corrects else NAFNet(**arguments)
-        self.sum = fill(self.net, self.facts["weight_prefix"])
+        self.sum = fill_plain(self.net, self.facts["weight_prefix"])
 
     def __call__(self, x, **how):
         return self.net(x[:, :3], x[:, 3:], **how) if self.corrects else self.net(x)
@@ -191,7 +172,7 @@ def test_a_published_file_restores_and_tiles_come_nearer_to_the_whole_with_local
     # A picture that is bright on one side: means over the whole and over a tile differ.
     wide = torch.rand(1, 3, 32, 320) * torch.linspace(0.1, 1, 320)
 
-    fill(net, "naf.")
+    fill_plain(net, "naf.")
 
     def apart(train_size):
         net.train_size = train_size

@@ -218,7 +218,7 @@ def test_the_degradation_options_are_known(name):
     ("key", "value", "expected"),
     [
         ("resize_prob", [0.5, 0.5], "expected three probabilities: enlarge, shrink, keep"),
-        ("resize_prob2", [0.5, 0.5, 0.5], "expected probabilities that add up to 1 (these make 1.5)"),
+        ("resize_prob2", [0.5, 0.5, 0.5], "expected probabilities that add up to 1 (the sum is 1.5)"),
         ("noise_range", [30, 1], "expected two numbers, the smaller first"),
         ("noise_range2", [1], "expected two numbers, the smaller first"),
         ("poisson_scale_range", 3, "expected a list, [a, b, ...], found 3"),
@@ -237,7 +237,7 @@ def test_degradation_values_have_limits(key, value, expected):
     ("key", "value", "message"),
     [
         ("kernel_list", ["iso", "square"], "kernel_list[1]: expected 'iso', 'aniso', "),
-        ("kernel_prob2", [0.4, 0.4], "kernel_prob2: expected probabilities that add up to 1 (these make 0.8)"),
+        ("kernel_prob2", [0.4, 0.4], "kernel_prob2: expected probabilities that add up to 1 (the sum is 0.8)"),
         ("sinc_prob", 2, "sinc_prob: expected 1 or less, found 2"),
         ("blur_kernel_size", 8, "blur_kernel_size: expected "),
     ],

@@ -2,12 +2,12 @@
 
 import json
 import math
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from golden_cases import fill_plain, worst
 from PIL import Image
 from toy import run_training, train_options, trained, write_pairs
 
@@ -31,25 +31,6 @@ CASES = sorted(path.stem for path in GOLDEN.glob("sr3_*.npz") if not path.stem.s
 OUTPUT, SMALL_OUTPUT, AFTER, LOSS, GRADIENT = 1e-4, 1e-5, 2e-3, 1e-4, 1e-3
 
 
-def worst(computed, golden):
-    return (computed - golden).abs().max().item()
-
-
-def fill(net, prefix):
-    """Give every parameter the values that follow from its published name; return their sum."""
-    total = 0.0
-    for key, weight in net.named_parameters():
-        values = np.random.default_rng(zlib.crc32((prefix + key).encode())).standard_normal(tuple(weight.shape))
-        values = values.astype(np.float32)
-        if weight.ndim == 1:
-            values = 1 + np.float32(0.1) * values if key.endswith("weight") else np.float32(0.05) * values
-        else:
-            values = values / np.float32(math.sqrt(np.prod(weight.shape[1:])))
-        weight.data.copy_(torch.from_numpy(values))
-        total += values.astype(np.float64).sum()
-    return total
-
-
 class Golden:
     """One golden case, and the network that it is about."""
 
@@ -61,7 +42,7 @@ class Golden:
         assert unet.pop("with_noise_level_emb")
         self.net = SR3(scale=1, preset="janspiry", **unet, beta_schedule=self.facts["train_schedule"])
         self.unet = self.net.denoise_fn
-        self.sum = fill(self.net, self.facts["weight_prefix"])
+        self.sum = fill_plain(self.net, self.facts["weight_prefix"])
 
 
 @pytest.fixture(params=CASES)

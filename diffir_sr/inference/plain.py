@@ -254,33 +254,34 @@ class _Zeros:
 
 
 class LivingBytes(TorchDispatchMode):
-    """Counts the bytes of tensors made by operations; `peak` is the largest sum alive at one time."""
+    """Counts the bytes of tensors made by operations: `now` alive, `peak` at most; shared storage counts once."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak = 0
-        self._now = 0
-        self._seen: set[int] = set()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
+                self.count(tensor)
         return made
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
+    def count(self, tensor: Tensor) -> None:
+        """Count a tensor until its storage is freed; also for tensors that existed before."""
+        storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
-        if key in self._seen:
+        if key in self._known:
             return
-        self._seen.add(key)
-        self._now += size
-        self.peak = max(self.peak, self._now)
-        weakref.finalize(storage, self._gone, key, size)
+        self._known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key, size)
 
-    def _gone(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self._now -= size
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
 
 
 def as_restoring(network: nn.Module) -> Restores:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import copy
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffir_sr.diffusion.noise import PictureNoise
 from diffir_sr.families.base import Restores, WalksInSteps
+from diffir_sr.inference.plain import LivingBytes
 
 COUNTED_SIDE = 256  # pixels of the input for which multiplications are counted, as in the paper's table
 _RUNTIME = 112 * 2**20  # bytes that a running training adds: generated code, buffers of threads, loading and saving
@@ -29,7 +27,7 @@ def multiplications(network: nn.Module, *, one_step: bool = False) -> tuple[floa
     noise = PictureNoise(torch.zeros(1, 3, 8, 8))
     try:
         shapes, counter = FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False)
-        with shapes, Living(), counter, torch.no_grad():
+        with shapes, _LivingOnShapes(), counter, torch.no_grad():
             lq = torch.zeros(1, 3, COUNTED_SIDE, COUNTED_SIDE, device=next(network.parameters()).device)
             if isinstance(network, Restores):
                 side = COUNTED_SIDE * network.scale
@@ -52,44 +50,17 @@ def _why(error: Exception) -> str:
 # Memory of a training step: every tensor that lives, counted while the step runs on shapes.
 
 
-class Living(TorchDispatchMode):
-    """Counts the bytes of all tensors that live while it is entered: `now` and, at most, `peak`.
+class _LivingOnShapes(LivingBytes):
+    """LivingBytes for tensors without values: replaces the operations that need values or have no form on shapes."""
 
-    What the backward pass needs lives until it has been there, as in a real step; a storage counts once.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    def note(self, tensor: Tensor) -> None:
-        """Count a tensor that was there before."""
-        storage = tensor.untyped_storage()
-        if storage not in self._known:
-            self._known.add(storage)
-            size = storage.nbytes()
-            weakref.finalize(storage, self._forget, size)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-
-    def _forget(self, size: int) -> None:
-        self.now -= size
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:  # a number for the log; there are none on shapes
             return torch.zeros((), dtype=args[0].dtype).item()
         if func is torch.ops.aten.mkldnn_convolution.default:  # has no form on shapes; its memory is the same
             x, weight, bias, padding, stride, dilation, groups = args
             func = torch.ops.aten.convolution.default
             args = (x, weight, bias, stride, padding, dilation, False, [0, 0], groups)
-        made = func(*args, **(kwargs or {}))
-        for one in tree_leaves(made):
-            if isinstance(one, Tensor):
-                self.note(one)
-        return made
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 def peak_of_step(model: Any, iteration: int, *, moments: Callable[[Any], int]) -> int:
@@ -99,9 +70,9 @@ def peak_of_step(model: Any, iteration: int, *, moments: Callable[[Any], int]) -
     use afterwards. `moments` gives the tensors that an optimizer keeps for each weight.
     """
     shapes = FakeTensorMode(allow_non_fake_inputs=True)
-    living = Living()
+    living = _LivingOnShapes()
     for tensor in _emptied(model, shapes):
-        living.note(tensor)
+        living.count(tensor)
     kept = []
     for optimizer in model.optimizers:
         count = moments(optimizer)
@@ -110,7 +81,7 @@ def peak_of_step(model: Any, iteration: int, *, moments: Callable[[Any], int]) -
                 kept += [torch.empty_like(weight) for weight in group["params"] for _ in range(count)]
         optimizer.step = lambda *_, **__: None  # it makes the moments, which are there
     for tensor in kept:
-        living.note(tensor)
+        living.count(tensor)
     with shapes, living:
         model.optimize_parameters(iteration)
     return living.peak
