@@ -41,14 +41,14 @@ class SpandrelNetwork(nn.Module):
     def restore(self, lq: Tensor, *, noise: Noise, mask: Tensor | None = None) -> Tensor:
         """See `families.base.Restores`."""
         if mask is not None:
-            holes = (mask > 0.5).to(lq)  # descriptors take 0 and 1 alone, and one picture at a time
+            holes = (mask > 0.5).to(lq)  # descriptors accept only 0 and 1, and one image at a time
             return torch.cat([self._descriptor(*one) for one in zip(lq.split(1), holes.split(1), strict=True)])
         pictures = lq.flatten(0, 1)[:, None] if self.by_colour else lq
         made = torch.cat([self._descriptor(one) for one in pictures.split(1)])
         return made.reshape(len(lq), 3, *made.shape[-2:])
 
     def check_engine(self, *, dtype: torch.dtype, tiles: bool) -> None:
-        """Raise OptionError for a number format or tiles that spandrel knows not to work with this architecture."""
+        """Raise OptionError for a number format or tiles unsupported by this architecture according to spandrel."""
         name, tiling = self._descriptor.architecture.name, self._descriptor.tiling.name
         works = {torch.float16: self._descriptor.supports_half, torch.bfloat16: self._descriptor.supports_bfloat16}
         if not works.get(dtype, True):
@@ -60,7 +60,7 @@ class SpandrelNetwork(nn.Module):
 
 
 def load(tensors: Tensors, card: Mapping[str, Any]) -> tuple[nn.Module, Identity] | None:
-    """The network that spandrel recognises in a state dict, or None. Raises CheckpointError for kinds not restored."""
+    """The network that spandrel recognises in a state dict, or None. Raises CheckpointError for unsupported kinds."""
     if importlib.util.find_spec("spandrel") is None:
         return None
     from spandrel import ImageModelDescriptor, MaskedImageModelDescriptor, UnsupportedModelError
@@ -73,7 +73,7 @@ def load(tensors: Tensors, card: Mapping[str, Any]) -> tuple[nn.Module, Identity
             break
         except UnsupportedModelError:
             continue
-        except Exception as error:  # whatever another project's constructor raises for sizes it does not expect
+        except Exception as error:  # constructors of other projects raise all kinds of errors for unexpected sizes
             raise CheckpointError(
                 f"spandrel recognises an architecture and cannot build it ({_line(error)})"
             ) from error
@@ -92,7 +92,7 @@ def load(tensors: Tensors, card: Mapping[str, Any]) -> tuple[nn.Module, Identity
 
 
 def _registry() -> Any:
-    """The architectures of spandrel and, if installed, those that its authors keep apart for their licences."""
+    """The architectures of spandrel and, if installed, those that its authors package separately for their licences."""
     registry = importlib.import_module("spandrel").MAIN_REGISTRY.copy()
     if importlib.util.find_spec(_MORE) is not None:
         registry.add(*importlib.import_module(_MORE).EXTRA_REGISTRY, ignore_duplicates=True)
@@ -119,7 +119,7 @@ def _identity(descriptor: Any, network: SpandrelNetwork) -> Identity:
 
 
 def missing() -> str:
-    """What to do about weights that no family knows, as half a sentence."""
+    """What to do about weights that no family recognises, as part of a sentence."""
     if importlib.util.find_spec("spandrel") is None:
         return f"weights of other projects (Real-ESRGAN, SwinIR, LaMa, ...) need spandrel: {INSTALL}"
     more = f"; Restormer, MPRNet and others are in {_MORE} (pip install {_MORE}; some forbid commercial use)"

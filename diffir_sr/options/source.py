@@ -21,15 +21,15 @@ from diffir_sr.options.check import Place, dotted
 
 @dataclass
 class OptionSource:
-    """Options as they were written, with the place of every key; () is the place of the file itself."""
+    """Options as written, with the location of every key; () is the location of the file itself."""
 
     values: dict[str, Any]
     places: dict[Keys, Place] = field(default_factory=dict)
 
 
 _LARGEST_FILE = 10**7  # bytes; the largest recipe has 5,000
-_DEEPEST = 50  # sections inside each other
-_MOST_VALUES = 100_000  # after aliases (*name) are put in: a file of a few lines can ask for billions
+_DEEPEST = 50  # levels of nested sections
+_MOST_VALUES = 100_000  # after expanding aliases (*name): a file of a few lines could expand to billions
 
 
 class _Loader(yaml.SafeLoader):
@@ -38,11 +38,11 @@ class _Loader(yaml.SafeLoader):
     _depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """As yaml's, which would end in Python's own limit where values lie too deep."""
+        """Like yaml's, which would exceed Python's recursion limit on deeply nested values."""
         self._depth += 1
         try:
             if self._depth > _DEEPEST:
-                problem = f"more than {_DEEPEST} sections or lists inside each other"
+                problem = f"more than {_DEEPEST} nested sections or lists"
                 raise ComposerError(None, None, problem, self.peek_event().start_mark)
             return super().compose_node(parent, index)
         finally:
@@ -55,7 +55,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_source(path: str | Path) -> OptionSource:
-    """The options of a file, on top of those of the files that its key `base` names, and so on.
+    """The options of a file, merged over those of the files named by its key `base`, recursively.
 
     Of several bases the later wins. Mappings are merged; lists and single values replace what `base` has.
     Raises OptionError.
@@ -73,7 +73,7 @@ def files_read(path: str | Path) -> list[Path]:
 
 
 def read_value(text: str, *, file: str) -> OptionSource:
-    """One YAML value that stands on a command line; the source's values hold it under the key 'value'."""
+    """One YAML value from the command line, stored under the key 'value'."""
     value, places = _parse(text, file=file, numbered=False)
     places = {("value", *keys): Place(file, 0) for keys in places}
     return OptionSource({"value": value}, places)
@@ -191,7 +191,7 @@ def _explain(error: yaml.YAMLError, *, file: str, numbered: bool) -> str:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     place = f"{file}:{mark.line + 1}" if mark and numbered else file
     problem = getattr(error, "problem", None) or str(error)
-    if problem == "second occurrence":  # yaml says the rest in the context
+    if problem == "second occurrence":  # yaml puts the rest in the context
         problem = f"{getattr(error, 'context', '')}".split(";")[0] + " (&name), which names two values"
     if "could not determine a constructor" in problem:
         return f"{place}: {problem}; option files hold plain values only (text, numbers, true, false, lists)"
@@ -204,7 +204,7 @@ _KINDS |= {"binary": "encoded bytes", "null": "nothing"}
 
 
 class _Reader:
-    """Turns YAML nodes into values and notes the line of every key."""
+    """Converts YAML nodes to values and records the line of every key."""
 
     def __init__(self, loader: _Loader, *, file: str) -> None:
         self.places: dict[Keys, Place] = {}
@@ -264,7 +264,7 @@ class _Reader:
         yield from children.items()
 
     def _merged(self, node: yaml.MappingNode) -> list[tuple[yaml.Node, yaml.Node]]:
-        """The items of a mapping after those that `<<: *other` takes over; later ones win, as in YAML 1.1."""
+        """The items of a mapping after those merged by `<<: *other`; later ones win, as in YAML 1.1."""
         self._counted(node)
         if id(node) in self._merging:
             raise OptionError(f"{self._place(node)}: a YAML alias (*name) contains itself")
@@ -277,7 +277,7 @@ class _Reader:
                     own.append((key, child))
                     continue
                 several = child.value if isinstance(child, yaml.SequenceNode) else [child]
-                for other in reversed(several):  # of several the first wins
+                for other in reversed(several):  # the first of several wins
                     if not isinstance(other, yaml.MappingNode):
                         raise OptionError(f"{self._place(key)}: '<<' takes the keys of a section or of a list of such")
                     taken += self._merged(other)
@@ -315,7 +315,7 @@ class _Reader:
 
 
 def apply_overrides(source: OptionSource, entries: Iterable[str]) -> None:
-    """Write each entry into the source; whether a new key may be is for the schema. Raises OptionError."""
+    """Apply each entry to the source; the schema decides whether a new key is valid. Raises OptionError."""
     for entry in entries:
         _apply(source, entry)
 
@@ -330,7 +330,7 @@ def _apply(source: OptionSource, entry: str) -> None:
     value = read_value(text, file=origin)
     for old in [place for place in source.places if place[: len(keys)] == keys]:
         del source.places[old]
-    # BasicSR reads none, in any case, as nothing.
+    # As in BasicSR, none in any capitalisation means no value.
     section[str(keys[-1])] = None if text.strip().lower() == "none" else value.values["value"]
     source.places |= {(*keys, *inner[1:]): place for inner, place in value.places.items()}
 

@@ -1,4 +1,4 @@
-"""Build an LMDB of PNG images, which BasicSR reads as well as we do, or of bare pixels, which are read in parts."""
+"""Building an LMDB of PNG images, which BasicSR can read too, or of raw pixels, which can be read in parts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from diffir_sr.version import __version__
 
 _PAGE = 4096
 _LONGEST_KEY = 511  # bytes, LMDB's own limit
-_CHUNK = 256  # images per transaction: what is held in memory at most
+_CHUNK = 256  # images per transaction, which bounds the memory
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One image as it will be stored; `line` is its line of meta_info.txt."""
+    """One encoded image; `line` is its line in meta_info.txt."""
 
     entry: Entry
     data: bytes
@@ -54,7 +54,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Built:
-    """What an LMDB holds: images, their bytes, how many lost their alpha; and where its manifest is."""
+    """The result: number of images, their bytes, how many lost their alpha, and the path of the manifest."""
 
     count: int
     bytes: int
@@ -63,7 +63,7 @@ class Built:
 
 
 def check_output(output: Path) -> None:
-    """Raise InputError for a name that is taken or that BasicSR would not take for an LMDB."""
+    """Raise InputError if the name is taken or BasicSR would not recognise it as an LMDB."""
     if output.suffix != ".lmdb":
         raise InputError(f"{output}: the name of an LMDB must end in .lmdb, which is how it is recognised")
     if output.exists():
@@ -95,18 +95,18 @@ def plan_entries(source: FolderSource, *, compress_level: int, to_8bit: bool, ra
 
 
 def disk_cost(source: FolderSource) -> tuple[int, int]:
-    """Bytes of the files as they are, and of their pixels, RGB, 8 bits."""
+    """Bytes of the files, and of their pixels as 8-bit RGB."""
     sizes = source.sizes(source.names)
     return sum(source.file(name).stat().st_size for name in source.names), sum(3 * h * w for h, w in sizes.values())
 
 
 def check_partner(folder: Path, partner: Path, *, scale: int) -> None:
-    """Raise InputError unless `partner` holds the same names, each image `scale` times as large."""
+    """Raise InputError unless `partner` has the same names, with each image `scale` times as large."""
     find_pairs(folder, partner, scale=scale)
 
 
 def build(entries: list[Wanted], output: Path, *, jobs: int, source: Path, parameters: Mapping[str, Any]) -> Built:
-    """Write the LMDB under a temporary name, its manifest, and rename it: an LMDB that is there is whole and listed."""
+    """Write the LMDB under a temporary name and its manifest, then rename it, so that an LMDB is always complete."""
     with hold(output):
         check_output(output)
         for name in (output.name, manifest_path(output).name):
@@ -116,7 +116,7 @@ def build(entries: list[Wanted], output: Path, *, jobs: int, source: Path, param
             try:
                 with contextlib.closing(images):
                     held, dropped = _write(images, partial)
-            except lmdb.Error as error:  # it tells the system's refusals in words alone
+            except lmdb.Error as error:  # reports system errors only as text
                 why = str(error).removeprefix(f"{partial}: ")
                 raise InputError(
                     f"{output.absolute()}: cannot be written ({why}); make room and start again"
@@ -140,7 +140,7 @@ def _write(images: Iterator[Encoded], folder: Path) -> tuple[list[Entry], int]:
 
 
 def _put(environment: lmdb.Environment, images: Iterable[Encoded]) -> None:
-    """Store images in one transaction, growing the map by their real sizes first, and again if that was too little."""
+    """Store images in one transaction; the map first grows by their sizes, and again if that was not enough."""
     need = sum(len(image.data) + 2 * _PAGE for image in images)
     environment.set_mapsize(environment.info()["map_size"] + need)
     while True:
@@ -159,7 +159,7 @@ def _encode(entry: Wanted) -> Encoded:
     if entry.raw:
         data, codec = stored.image.tobytes(), "raw"
     else:
-        # A PNG is stored byte for byte; anything else is decoded once, here, and not at every reading.
+        # PNG files are stored byte for byte; others are decoded once here instead of at every read.
         data, codec = stored.png or encode_png(stored.image, compress_level=entry.compress_level), entry.compress_level
     line = f"{entry.key}.png ({height},{width},{channels}) {codec}\n"
     size = (height, width, channels)
