@@ -111,7 +111,7 @@ def test_an_alias_within_itself_is_refused():
         ("name: run\n!!int x: 1\n", 2, "looks like a whole number and is none"),
         ("name: run\n[a, b]: 1\n", 2, "expected the name of an option, found a list or a section"),
         ("name: run\na: " + "[" * 1000 + "]" * 1000, 2, "more than 50 nested sections or lists"),
-        ("name: run\na:\n" + "".join(f"{' ' * depth}b:\n" for depth in range(1, 1000)), 51, "more than 50 sections"),
+        ("name: run\na:\n" + "".join(f"{' ' * depth}b:\n" for depth in range(1, 1000)), 51, "more than 50 nested"),
         ("a: &x 1\nb: &x 2\n", 2, "found duplicate anchor 'x'"),
         ("a: 1\nb: *x\n", 2, "found undefined alias 'x'"),
         ("name: run\nb: 'a\x00b'\n", 2, "the character U+0000 must not be in a text file"),
