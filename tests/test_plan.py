@@ -69,10 +69,20 @@ def measured(options, data):
     return json.loads(Path("measured.json").read_text())
 
 
+def plain_options():
+    options = train_options("s1")
+    options["model_type"] = "PlainModel"
+    options["network_g"] = dict(type="EDSR", num_in_ch=3, num_out_ch=3, num_feat=32, num_block=8, upscale=4)
+    return options
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs the memory counters of Linux")
-@pytest.mark.parametrize(("kind", "count", "size"), [("s1", 40, 64), ("s2", 40, 64), ("gan", 40, 64)])
+@pytest.mark.parametrize(
+    ("kind", "count", "size"), [("s1", 40, 64), ("s2", 40, 64), ("gan", 40, 64), ("plain", 64, 96)]
+)
 def test_a_step_takes_the_memory_that_was_foreseen(kind, count, size):
-    options, data = completed(train_options(kind)), batch(count, size)
+    options = completed(plain_options() if kind == "plain" else train_options(kind))
+    data = batch(count, size)
     with quiet():
         base, peak = measured(options, data)
         model = build_model(options)

@@ -60,7 +60,26 @@ class _LivingOnShapes(LivingBytes):
             x, weight, bias, padding, stride, dilation, groups = args
             func = torch.ops.aten.convolution.default
             args = (x, weight, bias, stride, padding, dilation, False, [0, 0], groups)
-        return super().__torch_dispatch__(func, types, args, kwargs)
+        made = super().__torch_dispatch__(func, types, args, kwargs)
+        self.peak = max(self.peak, self.now + _copies(func, args, made))
+        return made
+
+
+def _copies(func: Any, args: tuple[Any, ...], made: Any) -> int:
+    """Bytes of the copies that a convolution on a CPU makes of pictures, for as long as it computes.
+
+    oneDNN computes in blocks of channels: pictures are copied into this order, and results out of it, unless their
+    channels are last. The gradients of input and weights, one after the other, take a copy of the input or its
+    gradient, and one of the gradient of the output.
+    """
+    forward = func is torch.ops.aten.convolution.default
+    if not forward and func is not torch.ops.aten.convolution_backward.default:
+        return 0
+    pictures = (args[0], made) if forward else (args[0], args[1])
+    return sum(
+        one.untyped_storage().nbytes() if one.is_contiguous() and one.device.type == "cpu" and one.shape[1] > 3 else 0
+        for one in pictures
+    )
 
 
 def peak_of_step(model: Any, iteration: int, *, moments: Callable[[Any], int]) -> int:
