@@ -29,6 +29,7 @@ from diffir_sr.families.base import Adjustable, Engine, WalksInSteps
 from diffir_sr.files.picture import Picture
 from diffir_sr.inference.combined import Cascade, engine_of, interpolated
 from diffir_sr.inference.files import digest_of_file
+from diffir_sr.inference.hub import fetched, pushed, write_pretrained
 from diffir_sr.inference.inputs import Mask, is_batch, load_input, mask_for
 from diffir_sr.inference.plain import OVERLAP, TILE, TileMode, check_fits_in_memory, restored_under, samples_under
 from diffir_sr.weights.registry import choose
@@ -69,18 +70,20 @@ class Restorer:
         seed: int = 0,
         about: str = "",
         sources: Callable[[], Mapping[str, object]] | None = None,
+        file: Path | None = None,
         **how: Any,
     ) -> None:
         """`how` are the arguments of `inference.plain.engine_for` (for each network of a cascade).
 
-        `sources` returns the digests of the weights files for the journal of a folder. Raises InputError for a network
-        that needs the ground truth.
+        `sources` returns the digests of the weights files for the journal of a folder; `file` is the only one of them.
+        Raises InputError for a network that needs the ground truth.
         """
         self.network = network
         self.seed = seed
         self._about = about
         self._how = how
         self._sources = sources
+        self._file = file
         self.engine: Engine = engine_of(network, **how)
         restoring = self.engine.network
         if "gt" in restoring.conditions:
@@ -93,6 +96,50 @@ class Restorer:
         self.task: str | None = getattr(network, "task", None)
         # What samples vary: the whole result, or only the prior if the network adds no other noise.
         self.starts_at = "noise" if _walking(network) else "prior"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: PathLike,
+        *,
+        filename: str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        **arguments: Any,
+    ) -> Restorer:
+        """Load the model of a folder, or of the repository "owner/name" of the Hugging Face Hub (extra `hub`).
+
+        Without `filename` it is model.safetensors, else the only weights file. `revision` is a branch, tag or commit;
+        `arguments` are those of `load_restorer`, such as `device`. With DIFFIR_OFFLINE or HF_HUB_OFFLINE set, only the
+        cache of the Hub is used. Raises InputError for another kind of name, CheckpointError if no weights are found.
+        """
+        return load_restorer(fetched(source, filename=filename, revision=revision, token=token), **arguments)
+
+    def save_pretrained(self, folder: PathLike) -> Path:
+        """Write model.safetensors and its card as README.md to `folder`, for `from_pretrained`; returns the folder.
+
+        Tensors and card are those of the weights file; settings such as `seed` and `sampling` are not part of it.
+        Raises InputError unless the restorer was loaded from one weights file with tensors.
+        """
+        return write_pretrained(self._only_file(), folder, name=Path(os.path.abspath(folder)).name)
+
+    def push_to_hub(
+        self, repository: str, *, private: bool = False, token: str | bool | None = None, message: str | None = None
+    ) -> str:
+        """Upload what `save_pretrained` writes to "owner/name" as one commit; returns its address.
+
+        The repository is created if needed; a README.md there is replaced. Raises InputError as `save_pretrained`, and
+        if the Hub refuses.
+        """
+        return pushed(self._only_file(), repository, private=private, token=token, message=message)
+
+    def _only_file(self) -> Path:
+        if self._file is None:
+            raise InputError(
+                "this restorer was not loaded from one weights file (a cascade, a blend or a network); load the one to "
+                "publish with load_restorer(FILE)"
+            )
+        return self._file
 
     @property
     def device(self) -> torch.device:
@@ -418,6 +465,7 @@ def load_restorer(
         seed=seed,
         about=about,
         sources=partial(_digests, files, blend),
+        file=files[0] if len(files) == 1 and blend is None else None,
         device=device_of(device),
         dtype=_dtype_of(dtype),
         tile_mode=tile_mode,
