@@ -20,7 +20,7 @@ from diffir_sr.version import __version__
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 IN_THE_ARCHIVE = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "Makefile")
-FOLDERS = ("diffir_sr", "options", "scripts", "examples", "tests")
+FOLDERS = ("diffir_sr", "options", "scripts", "examples", "integrations", "tests")
 SOURCES = sorted((CHECKOUT / "diffir_sr").rglob("*.py"))
 WEIGHTS = sorted((CHECKOUT / "diffir_sr/weights").glob("*.safetensors"))
 RECIPES = {path.relative_to(CHECKOUT / "options").as_posix() for path in (CHECKOUT / "options").rglob("*.yml")}
