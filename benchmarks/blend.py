@@ -14,9 +14,8 @@ from setting import commit
 
 from diffir_sr import load_restorer
 from diffir_sr.files.images import is_image_name
-from diffir_sr.metrics.features import lpips
-from diffir_sr.metrics.fidelity import as_unit_tensor
-from diffir_sr.metrics.fidelity import psnr as psnr_of
+from diffir_sr.metrics import as_unit_tensor, lpips
+from diffir_sr.metrics import psnr as psnr_of
 
 SHARES = [index / 10 for index in range(11)]
 

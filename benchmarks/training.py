@@ -30,7 +30,7 @@ from golden_cases import fill, load_case  # noqa: E402
 from setting import commit, machine  # noqa: E402
 
 from diffir_sr.archs.diffir_arch import DiffIRS1, DiffIRS2  # noqa: E402
-from diffir_sr.losses.diffir_losses import KDLoss  # noqa: E402
+from diffir_sr.losses import KDLoss  # noqa: E402
 from diffir_sr.models.optimization import (  # noqa: E402
     Acceleration,
     accelerate,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from diffir_sr.diffusion.schedule import STORED_CONSTANTS
 from diffir_sr.errors import CheckpointError
 from diffir_sr.families import identify, load_foreign
-from diffir_sr.families.autodir_checkpoint import is_folder, read_folder
+from diffir_sr.families.autodir import is_folder, read_folder
 from diffir_sr.families.base import Identity, Tensors
 from diffir_sr.families.exported import ONNX, is_onnx, load_onnx, onnx_identity, read_onnx
 from diffir_sr.families.spandrel import missing

@@ -23,15 +23,15 @@ SHARED = Family(
         "diffir_sr.data.inpaint_dataset:InpaintDataset",
     ),
     losses=(
-        "diffir_sr.losses.diffir_losses:MaskedL1Loss",
-        "diffir_sr.losses.diffir_losses:MaskedGANLoss",
-        "diffir_sr.losses.diffir_losses:FeatureMatchingLoss",
-        "diffir_sr.losses.diffir_losses:ADE20KPerceptualLoss",
+        "diffir_sr.losses:MaskedL1Loss",
+        "diffir_sr.losses:MaskedGANLoss",
+        "diffir_sr.losses:FeatureMatchingLoss",
+        "diffir_sr.losses:ADE20KPerceptualLoss",
     ),
     metrics=(
-        "diffir_sr.metrics.image_api:calculate_lpips",
-        "diffir_sr.metrics.image_api:calculate_dists",
-        "diffir_sr.metrics.image_api:calculate_ssim_matlab",
+        "diffir_sr.metrics:calculate_lpips",
+        "diffir_sr.metrics:calculate_dists",
+        "diffir_sr.metrics:calculate_ssim_matlab",
     ),
 )
 

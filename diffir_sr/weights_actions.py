@@ -165,7 +165,7 @@ def _convert(args: argparse.Namespace) -> int:
     if args.checkpoint is None or args.output is None:
         raise OptionError("expected: diffir weights convert CHECKPOINT -o FOLDER")
     from diffir_sr.checkpoints import read_weights
-    from diffir_sr.families.autodir_checkpoint import converted, is_published, write_folder
+    from diffir_sr.families.autodir import converted, is_published, write_folder
 
     weights = read_weights(args.checkpoint)
     if not is_published(weights.tensors):

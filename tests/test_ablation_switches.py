@@ -10,11 +10,11 @@ from basicsr.archs import build_network
 from toy import S1, S2, run_training, train_options, write_pairs
 
 from diffir_sr.checkpoints import identify
-from diffir_sr.diffusion.prior_diffusion import PriorDiffusion
+from diffir_sr.diffusion.sampling import PriorDiffusion
 from diffir_sr.diffusion.schedule import PUBLISHED_SIGNAL, rescaled_end, scaled_linear_betas
 from diffir_sr.errors import OptionError
 from diffir_sr.inference.restorer import load_restorer
-from diffir_sr.losses.diffir_losses import KDLoss
+from diffir_sr.losses import KDLoss
 
 
 @pytest.fixture(scope="module")

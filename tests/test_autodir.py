@@ -32,11 +32,11 @@ from diffir_sr.archs.nafnet_arch import NAFNet  # noqa: E402
 from diffir_sr.checkpoints import load_network  # noqa: E402
 from diffir_sr.cli import basicsr_main, main  # noqa: E402
 from diffir_sr.data.labelled_dataset import is_unchanged  # noqa: E402
-from diffir_sr.diffusion.guidance import Sigmas, denoised, dropped, euler_ancestral, guided  # noqa: E402
 from diffir_sr.diffusion.noise import START, PictureNoise  # noqa: E402
+from diffir_sr.diffusion.sampling import Sigmas, denoised, dropped, euler_ancestral, guided  # noqa: E402
 from diffir_sr.diffusion.schedule import scaled_linear_betas, schedule_constants  # noqa: E402
 from diffir_sr.errors import CheckpointError, InputError, OptionError  # noqa: E402
-from diffir_sr.families.autodir_checkpoint import (  # noqa: E402
+from diffir_sr.families.autodir import (  # noqa: E402
     LATENTS,
     UNET,
     _autoencoder_sizes,
@@ -49,7 +49,7 @@ from diffir_sr.families.autodir_checkpoint import (  # noqa: E402
 from diffir_sr.files.picture import encode_png  # noqa: E402
 from diffir_sr.inference.autodir import AutoDIREngine  # noqa: E402
 from diffir_sr.inference.plain import engine_for  # noqa: E402
-from diffir_sr.losses.autodir_losses import FidelityLoss, semantic_agnostic_loss  # noqa: E402
+from diffir_sr.losses import FidelityLoss, semantic_agnostic_loss  # noqa: E402
 from diffir_sr.models.autodir_models import AutoDIRCorrectionModel  # noqa: E402
 from diffir_sr.quickstart.autodir import DATA_COMMANDS, RESULTS, write_autodir_report  # noqa: E402
 from diffir_sr.quickstart.tasks import HELD_OUT_DATA, TRAIN_DATA, recipes_of  # noqa: E402
@@ -724,7 +724,7 @@ def test_a_converted_checkpoint_is_a_folder_that_restores_as_the_network(tmp_pat
     facts, _ = case("autodir_pipeline_tiny")
     tensors = checkpoint(facts)
     torch.save(dict(state_dict=tensors, epoch=3, callbacks={}), tmp_path / "autodir.ckpt")
-    monkeypatch.setattr("diffir_sr.families.autodir_checkpoint.converted", lambda tensors: converted(tensors, **sizes(facts)))  # fmt: skip  # noqa: E501
+    monkeypatch.setattr("diffir_sr.families.autodir.converted", lambda tensors: converted(tensors, **sizes(facts)))  # fmt: skip  # noqa: E501
     assert main(["describe", str(tmp_path / "autodir.ckpt")]) == 0
     with pytest.raises(CheckpointError, match="diffir weights convert FILE -o FOLDER"):
         load_network(tmp_path / "autodir.ckpt")

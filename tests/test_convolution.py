@@ -6,9 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffir_sr.archs import convolution
-from diffir_sr.archs.convolution import Convolution, as_product, transformed, winograd
-from diffir_sr.archs.noise_level_unet_arch import NoiseLevelUNet
+from diffir_sr.archs import noise_level_unet_arch
+from diffir_sr.archs.noise_level_unet_arch import Convolution, NoiseLevelUNet, as_product, transformed, winograd
 
 
 @pytest.mark.parametrize(("count", "height", "width"), [(1, 16, 16), (2, 9, 14), (1, 1, 3), (3, 4, 33)])
@@ -21,7 +20,7 @@ def test_minimal_filtering_is_as_exact_as_a_direct_convolution(monkeypatch, coun
     direct = (F.conv2d(x, weight, bias, padding=1) - exact).abs().max()
     assert (as_product(x, weight, bias) - exact).abs().max() < max(2e-5, 4 * direct)
     for at_once in (1, 2**21):  # bands of one row of tiles, or of all
-        monkeypatch.setattr(convolution, "_AT_ONCE", at_once)
+        monkeypatch.setattr(noise_level_unet_arch, "_AT_ONCE", at_once)
         made = winograd(x, transformed(weight), bias)
         assert made.shape == exact.shape
         assert (made - exact).abs().max() < max(2e-5, 4 * direct)
@@ -31,7 +30,7 @@ def test_minimal_filtering_is_as_exact_as_a_direct_convolution(monkeypatch, coun
 def chosen(monkeypatch):
     """Counts how often minimal filtering is chosen."""
     calls = []
-    monkeypatch.setattr(convolution, "winograd", lambda *given: calls.append(1) or winograd(*given))
+    monkeypatch.setattr(noise_level_unet_arch, "winograd", lambda *given: calls.append(1) or winograd(*given))
     return calls
 
 

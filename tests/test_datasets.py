@@ -16,10 +16,9 @@ from diffir_sr.cli import main
 from diffir_sr.data.checks import check_dataset_options
 from diffir_sr.data.draws import Draw, DrawSampler, GrowingBatchSampler, Mixture, curriculum_from_options
 from diffir_sr.data.inpaint_dataset import Distortions, InpaintDataset
-from diffir_sr.data.manifest import Entry, Manifest, write_manifest
 from diffir_sr.data.pairs import DeblurPairedDataset, PairedDataset
 from diffir_sr.data.realesrgan_dataset import RealESRGANDataset, RealESRGANPairedDataset
-from diffir_sr.data.sources import open_source
+from diffir_sr.data.sources import Entry, Manifest, open_source, write_manifest
 from diffir_sr.errors import InputError
 from diffir_sr.files.picture import encode_png
 

@@ -13,8 +13,8 @@ from diffir_sr.errors import InputError, OptionError
 from diffir_sr.failures import out_of_memory
 from diffir_sr.inference.strips import body as blocks_module
 from diffir_sr.inference.strips import engine as engine_module
+from diffir_sr.inference.strips.body import block_rows
 from diffir_sr.inference.strips.engine import StripEngine
-from diffir_sr.inference.strips.rows import block_rows
 
 CPU_REFUSAL = (
     "[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8"

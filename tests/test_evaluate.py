@@ -18,8 +18,7 @@ from diffir_sr.evaluation.measure import pair_up
 from diffir_sr.evaluation.presets import PRESETS, plan_measurement
 from diffir_sr.files.images import decode
 from diffir_sr.files.picture import encode_png
-from diffir_sr.metrics.features import Features
-from diffir_sr.metrics.fidelity import psnr, ssim
+from diffir_sr.metrics import Features, psnr, ssim
 
 PHOTO = skimage.data.coffee()[100:164, 100:180]
 

@@ -17,8 +17,7 @@ import pytest
 from pictures import photo
 
 from diffir_sr.cli import main
-from diffir_sr.data.manifest import read_manifest, read_meta
-from diffir_sr.data.sources import open_source
+from diffir_sr.data.sources import open_source, read_manifest, read_meta
 from diffir_sr.errors import InputError
 from diffir_sr.files import processes
 from diffir_sr.files.atomic import check_writable, partial_name, replacing, sweep, write_atomically, write_report

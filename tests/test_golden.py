@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from golden_cases import PAPER, TINY, build_stages, fill, load_case, worst
 
-from diffir_sr.losses.diffir_losses import KDLoss
+from diffir_sr.losses import KDLoss
 
 IPR, IMAGE, LOSS, GRADIENT = 1e-5, 1e-4, 1e-4, 1e-3
 

@@ -11,9 +11,9 @@ from basicsr.archs import build_network
 from basicsr.losses import build_loss
 from golden_cases import load_case
 
+from diffir_sr import losses
 from diffir_sr.errors import CheckpointError
-from diffir_sr.losses import diffir_losses
-from diffir_sr.losses.diffir_losses import (
+from diffir_sr.losses import (
     ADE20KPerceptualLoss,
     DilatedResNet50,
     FeatureMatchingLoss,
@@ -195,25 +195,25 @@ def test_weights_are_taken_from_where_published_trainings_have_them_but_not_inst
     place = tmp_path / "cache/ade20k/ade20k-resnet50dilated-ppm_deepsup/encoder_epoch_20.pth"
     place.parent.mkdir(parents=True)
     place.symlink_to(encoder)
-    assert diffir_losses.backbone_file(None) == place
+    assert losses.backbone_file(None) == place
     with pytest.raises(CheckpointError, match=r"mine\.pth"):
-        diffir_losses.backbone_file("mine.pth")
+        losses.backbone_file("mine.pth")
 
 
 def test_another_file_is_refused(encoder, tmp_path):
     good = hashlib.sha256(encoder.read_bytes()).hexdigest()
-    loaded = diffir_losses.load_backbone(encoder, sha256=good.upper())
+    loaded = losses.load_backbone(encoder, sha256=good.upper())
     tensors = torch.load(encoder, weights_only=True)
     assert torch.equal(loaded.layer4[2].conv3.weight, tensors["layer4.2.conv3.weight"])
     with pytest.raises(CheckpointError, match=f"sha256 is {good}, expected 00"):
-        diffir_losses.load_backbone(encoder, sha256="00")
+        losses.load_backbone(encoder, sha256="00")
     for change, message in (
         ({"layer4.2.conv3.weight": None}, "1 of 275 tensors are missing, such as layer4.2.conv3.weight"),
         ({"conv1.weight": torch.zeros(64, 3, 7, 7)}, r"conv1.weight is \(64, 3, 7, 7\), not \(64, 3, 3, 3\)"),
     ):
         torch.save({**tensors, **change}, tmp_path / "other.pth")
         with pytest.raises(CheckpointError, match=message):
-            diffir_losses.load_backbone(tmp_path / "other.pth")
+            losses.load_backbone(tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(CheckpointError, match="not a readable PyTorch weights file"):
-        diffir_losses.load_backbone(tmp_path / "text.pth")
+        losses.load_backbone(tmp_path / "text.pth")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from diffir_sr.compat import vgg_features_from
-from diffir_sr.losses.diffir_losses import KDLoss
+from diffir_sr.losses import KDLoss
 from diffir_sr.weights.backbones import load_vgg
 
 

@@ -13,7 +13,7 @@ from basicsr.metrics import calculate_psnr, calculate_ssim
 from skimage.metrics import structural_similarity
 
 from diffir_sr.errors import InputError
-from diffir_sr.metrics.fidelity import psnr, ssim
+from diffir_sr.metrics import psnr, ssim
 
 
 def photograph():

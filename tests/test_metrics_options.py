@@ -8,11 +8,9 @@ from basicsr.metrics import calculate_metric
 from options_cases import STAGE_1, changed, load, refusal
 from test_metrics_perceptual import needs_weights
 
+from diffir_sr import metrics
 from diffir_sr.errors import CheckpointError, InputError
-from diffir_sr.metrics import features
-from diffir_sr.metrics.features import dists, lpips
-from diffir_sr.metrics.fidelity import protocol, ssim
-from diffir_sr.metrics.image_api import check_metrics
+from diffir_sr.metrics import check_metrics, dists, lpips, protocol, ssim
 from diffir_sr.models.validation import measure
 from diffir_sr.training.run import check_weights
 
@@ -86,7 +84,7 @@ def test_a_run_does_not_begin_without_the_weights_of_its_metrics():
 
 @needs_weights
 def test_loading_a_metric_does_not_change_what_a_training_draws():
-    features._lpips_network.cache_clear()
+    metrics._lpips_network.cache_clear()
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)

@@ -7,10 +7,9 @@ import pytest
 import skimage.data
 import torch
 
+from diffir_sr import metrics
 from diffir_sr.errors import CheckpointError, InputError
-from diffir_sr.metrics import features
-from diffir_sr.metrics.features import dists, lpips
-from diffir_sr.metrics.fidelity import psnr
+from diffir_sr.metrics import dists, lpips, psnr
 from diffir_sr.weights.backbones import features_of
 
 needs_weights = pytest.mark.skipif(
@@ -36,8 +35,8 @@ PINNED = {
 @pytest.fixture(scope="module", autouse=True)
 def _one_load_of_each_network():
     yield
-    features._lpips_network.cache_clear()
-    features._dists_network.cache_clear()
+    metrics._lpips_network.cache_clear()
+    metrics._dists_network.cache_clear()
 
 
 def photograph(name):

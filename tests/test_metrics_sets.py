@@ -8,9 +8,9 @@ from basicsr.metrics.fid import calculate_fid
 from test_metrics_perceptual import needs_weights
 from torch import nn
 
+from diffir_sr import metrics
 from diffir_sr.errors import CheckpointError, InputError, OptionError
-from diffir_sr.metrics import features as feature_metrics
-from diffir_sr.metrics.features import Features, SetDistance, inception_features, vgg16_features
+from diffir_sr.metrics import Features, SetDistance, inception_features, vgg16_features
 
 pytest.importorskip("torchmetrics", reason="needs: pip install 'diffir_sr[metrics]'")
 
@@ -53,7 +53,7 @@ def test_sets_of_one_mean_are_apart_by_their_deviations():
 
 def test_patches_cover_every_pixel_once_row_by_row():
     image = torch.arange(2 * 720 * 1280, dtype=torch.float64).reshape(2, 1, 720, 1280).expand(-1, 3, -1, -1)
-    cut = feature_metrics.patches_of(image, height=240, width=256)
+    cut = metrics.patches_of(image, height=240, width=256)
     assert cut.shape == (30, 3, 240, 256)
     assert torch.equal(cut[:, 0].reshape(-1).sort().values, image[:, 0].reshape(-1))
     assert torch.equal(cut[0], image[0, :, :240, :256])
@@ -61,7 +61,7 @@ def test_patches_cover_every_pixel_once_row_by_row():
     assert torch.equal(cut[29], image[1, :, 480:, 1024:])
     for height, width in ((719, 1280), (720, 1279), (0, 256), (120, 256)):
         with pytest.raises(InputError, match=f"{height}x{width} pixels"):
-            feature_metrics.patches_of(torch.zeros(1, 3, height, width), height=240, width=256)
+            metrics.patches_of(torch.zeros(1, 3, height, width), height=240, width=256)
 
 
 def test_the_frechet_distance_is_basicsrs():
@@ -117,7 +117,7 @@ def test_inception_is_built_from_the_file_that_was_found(monkeypatch):
     monkeypatch.setattr(inception, "LOCAL_FID_WEIGHTS", "absent.pth")
     monkeypatch.setattr(inception, "load_url", lambda *_, **__: {})
     monkeypatch.setattr("torchvision.models.Inception3.load_state_dict", lambda net, state: kept.append((net, state)))
-    monkeypatch.setattr(feature_metrics, "check", lambda place, entry: None)
+    monkeypatch.setattr(metrics, "check", lambda place, entry: None)
     kept: list = []
     torch.save({"marker": torch.ones(1)}, "found.pth")
     features = inception_features("found.pth")

@@ -121,7 +121,7 @@ def test_python_takes_the_same_names(small):
 
 
 def test_the_shipped_model_enlarges_a_photograph_better_than_bicubic():
-    from diffir_sr.metrics.fidelity import psnr
+    from diffir_sr.metrics import psnr
 
     truth = photo(128, 128, top=60, left=160)
     small = np.asarray(Image.fromarray(truth).resize((32, 32), Image.Resampling.BICUBIC))

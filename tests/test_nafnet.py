@@ -15,7 +15,7 @@ from diffir_sr.checkpoints import load_network
 from diffir_sr.errors import CheckpointError, OptionError
 from diffir_sr.families import identify
 from diffir_sr.inference.plain import engine_for
-from diffir_sr.losses.autodir_losses import PSNRLoss
+from diffir_sr.losses import PSNRLoss
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(path.stem for path in GOLDEN.glob("nafnet_*.npz"))

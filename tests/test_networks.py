@@ -8,7 +8,7 @@ from diffir_sr.archs.diffir_arch import DiffIRS1, DiffIRS2
 from diffir_sr.archs.geometry import geometry_of, pad_to_multiple
 from diffir_sr.archs.layers import modulate
 from diffir_sr.diffusion.noise import picture_noise
-from diffir_sr.diffusion.prior_diffusion import PriorDiffusion
+from diffir_sr.diffusion.sampling import PriorDiffusion
 from diffir_sr.errors import InputError, OptionError
 
 SR = dict(dim=64, num_blocks=[13, 1, 1, 1], num_refinement_blocks=13, heads=[1, 2, 4, 8])

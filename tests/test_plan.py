@@ -17,7 +17,7 @@ from diffir_sr.options.recipes import recipes_folder
 from diffir_sr.training import plan as plans
 from diffir_sr.training.cost import multiplications, peak_of_step, process_peak
 from diffir_sr.training.plan import plan_training
-from diffir_sr.training.preflight import checkpoint_bytes, moments_of, quiet, write_stand_in
+from diffir_sr.training.run import checkpoint_bytes, moments_of, quiet, write_stand_in
 
 CPU = torch.device("cpu")
 

@@ -16,9 +16,8 @@ import skimage.data
 from PIL import Image
 
 from diffir_sr.cli import main
-from diffir_sr.data.manifest import read_manifest
 from diffir_sr.data.pairs import DeblurPairedDataset
-from diffir_sr.data.sources import open_source
+from diffir_sr.data.sources import open_source, read_manifest
 from diffir_sr.files.images import decode
 from diffir_sr.files.picture import encode_png
 from diffir_sr.prepare.multiscale import sizes_of

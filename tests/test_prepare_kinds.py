@@ -12,8 +12,8 @@ from diffir_sr.data.labelled_dataset import LabelledPairsDataset
 from diffir_sr.errors import InputError
 from diffir_sr.files.images import decode
 from diffir_sr.files.picture import encode_png
+from diffir_sr.prepare.degrade import MODELS, degraded_by
 from diffir_sr.prepare.jobs import DEGRADATION_KINDS
-from diffir_sr.prepare.kinds import MODELS, degraded_by
 
 PHOTO = np.ascontiguousarray(skimage.data.astronaut()[40:200, 100:292])
 

@@ -15,8 +15,8 @@ from toy import train_options, write_options
 from diffir_sr.cli import main
 from diffir_sr.data.arrays import to_tensor
 from diffir_sr.data.degradation import Degradation, blur_kernel, final_kernel
-from diffir_sr.data.manifest import read_manifest
 from diffir_sr.data.masks import evaluation_mask
+from diffir_sr.data.sources import read_manifest
 from diffir_sr.files.images import decode
 from diffir_sr.files.picture import encode_png
 from diffir_sr.prepare.degrade import degraded, recipe

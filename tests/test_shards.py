@@ -17,8 +17,7 @@ from diffir_sr.archs.diffir_arch import DiffIRS2
 from diffir_sr.cli import main
 from diffir_sr.errors import InputError
 from diffir_sr.files.picture import encode_png
-from diffir_sr.inference.files import plan_jobs
-from diffir_sr.inference.shards import Shard, shard_of
+from diffir_sr.inference.files import Shard, plan_jobs, shard_of
 from diffir_sr.weights_files import write_card_file
 
 COUNT = 9

@@ -11,8 +11,16 @@ from toy import S1, files_of, killed_at, rows, run_training, train_options, writ
 
 from diffir_sr.models.diffir_models import DiffIRS1Model, prior_spread
 from diffir_sr.models.restoration_model import RestorationModel
-from diffir_sr.training import alerts as watching
-from diffir_sr.training.alerts import Alert, Watch, broken_part, course_from, record_rollback, scaled_rates, too_soon
+from diffir_sr.training import monitoring
+from diffir_sr.training.monitoring import (
+    Alert,
+    Watch,
+    broken_part,
+    course_from,
+    record_rollback,
+    scaled_rates,
+    too_soon,
+)
 from diffir_sr.training.states import last_good, prune, remove_after
 
 
@@ -103,7 +111,7 @@ def test_a_hundred_times_the_learning_rate_is_survived(injected, monkeypatch):
         if current_iter > 9:
             model.optimizers[0].param_groups[0]["lr"] *= 100
 
-    monkeypatch.setattr(watching, "_HISTORY", 8)
+    monkeypatch.setattr(monitoring, "_HISTORY", 8)
     injected(too_fast)
     write_pairs("data", lmdb=False)
     assert run_training(options("fast", iterations=18)) == 0

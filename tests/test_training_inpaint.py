@@ -18,7 +18,7 @@ from diffir_sr.cli import basicsr_main, main
 from diffir_sr.errors import OptionError
 from diffir_sr.files.images import decode
 from diffir_sr.files.picture import encode_png
-from diffir_sr.losses.diffir_losses import DilatedResNet50
+from diffir_sr.losses import DilatedResNet50
 from diffir_sr.options import load_options
 from diffir_sr.options.recipes import recipes_folder
 from diffir_sr.training.run import RunArguments, complete_options

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from toy import run_training, train_options, write_pairs
 
-from diffir_sr.training.logs import ProgressLine, open_curves
+from diffir_sr.training.monitoring import ProgressLine, open_curves
 
 
 def options(name="run", iterations=4, **log):
@@ -38,7 +38,7 @@ def test_a_line_has_rate_time_left_data_time_memory_and_losses():
 
 def test_time_left_is_that_of_the_iterations_left(caplog, monkeypatch):
     now = iter([100.0, 160.0])
-    monkeypatch.setattr("diffir_sr.training.logs.time.perf_counter", lambda: next(now))
+    monkeypatch.setattr("diffir_sr.training.monitoring.time.perf_counter", lambda: next(now))
     show = ProgressLine(dict(name="long_name", num_gpu=0, train=dict(total_iter=1000)), done=400)
     with caplog.at_level("INFO", logger="basicsr"):
         show(dict(epoch=3, iter=430, lrs=[1e-4, 2e-4], time=2.0, data_time=0.5, l_pix=0.125))

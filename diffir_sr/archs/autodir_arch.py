@@ -25,8 +25,8 @@ from diffir_sr.archs.autodir_assessor import (
 )
 from diffir_sr.archs.geometry import check_image
 from diffir_sr.archs.nafnet_arch import NAFNetSCM
-from diffir_sr.diffusion.guidance import Prediction, Sigmas, denoised, euler_ancestral, guided
 from diffir_sr.diffusion.noise import START, Noise
+from diffir_sr.diffusion.sampling import Prediction, Sigmas, denoised, euler_ancestral, guided
 from diffir_sr.diffusion.schedule import STORED_CONSTANTS
 from diffir_sr.errors import OptionError
 

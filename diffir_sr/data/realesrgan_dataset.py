@@ -15,9 +15,8 @@ from pydantic import Field
 from diffir_sr.data.arrays import random_corner, to_bytes, to_tensor, turned
 from diffir_sr.data.degradation import KINDS, DegradationOptions, KernelOptions, KernelRanges, blur_kernel, final_kernel
 from diffir_sr.data.draws import Draw, DrawnDataset, Mixture
-from diffir_sr.data.manifest import candidates
 from diffir_sr.data.pairs import Pair, PairedDataset, PairedSources, lists_of, pair_listed
-from diffir_sr.data.sources import ImageSource, LmdbSource, Picture, check_backend, open_source, roots_of
+from diffir_sr.data.sources import ImageSource, LmdbSource, Picture, candidates, check_backend, open_source, roots_of
 from diffir_sr.errors import InputError
 from diffir_sr.files.images import without_suffix
 from diffir_sr.option_types import Found, Roots, Section, Small, View

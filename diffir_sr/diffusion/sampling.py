@@ -1,24 +1,32 @@
-"""From noise to a sample: forward jumps, conversions, levels, and the reverse steps of DDPM and DDIM over a predictor.
+"""From noise to a sample: forward jumps, levels, reverse steps of DDPM and DDIM; of a prior; under guidance.
 
 x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps. All functions are pure; which noise a step adds is an argument.
+
+Of a prior: x_T = sqrt(abar) x_0 + sqrt(1 - abar) noise; then for t = T-1 .. 0: guess x_0, x_{t-1} = c1 x_0 + c2 x_t.
+
+Under guidance, in latents of AutoDIR: x = x_0 + sigma eps, sigma = sqrt((1 - abar) / abar).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from diffir_sr.diffusion.schedule import Schedule, schedule_of
-from diffir_sr.errors import OptionError
+from diffir_sr.diffusion.schedule import Schedule, scaled_linear_betas, schedule_constants, schedule_of
+from diffir_sr.errors import InputError, OptionError
 
 Number = float | Tensor
 LevelSpace = Literal["gamma", "sqrt_gamma"]
@@ -263,3 +271,194 @@ def noised_to(x0: Tensor, eps: Tensor, level: Tensor, *, space: LevelSpace) -> T
     level = level.reshape(-1, *[1] * (x0.ndim - 1)).to(x0)
     signal = level.sqrt() if space == "gamma" else level
     return q_sample(x0, eps, signal=signal, spread=(1 - signal.square()).sqrt())
+
+
+# Constants by the names that steps have for them.
+_NOISING = {"signal": "sqrt_alphas_cumprod", "spread": "sqrt_one_minus_alphas_cumprod"}
+_UNNOISING = {"recip": "sqrt_recip_alphas_cumprod", "recip_minus": "sqrt_recipm1_alphas_cumprod"}
+_WEIGHTS = {"coef1": "posterior_mean_coef1", "coef2": "posterior_mean_coef2"}
+
+
+class PriorDiffusion(nn.Module):
+    """The walk from noise to a prior under a condition network; its buffers are the published schedule.
+
+    `model(noisy, step, condition)` guesses the clean prior (`prediction="x0"`, as published: the author found it
+    slightly better) or the noise (`"eps"`, as the paper's text says). `condition(lq)` runs once per call.
+    `variance_noise` adds the posterior's noise after each step; the paper found it harmful and leaves it out.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        condition: nn.Module,
+        timesteps: int,
+        linear_start: float,
+        linear_end: float,
+        prediction: str = "x0",
+        variance_noise: bool = False,
+    ) -> None:
+        super().__init__()
+        if prediction not in ("x0", "eps"):
+            raise OptionError(f"prediction: expected 'x0' or 'eps', got {prediction!r}")
+        if timesteps < 1:
+            raise OptionError(f"timesteps: expected 1 or more, got {timesteps}")
+        self.model = model
+        self.condition = condition
+        self.steps = timesteps
+        self.prediction = prediction
+        self.variance_noise = variance_noise
+        betas = scaled_linear_betas(timesteps, start=linear_start, end=linear_end)
+        for name, values in schedule_constants(betas).items():
+            self.register_buffer(name, values.float())
+
+    def forward(self, lq: Tensor, prior: Tensor | None = None, *, noise: Tensor | None) -> Tensor | list[Tensor]:
+        """Training: the priors (B, D) after each reverse step from the noised `prior`. Evaluation: the last one.
+
+        `noise` (B, D) is standard normal. In training the walk starts at q(x_T | prior), in evaluation at `noise`.
+        """
+        if noise is None:
+            raise InputError("the diffusion needs noise=: standard normal values of shape (batch, 256)")
+        if not self.training:
+            return self.sample(noise, self.condition(lq))[-1]
+        if prior is None:
+            raise InputError("training the diffusion needs the stage-1 prior; call .eval() to restore without it")
+        return self.sample(self.q_sample(prior, noise), self.condition(lq))
+
+    def q_sample(self, prior: Tensor, noise: Tensor) -> Tensor:
+        """A draw of q(x_T | prior), (B, D): Ho et al. 2020, eq. 4."""
+        return q_sample(prior, noise, **self._at(_NOISING, -1))
+
+    def sample(self, noisy: Tensor, condition: Tensor) -> list[Tensor]:
+        """Priors (B, D) after each step back from `noisy`, of which they are a function; never in half precision."""
+        # The meta device, on which costs are counted, knows no autocast.
+        plain = nullcontext() if noisy.is_meta else torch.autocast(noisy.device.type, enabled=False)
+        with plain:
+            return self._walk(noisy, condition.to(noisy.dtype))
+
+    def _walk(self, noisy: Tensor, condition: Tensor) -> list[Tensor]:
+        trajectory, added = [], self._step_noise(noisy) if self.variance_noise else None
+        for t in reversed(range(self.steps)):
+            clean = self._clean(noisy, t, self.model(noisy, noisy.new_full((len(noisy),), t), condition))
+            noisy = posterior_mean(clean, noisy, **self._at(_WEIGHTS, t))
+            if added is not None:
+                noisy = noisy + cast(Tensor, self.posterior_variance)[t].sqrt() * added[:, t]
+            trajectory.append(noisy)
+        return trajectory
+
+    def predict_x0(self, prior: Tensor, noise: Tensor, step: Tensor, condition: Tensor) -> Tensor:
+        """The clean prior (B, D) that one call of the model finds in q(x_t | prior) at the steps t (B,), int64.
+
+        What a classic diffusion is trained on; the joint training of DiffIR walks all steps instead.
+        """
+        noisy = q_sample(prior, noise, **self._at(_NOISING, step[:, None]))
+        return self._clean(noisy, step[:, None], self.model(noisy, step.to(noisy.dtype), condition))
+
+    def _step_noise(self, start: Tensor) -> Tensor:
+        """Standard normal values (B, steps, D) that follow from each row of `start`, so that a seed still tells all."""
+        rows = []
+        for row in start.detach().float().cpu():
+            key = int.from_bytes(hashlib.blake2b(row.numpy().tobytes(), digest_size=7).digest(), "little")
+            rows.append(torch.randn(self.steps, len(row), generator=torch.Generator().manual_seed(key)))
+        return torch.stack(rows).to(start)
+
+    def _clean(self, noisy: Tensor, t: int | Tensor, guess: Tensor) -> Tensor:
+        if self.prediction == "x0":
+            return guess
+        return clean_from_eps(noisy, guess, **self._at(_UNNOISING, t))
+
+    def _at(self, names: Mapping[str, str], t: int | Tensor) -> dict[str, Tensor]:
+        """Constants of the steps `t`, by argument name."""
+        return {argument: cast(Tensor, getattr(self, name))[t] for argument, name in names.items()}
+
+
+Prediction = Literal["eps", "v", "difference"]
+Dropout = Literal["independent", "shared", "none"]
+START, END, STEPS = 0.00085, 0.012, 1000  # of Stable Diffusion's schedule, linear in the root of beta
+
+
+@dataclass(frozen=True)
+class Sigmas:
+    """The noise levels of a schedule of `steps`, as a network trained on them is told of them: t may be fractional."""
+
+    start: float = START
+    end: float = END
+    steps: int = STEPS
+
+    @cached_property
+    def kept(self) -> np.ndarray:
+        """abar at t = 0 .. steps - 1, rounded to float32, as checkpoints store it."""
+        with torch.device("cpu"):
+            betas = scaled_linear_betas(self.steps, start=self.start, end=self.end)
+        return np.cumprod(1 - betas.numpy()).astype(np.float32)
+
+    @cached_property
+    def all(self) -> np.ndarray:
+        """Sigmas at t = 0 .. steps - 1, rising, computed from those as published."""
+        return np.sqrt((1 - self.kept) / self.kept)
+
+    def visited(self, count: int) -> np.ndarray:
+        """`count` sigmas from the largest down, evenly spaced in t and between whole t in their logarithm, then 0."""
+        if not 1 <= count <= self.steps:
+            raise OptionError(f"steps: expected 1 to {self.steps}, which the schedule has, found {count}")
+        t = np.linspace(self.steps - 1, 0, count)
+        return np.append(np.exp(np.interp(t, np.arange(self.steps), np.log(self.all, dtype=np.float64))), 0.0)
+
+    def t_of(self, sigma: float) -> float:
+        """The t, not rounded, at which the schedule has this sigma."""
+        return float(np.interp(math.log(sigma), np.log(self.all), np.arange(self.steps)))
+
+
+def denoised(x: Tensor, sigma: float, found: Tensor, *, prediction: Prediction, degraded: Tensor) -> Tensor:
+    """The guess of x_0 in `x` = x_0 + sigma eps that a network made by its answer `found` to x / sqrt(sigma^2 + 1).
+
+    `degraded` are the degraded picture's latents, scaled as x_0, of which a difference is one.
+    """
+    if prediction == "eps":
+        return x - sigma * found
+    if prediction == "difference":
+        return degraded + found
+    # v = sqrt(abar) eps - sqrt(1 - abar) x_0 (Salimans and Ho 2022), abar = 1 / (1 + sigma^2).
+    return (x / math.sqrt(sigma**2 + 1) - sigma * found) / math.sqrt(sigma**2 + 1)
+
+
+def guided(both: Tensor, picture: Tensor, none: Tensor, *, text_scale: float, image_scale: float) -> Tensor:
+    """Answers under text and picture, the picture alone, and neither, put together (Brooks et al. 2023, eq. 3)."""
+    return none + text_scale * (both - picture) + image_scale * (picture - none)
+
+
+def euler_ancestral(
+    guess: Callable[[Tensor, float], Tensor],
+    start: Tensor,
+    sigmas: np.ndarray,
+    *,
+    noise: Callable[[int], Tensor],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(x before the step, guess of x_0) of each step, then (x_0, x_0), all of the shape of `start` (B, ...).
+
+    `start` is standard normal noise; `guess(x, sigma)` guesses x_0; `noise(k)` is what step k = 0, 1, ... adds, but
+    the last.
+    """
+    x = start * float(sigmas[0])
+    for step, (here, there) in enumerate(zip(sigmas.tolist(), sigmas.tolist()[1:], strict=False)):
+        clean = guess(x, here)
+        yield x, clean
+        up = math.sqrt(there**2 * (here**2 - there**2) / here**2)
+        down = math.sqrt(there**2 - up**2)
+        x = x + (x - clean) / here * (down - here)
+        if there > 0:
+            x = x + noise(step) * up
+    yield x, x
+
+
+def dropped(draws: Tensor, *, how: Dropout = "independent", share: float = 0.10) -> tuple[Tensor, Tensor]:
+    """Which samples of a training lose their text and which their picture: two boolean (B,), from uniform (B, 2).
+
+    Each with probability `share`: independent, as the published training draws them, so that both go with its square;
+    shared by one draw in which half of each overlap, as InstructPix2Pix; none loses neither.
+    """
+    if how == "none":
+        kept = torch.zeros(len(draws), dtype=torch.bool, device=draws.device)
+        return kept, kept.clone()
+    text, picture = draws[:, 0], draws[:, 1] if how == "independent" else draws[:, 0]
+    return text < share, (picture >= share / 2) & (picture < 1.5 * share)

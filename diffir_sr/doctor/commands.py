@@ -80,7 +80,7 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _data(args: argparse.Namespace) -> int:
-    from diffir_sr.doctor.report import as_json, as_table
+    from diffir_sr.doctor.findings import as_json, as_table
     from diffir_sr.doctor.sets import examine_data
     from diffir_sr.plugins import load_plugins
 
@@ -93,7 +93,7 @@ def _data(args: argparse.Namespace) -> int:
 
 def _env(args: argparse.Namespace) -> int:
     from diffir_sr.doctor import environment
-    from diffir_sr.doctor.report import facts_as_json, facts_as_table
+    from diffir_sr.doctor.environment import facts_as_json, facts_as_table
 
     found = environment.facts(args.folder)
     _give(args.json, facts_as_json(found), facts_as_table(found))

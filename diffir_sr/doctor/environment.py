@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.version import cuda as BUILT_FOR
@@ -269,3 +270,23 @@ def _timed(handle: int, block: bytes) -> Speed:
     while os.read(handle, _MIB):
         pass
     return Speed(mib, mib / wrote, mib / (time.perf_counter() - start), dropped)
+
+
+def facts_as_table(found: Sequence[Fact]) -> str:
+    """One line per fact; for facts with a severity, another line says what to do."""
+    width = max(len(fact.name) for fact in found if not fact.name.startswith("disk "))
+    lines = []
+    for fact in found:
+        mark = f"{fact.severity.value}: " if fact.severity else ""
+        lines.append(f"{fact.name:<{width}}  {mark}{fact.value}")
+        lines += [f"{'':<{width}}  -> {fact.do}"] if fact.do else []
+    return "\n".join([*lines, ""])
+
+
+def facts_as_json(found: Sequence[Fact]) -> dict[str, Any]:
+    """The same for programs."""
+    listed = [
+        {"name": fact.name, "value": fact.value, "severity": fact.severity and fact.severity.value, "do": fact.do}
+        for fact in found
+    ]
+    return {"exit_code": exit_code(found), "facts": listed}

@@ -1,10 +1,12 @@
-"""Every kind of problem that can be found, with its severity and remedy, and the resulting exit code."""
+"""Findings: every kind with its severity and remedy, the exit code, and a report as a table and as JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 
 class Severity(Enum):
@@ -111,3 +113,87 @@ def exit_code(findings: Iterable[Finding]) -> int:
     """1 if there is any error, else 3 if there is any warning, else 0."""
     worst = {finding.severity for finding in findings}
     return next((EXIT_CODES[severity] for severity in Severity if severity in worst), 0)
+
+
+_SHOWN = 10
+
+
+@dataclass
+class DoctorReport:
+    """All findings, and what was examined."""
+
+    findings: list[Finding] = field(default_factory=list)
+    roots: list[str] = field(default_factory=list)
+    images: int = 0
+    pairs: int = 0
+    shifts_measured: int = 0
+    stored_bytes: int = 0
+    seconds: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        return exit_code(self.findings)
+
+    def counts(self) -> dict[str, int]:
+        """Number of findings of each severity."""
+        counts = Counter(finding.severity for finding in self.findings)
+        return {severity.value: counts[severity] for severity in Severity}
+
+
+def as_table(report: DoctorReport) -> str:
+    """Every kind of problem found, worst first, with up to ten examples; then one line about what was checked."""
+    lines = [*report.roots, ""]
+    for check in sorted(KINDS, key=lambda check: list(Severity).index(KINDS[check].severity)):
+        group = [finding for finding in report.findings if finding.check == check]
+        if group:
+            lines += _group(check, group)
+    return "\n".join([*lines, summary(report), ""])
+
+
+def _group(check: str, group: Sequence[Finding]) -> list[str]:
+    kind, shown = KINDS[check], group[:_SHOWN]
+    width = min(60, max(len(finding.where) for finding in shown))
+    sets = Counter(finding.dataset for finding in group if finding.dataset)
+    places = f" in {', '.join(f'{name} ({count})' for name, count in sets.items())}" if sets else ""
+    lines = [f"{kind.severity.value:<8} {check}: {kind.meaning}: {len(group)}{places}"]
+    for finding in shown:
+        found = finding.found.replace("\n", "\n    ")
+        lines.append(f"  {finding.where:<{width}}  {found}")
+    if len(group) > _SHOWN:
+        lines.append(f"  ... {len(group) - _SHOWN} more; --json lists all")
+    return [*lines, f"  -> {kind.remedy}", ""]
+
+
+def summary(report: DoctorReport) -> str:
+    """Number of findings by severity, and how much was checked."""
+    totals = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in report.counts().items())
+    pairs = f", {report.pairs} pairs (alignment measurable in {report.shifts_measured})" if report.pairs else ""
+    size = f"{report.stored_bytes / 2**20:.1f} MiB"
+    return f"{totals}; checked {report.images} images{pairs}, {size} in {report.seconds:.1f} s"
+
+
+def as_json(report: DoctorReport) -> dict[str, Any]:
+    """The whole report, with every finding."""
+    return {
+        "counts": report.counts(),
+        "exit_code": report.exit_code,
+        "checked": {
+            "roots": report.roots,
+            "images": report.images,
+            "pairs": report.pairs,
+            "shifts_measured": report.shifts_measured,
+            "bytes": report.stored_bytes,
+            "seconds": round(report.seconds, 3),
+        },
+        "findings": [
+            {
+                "severity": finding.severity.value,
+                "check": finding.check,
+                "dataset": finding.dataset,
+                "where": finding.where,
+                "found": finding.found,
+                "do": finding.kind.remedy,
+            }
+            for finding in report.findings
+        ],
+    }

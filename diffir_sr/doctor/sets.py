@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffir_sr.data.manifest import read_meta
 from diffir_sr.data.pairs import degraded_name
-from diffir_sr.doctor.findings import Finding
+from diffir_sr.data.sources import read_meta
+from diffir_sr.doctor.findings import DoctorReport, Finding
 from diffir_sr.doctor.images import Seen, Unit, examine, near, near_within, shows_the_same
-from diffir_sr.doctor.report import DoctorReport
 from diffir_sr.doctor.storage import Storage, StoredImage, open_storage
 from diffir_sr.doctor.targets import ExaminedSet
 from diffir_sr.errors import InputError

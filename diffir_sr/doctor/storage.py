@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from diffir_sr.data.manifest import read_meta
-from diffir_sr.data.sources import FolderSource, is_lmdb, name_of, open_source
+from diffir_sr.data.sources import FolderSource, is_lmdb, name_of, open_source, read_meta
 from diffir_sr.doctor.findings import Finding
 from diffir_sr.errors import InputError
 from diffir_sr.files.images import decode_with_notes, read_file, without_suffix

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from diffir_sr.errors import CheckpointError, InputError, OptionError
 from diffir_sr.inference.restorer import load_restorer
-from diffir_sr.metrics.features import SetDistance, inception_features
+from diffir_sr.metrics import SetDistance, inception_features
 from diffir_sr.models.validation import measure
 from diffir_sr.options import load_options
 from diffir_sr.options.recipes import recipes_folder

@@ -14,7 +14,7 @@ import torch
 from diffir_sr.errors import InputError
 from diffir_sr.evaluation.bench import BenchResult, Method, paper_rows, paper_tables
 from diffir_sr.evaluation.presets import HIGHER_IS_BETTER
-from diffir_sr.metrics.fidelity import protocol
+from diffir_sr.metrics import protocol
 from diffir_sr.training.cost import COUNTED_SIDE
 from diffir_sr.version import __version__
 

@@ -17,8 +17,15 @@ from diffir_sr.data.masks import binary
 from diffir_sr.data.sources import ImageSource, image_names, open_source, some
 from diffir_sr.errors import CheckpointError, InputError
 from diffir_sr.evaluation.presets import HIGHER_IS_BETTER, PATCH, SET_METRICS, MeasurementPlan
-from diffir_sr.metrics.features import Features, SetDistance, inception_features, patches_of, vgg16_features
-from diffir_sr.metrics.fidelity import as_unit_tensor, protocol
+from diffir_sr.metrics import (
+    Features,
+    SetDistance,
+    as_unit_tensor,
+    inception_features,
+    patches_of,
+    protocol,
+    vgg16_features,
+)
 from diffir_sr.progress import progress_bar
 
 _NIQE_BLOCK = 96

@@ -11,9 +11,8 @@ from diffir_sr.families.autodir import AUTODIR
 from diffir_sr.families.base import Family, Identity, Tensors
 from diffir_sr.families.basicsr import BASICSR
 from diffir_sr.families.diffir import DIFFIR
-from diffir_sr.families.dvsr import DVSR
 from diffir_sr.families.spandrel import SPANDREL
-from diffir_sr.families.sr3 import SR3
+from diffir_sr.families.sr3 import DVSR, SR3
 from diffir_sr.import_hook import imported
 
 FAMILIES: tuple[Family, ...] = (DIFFIR, SR3, DVSR, AUTODIR, SPANDREL, BASICSR)

@@ -181,7 +181,7 @@ DIFFIR = Family(
         "diffir_sr.models.diffir_inpainting_models:DiffIRInpaintS1Model",
         "diffir_sr.models.diffir_inpainting_models:DiffIRInpaintS2Model",
     ),
-    losses=("diffir_sr.losses.diffir_losses:KDLoss",),
+    losses=("diffir_sr.losses:KDLoss",),
     identify=identify,
     engines={"diffir_sr.archs.diffir_arch:DiffIRS2": "diffir_sr.inference.strips.engine:StripEngine"},
 )

@@ -1,4 +1,4 @@
-"""SR3's record: what it adds to BasicSR, and how its weights are told by their keys and shapes."""
+"""Records of SR3 and DvSR: what they add to BasicSR, and what identifies their weights."""
 
 from __future__ import annotations
 
@@ -121,4 +121,38 @@ SR3 = Family(
     archs=("diffir_sr.archs.sr3_arch:SR3", "diffir_sr.archs.sr3_arch:SR3Regression"),
     models=("diffir_sr.models.sr3_model:SR3Model",),
     identify=identify,
+)
+
+
+_PARTS = ("init_predictor.", "denoiser.")
+
+
+def identify_dvsr(tensors: Tensors, card: Mapping[str, Any]) -> Identity | None:
+    """The DvSR network that has these tensors, None for others; its schedule is in a model card alone."""
+    if not all(f"{part}downs.0.weight" in tensors for part in _PARTS):
+        return None
+    sizes = [unet_sizes(tensors, part)[0] for part in _PARTS]
+    arguments = {
+        "predictor_channel": sizes[0]["inner_channel"],
+        "denoiser_channel": sizes[1]["inner_channel"],
+        "channel_mults": sizes[1]["channel_mults"],
+        "res_blocks": sizes[1]["res_blocks"],
+        "cond_on_init": tensors["denoiser.downs.0.weight"].shape[1] == 9,
+    }
+    mults = ",".join(map(str, arguments["channel_mults"]))
+    bases = f"{arguments['predictor_channel']} and {arguments['denoiser_channel']}"
+    return Identity(
+        "DvSR",
+        arguments,
+        f"DvSR, base {bases}, multipliers {mults}",
+        refuses="" if "network" in card else NEEDS_CARD,
+        facts={"task": "deblurring by diffusion"},
+    )
+
+
+DVSR = Family(
+    name="DvSR",
+    archs=("diffir_sr.archs.dvsr_arch:DvSR", "diffir_sr.archs.dvsr_arch:DvSRPredictor"),
+    models=("diffir_sr.models.sr3_model:DvSRModel", "diffir_sr.models.sr3_model:DvSRRegressionModel"),
+    identify=identify_dvsr,
 )

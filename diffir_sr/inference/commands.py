@@ -16,9 +16,8 @@ from diffir_sr.files.atomic import write_atomically
 from diffir_sr.parsing import add_accept_damaged, deferred
 
 if TYPE_CHECKING:
-    from diffir_sr.inference.files import Job
+    from diffir_sr.inference.files import Job, Shard
     from diffir_sr.inference.runner import RunSummary
-    from diffir_sr.inference.shards import Shard
 
 _FORMATS = ("png", "jpg", "webp", "tiff", "bmp")
 _MOST_GIB = 2**20  # more than any machine has
@@ -313,7 +312,7 @@ def _restore(args: argparse.Namespace) -> int:
 
 def _part(args: argparse.Namespace, jobs: Sequence[Job]) -> Shard | None:
     """The part of --shard; InputError if the options of parts contradict each other or have no folder."""
-    from diffir_sr.inference.shards import shard_of
+    from diffir_sr.inference.files import shard_of
 
     given = [name for name in ("shard", "merge", "devices") if getattr(args, name)]
     if "merge" in given and len(given) > 1:
@@ -326,7 +325,7 @@ def _part(args: argparse.Namespace, jobs: Sequence[Job]) -> Shard | None:
 
 
 def _merge(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
-    from diffir_sr.inference.shards import merge
+    from diffir_sr.inference.files import merge
 
     found = merge(Path(args.output), jobs)
     for name in found.missing:
@@ -337,7 +336,7 @@ def _merge(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
 
 
 def _on_devices(args: argparse.Namespace, jobs: Sequence[Job], shard: Shard | None) -> int:
-    from diffir_sr.inference.shards import Shard, devices_of, restore_on
+    from diffir_sr.inference.files import Shard, devices_of, restore_on
 
     devices = devices_of(args.devices)
     codes = restore_on(devices, args.words[args.words.index("restore") + 1 :], shard or Shard(1, 1))

@@ -24,7 +24,7 @@ from diffir_sr.devices import device_of
 from diffir_sr.diffusion.noise import Noise, PictureNoise
 from diffir_sr.diffusion.sampling import read_schedule
 from diffir_sr.errors import InputError, OptionError
-from diffir_sr.families.autodir_checkpoint import CARD, is_folder
+from diffir_sr.families.autodir import CARD, is_folder
 from diffir_sr.families.base import Adjustable, Engine, WalksInSteps
 from diffir_sr.files.picture import Picture
 from diffir_sr.inference.combined import Cascade, engine_of, interpolated

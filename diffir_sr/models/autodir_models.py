@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from diffir_sr.archs.autodir_arch import AutoDIR
 from diffir_sr.archs.autodir_assessor import CATEGORIES, CLEAN, confusion_table, mixed, prompt_of
 from diffir_sr.data.records import append_record
-from diffir_sr.diffusion.guidance import dropped
 from diffir_sr.diffusion.noise import Noise
+from diffir_sr.diffusion.sampling import dropped
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.files.atomic import save_text
-from diffir_sr.losses.autodir_losses import semantic_agnostic_loss
+from diffir_sr.losses import semantic_agnostic_loss
 from diffir_sr.models import validation as measuring
 from diffir_sr.models.distributed import gathered
 from diffir_sr.models.restoration_model import Losses, RestorationModel

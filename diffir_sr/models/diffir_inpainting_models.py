@@ -14,15 +14,14 @@ from torch.optim import Optimizer
 
 from diffir_sr.checkpoints import fit, read_weights
 from diffir_sr.errors import InputError, OptionError
-from diffir_sr.losses.diffir_losses import (
+from diffir_sr.losses import (
     ADE20KPerceptualLoss,
     FeatureMatchingLoss,
     MaskedGANLoss,
     MaskedL1Loss,
     backbone_file,
 )
-from diffir_sr.models.auxiliary import frozen
-from diffir_sr.models.basicsr_options import Adversarial, discriminator_is_given
+from diffir_sr.models.auxiliary import Adversarial, discriminator_is_given, frozen
 from diffir_sr.models.diffir_models import (
     InpaintOptions,
     Stage2Model,

@@ -17,8 +17,7 @@ from torch.optim import Optimizer
 
 from diffir_sr.checkpoints import fit, read_weights
 from diffir_sr.errors import OptionError
-from diffir_sr.models.auxiliary import Discriminator, Frozen
-from diffir_sr.models.basicsr_options import Adversarial, Alternating, discriminator_is_given
+from diffir_sr.models.auxiliary import Adversarial, Alternating, Discriminator, Frozen, discriminator_is_given
 from diffir_sr.models.optimization import step_decay_rate
 from diffir_sr.models.restoration_model import Losses, RestorationModel, has_batch_norm
 from diffir_sr.option_types import Built, Count, CountOrZero, Found, NotNegative, Section, View

@@ -25,10 +25,9 @@ from diffir_sr.data.records import append_record, read_records
 from diffir_sr.diffusion.noise import IterationNoise, Noise, RowsNoise
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.families.base import Restores
-from diffir_sr.metrics.fidelity import protocol
+from diffir_sr.metrics import protocol
 from diffir_sr.models import validation as measuring
-from diffir_sr.models.auxiliary import Frozen
-from diffir_sr.models.basicsr_options import BuiltOnce, something_to_learn
+from diffir_sr.models.auxiliary import BuiltOnce, Frozen, something_to_learn
 from diffir_sr.models.batches import BatchPreparation, MixingAugs, Role, SharpenedTargets
 from diffir_sr.models.distributed import exchange, gathered, refuse_broken_weights
 from diffir_sr.models.optimization import (

@@ -1,4 +1,4 @@
-"""Training of networks that find the noise in a picture: SR3, and what its relatives share."""
+"""Training of networks that find the noise in a picture: SR3 and DvSR, and what they share."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from diffir_sr.archs.dvsr_arch import DvSRPredictor
 from diffir_sr.diffusion.noise import Noise
 from diffir_sr.diffusion.sampling import ScheduleFile, drawn_levels, noised_to, read_schedule
 from diffir_sr.errors import OptionError
 from diffir_sr.families.base import WalksInSteps
-from diffir_sr.models.restoration_model import Losses, RestorationModel
+from diffir_sr.models.restoration_model import Losses, PlainModel, RestorationModel
 from diffir_sr.models.validation import Restoring
 from diffir_sr.option_types import Found, Number, Probability, Section, View, Whole
 
@@ -148,3 +149,36 @@ class SR3Model(NoisePredictionModel):
         eps = noise.normal(truth.shape, "eps").to(truth)
         noisy = noised_to(truth, eps, level, space=net.level_space)
         return self.noise_losses(self.run_network(self.lq, noisy, level), eps), {}
+
+
+class DvSRModel(NoisePredictionModel):
+    """Trains both networks of DvSR with the loss of the noise alone, which reaches the predictor through its input.
+
+    The log also shows how far the first guess is from the truth (`first_guess`, mean absolute difference of values in
+    [0, 1]): it falls, although no loss asks for it.
+    """
+
+    OPTIONS = ()
+
+    def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:
+        noise, truth = self.noise_at(current_iter), self.target("l1")
+        level = self.levels_at(noise, len(truth))
+        eps = noise.normal(truth.shape, "eps").to(truth)
+        found, first = self.run_network(self.lq, truth, eps, level)
+        missing = (first.detach() - (2 * truth - 1)).abs().mean() / 2
+        return self.noise_losses(found, eps), {"first_guess": missing}
+
+
+class DvSRRegressionModel(PlainModel):
+    """Trains the predictor of DvSR alone on the pixels, as the paper's regression does with squared errors."""
+
+    OPTIONS = ()
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        super().__init__(opt)
+        net = self.get_bare_model(self.net_g)
+        if not isinstance(net, DvSRPredictor):
+            raise OptionError(
+                f"network_g.type: DvSRRegressionModel trains a DvSRPredictor, found {type(net).__name__}; PlainModel "
+                "trains any network"
+            )

@@ -18,7 +18,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 
 from diffir_sr.errors import OptionError
 from diffir_sr.families import declaring
-from diffir_sr.families.autodir_checkpoint import is_folder
+from diffir_sr.families.autodir import is_folder
 from diffir_sr.option_types import Found, Section, found, inherited
 from diffir_sr.options.check import Finding, Report, fail_on_problems, find, gathered, located
 from diffir_sr.options.recipes import recipe_names, recipes_folder, refuse_hydra

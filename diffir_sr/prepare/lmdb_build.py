@@ -14,9 +14,8 @@ from typing import Any
 
 import lmdb
 
-from diffir_sr.data.manifest import Entry, Manifest, manifest_path, write_manifest
 from diffir_sr.data.pairs import find_pairs
-from diffir_sr.data.sources import FolderSource, key_of, some
+from diffir_sr.data.sources import Entry, FolderSource, Manifest, key_of, manifest_path, some, write_manifest
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import replacing, sweep
 from diffir_sr.files.picture import encode_png

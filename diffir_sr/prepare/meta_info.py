@@ -6,8 +6,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffir_sr.data.manifest import read_meta
-from diffir_sr.data.sources import FolderSource, ImageSource, name_of, open_source
+from diffir_sr.data.sources import FolderSource, ImageSource, name_of, open_source, read_meta
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import write_report
 from diffir_sr.files.images import header, without_suffix

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from diffir_sr.data.manifest import Entry, Manifest, manifest_path, read_manifest, write_manifest
+from diffir_sr.data.sources import Entry, Manifest, manifest_path, read_manifest, write_manifest
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import sweep, sync_all, write_atomically
 from diffir_sr.files.images import decode, header, inspect, read_file

@@ -18,7 +18,7 @@ from diffir_sr.files.images import decode, read_file
 from diffir_sr.inference.assess import confusion_of, counted
 from diffir_sr.inference.autodir import Trace, write_trace
 from diffir_sr.inference.restorer import Restorer, load_restorer
-from diffir_sr.metrics.image_api import calculate_lpips
+from diffir_sr.metrics import calculate_lpips
 from diffir_sr.quickstart.tasks import DATA, HELD_OUT_DATA, TRAIN_DATA
 
 RESULTS = Path("results/quickstart_autodir")

@@ -18,8 +18,7 @@ from diffir_sr.data.records import read_records
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import save_text
 from diffir_sr.inference.restorer import load_restorer
-from diffir_sr.metrics.features import prepare
-from diffir_sr.metrics.image_api import calculate_lpips
+from diffir_sr.metrics import calculate_lpips, prepare
 from diffir_sr.prepare.stored import bicubic_resize
 from diffir_sr.quickstart.tasks import DATA, DRAWS, HELD_OUT, HELD_OUT_DATA, HOLES, QUICKSTARTS, Task
 from diffir_sr.version import __version__

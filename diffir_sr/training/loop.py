@@ -33,21 +33,23 @@ from diffir_sr.models.distributed import agreed, control_group, gathered, lost_a
 from diffir_sr.models.saving import CardFiles
 from diffir_sr.options import LoadedOptions
 from diffir_sr.options.schema import AlertOptions
-from diffir_sr.training.alerts import (
+from diffir_sr.training.monitoring import (
     Alarmed,
     Alert,
     Course,
+    Curves,
+    ProgressLine,
     Watch,
     broken_part,
     course_from,
     culprit,
     ended_by,
+    open_curves,
     record_rollback,
     restore_rates,
     scaled_rates,
     too_soon,
 )
-from diffir_sr.training.logs import Curves, ProgressLine, open_curves
 from diffir_sr.training.report import check_report_possible, report_at_the_end
 from diffir_sr.training.run import (
     RunArguments,

@@ -30,20 +30,22 @@ from diffir_sr.options import load_options
 from diffir_sr.options.check import OptionProblems
 from diffir_sr.options.source import read_source
 from diffir_sr.training.cost import copied_batch, multiplications, peak_of_step, process_peak
-from diffir_sr.training.preflight import (
+from diffir_sr.training.recipe import read_recipe
+from diffir_sr.training.run import (
     WEIGHTS,
+    RunArguments,
     checkpoint_bytes,
     checkpoints_of,
+    complete_options,
     disk_bytes,
     expanded,
     free_bytes,
     moments_of,
     networks_of,
     quiet,
+    training_loader,
     write_stand_in,
 )
-from diffir_sr.training.recipe import read_recipe
-from diffir_sr.training.run import RunArguments, complete_options, training_loader
 
 _LONG_S = 20.0  # a step that takes longer is measured once
 _ROOTS = ("dataroot_gt", "dataroot_lq", "dataroot_mask")

@@ -33,7 +33,7 @@ from diffir_sr.options import load_options
 from diffir_sr.options.check import Report, fail_on_problems, find
 from diffir_sr.options.check import check_model as check_schema
 from diffir_sr.options.source import apply_overrides, read_source
-from diffir_sr.training.preflight import (
+from diffir_sr.training.run import (
     WEIGHTS,
     check_model,
     disk_bytes,

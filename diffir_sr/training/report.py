@@ -36,7 +36,7 @@ from diffir_sr.devices import accelerator_count
 from diffir_sr.errors import DiffIRError, InputError
 from diffir_sr.files.atomic import write_report
 from diffir_sr.models.validation import result_names
-from diffir_sr.training.preflight import quiet
+from diffir_sr.training.run import quiet
 from diffir_sr.version import __version__
 
 logger = logging.getLogger("basicsr")

@@ -15,8 +15,7 @@ from diffir_sr.diffusion.noise import Noise
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.failures import out_of_memory
 from diffir_sr.inference.plain import OVERLAP, TILE, available, check_memory, check_tiles, in_tiles
-from diffir_sr.inference.strips.body import FoldedBody, condition
-from diffir_sr.inference.strips.rows import Planner, StripPlan
+from diffir_sr.inference.strips.body import FoldedBody, Planner, StripPlan, condition
 
 TileMode = Literal["exact", "prior"]
 logger = logging.getLogger("diffir_sr.inference")

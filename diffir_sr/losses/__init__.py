@@ -1,1 +1,0 @@
-"""Losses that BasicSR lacks, and the weights for its perceptual loss."""
