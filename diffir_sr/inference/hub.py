@@ -14,7 +14,7 @@ import yaml
 
 from diffir_sr.checkpoints import Weights, description, identity_of, load_network, read_weights
 from diffir_sr.errors import CheckpointError, InputError
-from diffir_sr.families.autodir_checkpoint import is_folder
+from diffir_sr.families.autodir import is_folder
 from diffir_sr.families.exported import ONNX
 from diffir_sr.weights.download import INSTALL_HUB, hub_module, offline
 from diffir_sr.weights_files import SUFFIX, write_card_file
