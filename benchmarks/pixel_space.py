@@ -23,7 +23,7 @@ from diffir_sr.archs.dvsr_arch import DvSR
 from diffir_sr.archs.noise_level_unet_arch import Entry, NoiseLevelUNet, ResidualBlock
 from diffir_sr.archs.sr3_arch import SR3
 from diffir_sr.diffusion.noise import PictureNoise
-from diffir_sr.inference.plain import engine_for, samples_under
+from diffir_sr.inference.plain import engine_for, restore_samples
 
 
 def swish(x):
@@ -152,7 +152,7 @@ def dvsr_pair(steps, samples):
         return torch.stack(made).mean(0)
 
     def ours(noise):
-        return torch.stack([*samples_under(engine, lq, noises=noises(noise))]).mean(0)
+        return torch.stack([*restore_samples(engine, lq, noises=noises(noise))]).mean(0)
 
     return lq, published, ours, net.denoiser
 

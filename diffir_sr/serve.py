@@ -232,7 +232,7 @@ def drawn_mask(edited: Any, folder: Path) -> str | None:
     return str(path)
 
 
-def told(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """The sentence of the command line for an error; other errors are bugs and raised again."""
     text = sentence(error) if isinstance(error, Exception) else None
     if text is None:
@@ -259,7 +259,7 @@ def page(service: Service) -> Any:
             service.check(Path(files[0]))
             picture = read_picture(read_file(Path(files[0])), where=Path(files[0]).name)
         except (InputError, OSError) as error:
-            raise gr.Error(html.escape(told(error)), duration=None) from error
+            raise gr.Error(html.escape(message_of(error)), duration=None) from error
         image = shown(picture)
         if image.shape[:2] != picture.colours.shape[:2]:  # the mask needs the pixels of the picture
             return None
@@ -275,7 +275,7 @@ def page(service: Service) -> Any:
                 mask = drawn_mask(edited, service.task_folder())
             folder, task = service.start(session, files or [], model or AUTOMATIC, mask, int(seed or 0))
         except (InputError, OSError, ValueError) as error:
-            raise gr.Error(html.escape(told(error)), duration=None) from error
+            raise gr.Error(html.escape(message_of(error)), duration=None) from error
         done, total = 0, len(files or [])
         try:
             while task.thread.is_alive():
@@ -289,7 +289,7 @@ def page(service: Service) -> Any:
 
     def finished(folder: Path, task: Task, seconds: float) -> tuple[Any, Any, str]:
         if task.error is not None and not isinstance(task.error, Stopped):
-            raise gr.Error(html.escape(told(task.error)), duration=None) from task.error
+            raise gr.Error(html.escape(message_of(task.error)), duration=None) from task.error
         outcome = task.outcome or RunSummary(stopped=True)
         if outcome.failures and not outcome.restored:
             raise gr.Error(html.escape("\n".join(outcome.failures)), duration=None)

@@ -19,7 +19,7 @@ from diffir_sr.diffusion.noise import PictureNoise, StackedNoise
 from diffir_sr.diffusion.sampling import Sampling, drawn_levels, walk
 from diffir_sr.diffusion.schedule import schedule_of
 from diffir_sr.errors import CheckpointError, InputError, OptionError
-from diffir_sr.inference.plain import engine_for, samples_under
+from diffir_sr.inference.plain import engine_for, restore_samples
 
 SCHEDULE = dict(schedule="linear", n_timestep=100, linear_start=1e-6, linear_end=0.1)
 TINY = dict(predictor_channel=8, denoiser_channel=8, channel_mults=[1, 2], res_blocks=1, beta_schedule=SCHEDULE)
@@ -142,7 +142,7 @@ def test_samples_share_their_first_guess_and_stay_in_range():
         engine.plan(12, 16)  # measures memory, once
         for together in (1, 2):
             calls.clear()
-            several = torch.cat([*samples_under(engine, lq, noises=noises, together=together)])
+            several = torch.cat([*restore_samples(engine, lq, noises=noises, together=together)])
             assert calls == [1] * guesses
             assert not torch.allclose(several[1], several[2], atol=1e-3)
             assert several.min() > -1e-5

@@ -9,7 +9,7 @@ from spandrel_extra_arches import EXTRA_REGISTRY  # noqa: E402
 
 from diffir_sr.archs.diffir_arch import DiffIRS1, DiffIRS2  # noqa: E402
 from diffir_sr.diffusion.noise import GivenNoise, fixed_noise  # noqa: E402
-from diffir_sr.inference.plain import restored_under  # noqa: E402
+from diffir_sr.inference.plain import restore_image  # noqa: E402
 from diffir_sr.inference.restorer import load_restorer  # noqa: E402
 from diffir_sr.integrations.spandrel import DiffIRArch, install  # noqa: E402
 from diffir_sr.weights_files import write_card_file  # noqa: E402
@@ -54,7 +54,7 @@ def test_every_task_from_pth_and_safetensors_with_our_results(tmp_path, loader, 
         image, mask, made = called(model, 37, 45)
         lq = torch.cat([image * (1 - mask), mask], dim=1) if task == "inpaint" else image
         noise = GivenNoise(fixed_noise(256))
-        ours = restored_under(engine, lq, noise=noise).clamp(0, 1)
+        ours = restore_image(engine, lq, noise=noise).clamp(0, 1)
         if task == "inpaint":
             assert torch.equal(made[..., 20:, :], image[..., 20:, :])
             ours = torch.where(mask > 0.5, ours, image)

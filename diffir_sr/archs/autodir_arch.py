@@ -396,7 +396,7 @@ class AutoDIR(nn.Module):
         with self._at_work(latents, device):
             condition = self.diffusion.condition(image)
         shape = (len(image), self.diffusion.channels, *condition.shape[-2:])
-        guess = self.guess(condition, context)
+        guess = self.predict_clean(condition, context)
         steps = euler_ancestral(
             guess,
             noise.normal(shape).to(image),
@@ -411,7 +411,7 @@ class AutoDIR(nn.Module):
         with self._at_work(latents, device):
             return self.diffusion.pictures(last)
 
-    def guess(self, condition: Tensor, context: Tensor) -> Callable[[Tensor, float], Tensor]:
+    def predict_clean(self, condition: Tensor, context: Tensor) -> Callable[[Tensor, float], Tensor]:
         """A function of x and sigma that guesses the clean latents, with the guidance that is wished for."""
         settings, diffusion = self.restore_settings, self.diffusion
         plain = settings.text_scale == settings.image_scale == 1

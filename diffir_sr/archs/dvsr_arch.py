@@ -59,7 +59,7 @@ class Deblurring(nn.Module):
                     for weight in net.final_conv.block[3].parameters():
                         nn.init.zeros_(weight)
 
-    def guess(self, blurred: Tensor) -> Tensor:
+    def predict_initial(self, blurred: Tensor) -> Tensor:
         """The first guess (B, 3, H, W) of `blurred`, both in [-1, 1]."""
         made = self.init_predictor(blurred)
         return blurred + made if self.guess_from_input else made
@@ -125,7 +125,7 @@ class DvSR(Deblurring, Drawing):
         `lq` and `gt` are in [0, 1], levels (B,). The first guess gets its gradient by way of the noisy residual alone.
         """
         blurred = 2 * lq - 1
-        first = self.guess(blurred)
+        first = self.predict_initial(blurred)
         noisy = noised_to(2 * gt - 1 - first, eps, level, space=self.level_space)
         return self._found(blurred, first, noisy, level), first
 
@@ -136,7 +136,7 @@ class DvSR(Deblurring, Drawing):
     def first_guess(self, lq: Tensor) -> Tensor:
         """See `families.base.BeginsWithGuess`; in [-1, 1]."""
         check_image(lq, channels=3, name="lq")
-        return self.guess(2 * lq - 1).float()
+        return self.predict_initial(2 * lq - 1).float()
 
     def restore(self, lq: Tensor, *, noise: Noise, first: Tensor | None = None) -> Tensor:
         """See `families.base.BeginsWithGuess`."""
@@ -180,7 +180,7 @@ class DvSRPredictor(Deblurring):
 
     def forward(self, lq: Tensor) -> Tensor:
         """(B, 3, H, W) in about [0, 1] of `lq` in [0, 1]."""
-        return (self.guess(2 * lq - 1) + 1) / 2
+        return (self.predict_initial(2 * lq - 1) + 1) / 2
 
     def restore(self, lq: Tensor, *, noise: Noise) -> Tensor:
         """See `families.base.Restores`; `noise` has no part in it."""

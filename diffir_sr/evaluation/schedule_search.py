@@ -27,7 +27,7 @@ from diffir_sr.diffusion.sampling import Sampling
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.evaluation.bench import Benchmark, Picture
 from diffir_sr.families.base import Engine, WalksInSteps
-from diffir_sr.inference.plain import Guesses, samples_under
+from diffir_sr.inference.plain import Guesses, restore_samples
 from diffir_sr.models.sr3_model import SearchGrid
 from diffir_sr.models.validation import measure
 from diffir_sr.progress import progress_bar
@@ -195,12 +195,12 @@ def _measured(
     if not guesses and isinstance(engine.network, WalksInSteps):  # so that no cell's seconds hold the first guess
         now = engine.network.sampling
         engine.network.sampling = now.changed(steps=1)
-        for _ in samples_under(engine, picture.lq, noises=[PictureNoise(picture.lq, seed=seed)], guesses=guesses):
+        for _ in restore_samples(engine, picture.lq, noises=[PictureNoise(picture.lq, seed=seed)], guesses=guesses):
             pass
         engine.network.sampling = now
     noises = [PictureNoise(picture.lq, seed=seed, sample=sample) for sample in range(max(counts))]
     mean, found, started = torch.zeros(()), dict[str, dict[str, float]](), time.perf_counter()
-    for number, made in enumerate(samples_under(engine, picture.lq, noises=noises, guesses=guesses), start=1):
+    for number, made in enumerate(restore_samples(engine, picture.lq, noises=noises, guesses=guesses), start=1):
         mean = mean + (made - mean) / number
         if number in counts:
             seconds = time.perf_counter() - started

@@ -378,7 +378,7 @@ def check_memory(memory_limit: int | None) -> None:
         raise OptionError(f"memory: expected more than 0 bytes, got {memory_limit}")
 
 
-def restored_under(engine: Engine, lq: Tensor, *, noise: Noise, **conditions: Any) -> Tensor:
+def restore_image(engine: Engine, lq: Tensor, *, noise: Noise, **conditions: Any) -> Tensor:
     """The restored images (B, 3, H * scale, W * scale) of `lq` in [0, 1], float32 on the CPU.
 
     `lq` is (B, 3, H, W), or (B, 4, H, W) with the mask of missing pixels as fourth channel; known pixels are then
@@ -391,7 +391,7 @@ def restored_under(engine: Engine, lq: Tensor, *, noise: Noise, **conditions: An
     return torch.where(mask > 0.5, engine(colours, noise=noise, mask=mask, **conditions), colours)
 
 
-def samples_under(
+def restore_samples(
     engine: Engine,
     lq: Tensor,
     *,
@@ -407,7 +407,7 @@ def samples_under(
     for start in range(0, len(noises), together):
         group = noises[start : start + together]
         noise = group[0] if len(group) == 1 else StackedNoise(group)
-        yield from restored_under(engine, lq.expand(len(group), -1, -1, -1), noise=noise, **kept).split(1)
+        yield from restore_image(engine, lq.expand(len(group), -1, -1, -1), noise=noise, **kept).split(1)
 
 
 # Checking whether an image fits into memory before anything large is allocated.

@@ -31,7 +31,7 @@ from diffir_sr.inference.combined import Cascade, engine_of, interpolated
 from diffir_sr.inference.files import digest_of_file
 from diffir_sr.inference.hub import fetched, pushed, write_pretrained
 from diffir_sr.inference.inputs import Mask, is_batch, load_input, mask_for
-from diffir_sr.inference.plain import OVERLAP, TILE, TileMode, check_fits_in_memory, restored_under, samples_under
+from diffir_sr.inference.plain import OVERLAP, TILE, TileMode, check_fits_in_memory, restore_image, restore_samples
 from diffir_sr.weights.registry import choose
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ class Restorer:
         """`count` restorations of one prepared image (1, C, H, W), as batches if the device benefits."""
         together = max(1, self._pixels_at_once // (lq[0, 0].numel() * self.scale**2))
         noises = [self.start(lq, seed=seed, sample=sample) for sample in range(count)]
-        for made in samples_under(self.engine, lq, noises=noises, together=together):
+        for made in restore_samples(self.engine, lq, noises=noises, together=together):
             self._check_finite(made)
             yield made
 
@@ -344,7 +344,7 @@ class Restorer:
 
         Raises InputError if the network computes values that are not finite, which would appear black.
         """
-        made = restored_under(self.engine, lq, noise=noise)
+        made = restore_image(self.engine, lq, noise=noise)
         self._check_finite(made)
         return made
 

@@ -35,7 +35,7 @@ from diffir_sr.diffusion.noise import GivenNoise, fixed_noise
 from diffir_sr.errors import CheckpointError
 from diffir_sr.families.base import Engine
 from diffir_sr.families.diffir import identify
-from diffir_sr.inference.plain import restored_under
+from diffir_sr.inference.plain import restore_image
 from diffir_sr.inference.strips.engine import StripEngine
 from diffir_sr.weights_files import bare_tensors
 
@@ -93,7 +93,7 @@ class _Runner:
         noise = fixed_noise(network.prior_width).expand(len(image), -1)
         if self._engine is None or self._engine.device != image.device:
             self._engine = StripEngine(network, device=image.device)
-        return restored_under(cast(Engine, self._engine), image, noise=GivenNoise(noise)).to(image)
+        return restore_image(cast(Engine, self._engine), image, noise=GivenNoise(noise)).to(image)
 
     def masked(self, network: DiffIRS2, image: Tensor, mask: Tensor) -> Tensor:
         """`mask` (B, 1, H, W) is 1 for missing pixels; the others stay as they are."""

@@ -25,7 +25,7 @@ from diffir_sr.diffusion.noise import PictureNoise
 from diffir_sr.errors import InputError
 from diffir_sr.families.base import Engine
 from diffir_sr.files.atomic import write_atomically
-from diffir_sr.inference.plain import engine_for, restored_under, samples_under
+from diffir_sr.inference.plain import engine_for, restore_image, restore_samples
 from diffir_sr.progress import progress_bar
 
 logger = logging.getLogger("basicsr")
@@ -103,12 +103,12 @@ class Restoring:
         """`lq` (B, C, H, W) restored by `net` in evaluation mode; C = 4 has the mask of missing pixels last."""
         engine = self._engine_of(net)
         if self._samples == 1:
-            return restored_under(engine, lq, noise=PictureNoise(lq, seed=seed), **conditions)
+            return restore_image(engine, lq, noise=PictureNoise(lq, seed=seed), **conditions)
         return torch.cat([self._mean(engine, one, seed=seed) for one in lq.split(1)])
 
     def _mean(self, engine: Engine, lq: Tensor, *, seed: int) -> Tensor:
         noises = [PictureNoise(lq, seed=seed, sample=sample) for sample in range(self._samples)]
-        return torch.stack([*samples_under(engine, lq, noises=noises)]).mean(dim=0)
+        return torch.stack([*restore_samples(engine, lq, noises=noises)]).mean(dim=0)
 
     def _engine_of(self, net: nn.Module) -> Engine:
         now = (net, tuple(tensor._version for tensor in net.state_dict(keep_vars=True).values()))

@@ -93,7 +93,7 @@ def import_av() -> ModuleType:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Any]:
+def open_container(path: Path) -> Iterator[Any]:
     """A container for reading; raises InputError if the file has none."""
     av = import_av()
     if not path.stat().st_size:
@@ -143,7 +143,7 @@ def main_stream(container: Any, path: Path) -> Any:
 
 def probe(path: Path) -> Video:
     """Properties of a video, from header, first frame and packets; raises InputError for unsupported videos."""
-    with opened(path) as container:
+    with open_container(path) as container:
         stream = main_stream(container, path)
         with contextlib.closing(_decoded(container, stream, path, [])) as frames:
             frame = next(frames, None)
@@ -173,7 +173,7 @@ def _count_whole(path: Path) -> int:
 
     Nothing is decoded, so this is known before the first frame is restored.
     """
-    with log_of_this_thread() as log, opened(path) as container:
+    with log_of_this_thread() as log, open_container(path) as container:
         stream = main_stream(container, path)
         stated = len(stream.index_entries) if "mp4" in container.format.name else round(stream.frames * 0.98) - 2
         read, shown, end = 0, 0, 0
@@ -279,7 +279,7 @@ def read_frames(
     last, length, moved, number = None, 0, 0, 0
     packets: list[int | None] = []
     has_stamps = False
-    with opened(path) as container:
+    with open_container(path) as container:
         stream = main_stream(container, path)
         for number, frame in enumerate(_decoded(container, stream, path, packets), start=1):
             if (frame.height, frame.width) != (video.height, video.width):

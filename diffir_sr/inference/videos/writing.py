@@ -15,7 +15,7 @@ import numpy as np
 
 from diffir_sr.errors import InputError
 from diffir_sr.inference.videos.colours import FULL, LIMITED, TRANSFERS, Colours
-from diffir_sr.inference.videos.reading import Video, import_av, main_stream, opened, words_of
+from diffir_sr.inference.videos.reading import Video, import_av, main_stream, open_container, words_of
 
 # Output containers by suffix, with libavformat's names; videos in other containers become .mkv.
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".avi": "avi"}
@@ -282,7 +282,7 @@ def plan_carried(path: Path, encoding: Encoding) -> Carried:
     """The tracks of the source that the container of the result supports."""
     av = import_av()
     carried = Carried()
-    with opened(path) as container:
+    with open_container(path) as container:
         main = main_stream(container, path)
         for stream in container.streams:
             if stream.index == main.index or _made_anew(stream, container, encoding):
@@ -368,7 +368,7 @@ def write_video(
     """
     av = import_av()
     options = {"mpegts_m2ts_mode": "1"} if source.suffix.lower() == ".m2ts" and encoding.container == "mpegts" else {}
-    with opened(source) as container:
+    with open_container(source) as container:
         if any(name.startswith("com.") for name in container.metadata) and encoding.container in ("mp4", "mov"):
             options["movflags"] = "use_metadata_tags"
         with av.open(file, "w", format=encoding.container, container_options=options) as output:
@@ -405,7 +405,7 @@ def _add_tracks(
 
 def _add_cover(output: Any, source: Path, number: int) -> None:
     """A cover picture as an attachment, as usual in Matroska."""
-    with opened(source) as container:
+    with open_container(source) as container:
         stream = container.streams[number]
         picture = next((bytes(packet) for packet in container.demux(stream) if packet.size), b"")
         suffix, kind = {"png": (".png", "image/png")}.get(_codec_name(stream) or "", (".jpg", "image/jpeg"))
