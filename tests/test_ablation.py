@@ -83,7 +83,7 @@ def test_variants_are_trained_measured_and_reported(small, capsys):
 
 
 @pytest.mark.parametrize("text", ["", "{begin}", "{end}\n{begin}", "{begin}{begin}{end}"])
-def test_a_document_without_its_marks_is_told(text):
+def test_a_document_without_its_marks_is_reported(text):
     begin, end = marks("toy")
     Path("found.md").write_text(text.format(begin=begin, end=end))
     with pytest.raises(InputError, match="to insert the report between them; they do not occur once each"):
@@ -148,13 +148,13 @@ def test_one_seed_says_nothing():
         (dict(name="../../evil"), "name: expected a file name .* found '../../evil'"),
     ],
 )
-def test_a_wrong_file_is_told(small, change, message):
+def test_a_wrong_file_is_reported(small, change, message):
     Path("toy.yml").write_text(yaml.safe_dump(small | change))
     with pytest.raises(OptionError, match=message):
         read_ablation(Path("toy.yml"))
 
 
-def test_a_variant_that_is_given_twice_is_told(small):
+def test_a_variant_that_is_given_twice_is_reported(small):
     text = Path("toy.yml").read_text() + "  joint: {}\n"
     Path("toy.yml").write_text(text)
     with pytest.raises(OptionError, match="variants.joint: given twice"):

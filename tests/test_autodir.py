@@ -629,7 +629,7 @@ def test_wishes_that_cannot_be_are_refused(changes, message):
         small().adjust(**changes)
 
 
-def test_a_prompt_that_is_too_long_is_told_and_cut(caplog):
+def test_a_prompt_that_is_too_long_is_reported_and_cut(caplog):
     net = small()
     net.adjust(prompt="rain " * 90)
     assert "has 92 tokens, and the model sees 77: its end is left out" in caplog.text
@@ -802,7 +802,7 @@ def test_the_command_restores_any_picture_with_a_trace(tmp_path, monkeypatch, ca
         assert message in capsys.readouterr().err
 
 
-def test_assessing_tells_a_table_and_json_of_every_picture(tmp_path, monkeypatch, capsys):
+def test_assessing_writes_a_table_and_json_of_every_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     weights = carded(tmp_path)
     (tmp_path / "in").mkdir()

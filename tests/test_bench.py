@@ -108,7 +108,7 @@ def test_check_fails_where_values_are_apart_and_never_without_a_comparison(capsy
     assert "was measured on other images of GoPro" in output
 
 
-def test_what_cannot_be_compared_or_measured_is_told(capsys):
+def test_what_cannot_be_compared_or_measured_is_reported(capsys):
     stand_in("GoPro")
     for words, message in (
         (("--against", "x.json"), "require --check"),

@@ -153,7 +153,7 @@ def test_whatever_tensor_is_missing_or_misshapen_the_file_is_refused(kind, fault
             fit(kind(**identity_of(weights).arguments), weights, where="weights", strict=True)
 
 
-def test_what_tells_the_sizes_is_named_where_it_is_missing():
+def test_what_shows_the_sizes_is_named_where_it_is_missing():
     tensors = DiffIRS2(**SMALL).state_dict()
     del tensors["condition.mlp.0.weight"]
     torch.save(tensors, "broken.pth")

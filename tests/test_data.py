@@ -219,7 +219,7 @@ def test_a_missing_partner_is_named_with_both_folders():
     assert "data/gt" in output
 
 
-def test_a_wrong_scale_tells_found_and_expected():
+def test_a_wrong_scale_shows_found_and_expected():
     write_pairs("data", lmdb=False)
     put(Path("data/lq/p1.png"), photo(15))
     assert "p1: lq 15x15, gt 64x64, expected 60x60" in refused("1 of 4 ground-truth images are not 4 times")
@@ -393,7 +393,7 @@ def test_folders_that_may_hold_16_bits_never_give_bytes():
     assert dataset[0]["gt"].dtype == torch.float32
 
 
-def test_basicsrs_class_is_told_that_it_cannot_read_bare_pixels():
+def test_basicsrs_class_refuses_bare_pixels_with_the_reason():
     write_raw_pairs()
     with pytest.raises(InputError, match=r"contains raw pixels \(--codec raw\).*use type: PairedDataset"):
         check_dataset_options(options(type="PairedImageDataset"))

@@ -36,7 +36,7 @@ def test_photos_are_turned_as_opencv_and_so_basicsr_turns_them(orientation):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_the_header_tells_the_size_of_the_turned_image(kind, tmp_path):
+def test_the_header_shows_the_size_of_the_turned_image(kind, tmp_path):
     file = tmp_path / "a.x"
     file.write_bytes(saved(PHOTO, kind, exif=turned(6)))
     found = header(file)

@@ -108,12 +108,12 @@ def refused_for_basicsr(message, **change):
     return str(error.value)
 
 
-def test_different_extensions_are_told_before_basicsr_fails_on_them():
+def test_different_extensions_are_reported_before_basicsr_fails_on_them():
     put_pair("a", suffix=".jpg")
     refused_for_basicsr(r"partners with different extensions: a\.jpg and a\.png")
 
 
-def test_sub_folders_and_strange_files_are_told_before_basicsr_fails_on_them():
+def test_sub_folders_and_strange_files_are_reported_before_basicsr_fails_on_them():
     put_pair("a")
     put_pair("sub/b")
     Path("gt/Thumbs.db").write_text("x")
@@ -158,7 +158,7 @@ def test_many_offenders_are_counted_and_ten_are_shown():
     assert "... (3 more)" in str(error.value)
 
 
-def test_files_of_one_name_are_all_told():
+def test_files_of_one_name_are_all_reported():
     for name in ("a.png", "a.jpg", "sub/b.png", "sub/b.BMP"):
         put(Path("in", name))
     with pytest.raises(InputError, match=r"a\.jpg and a\.png.*sub/b\.BMP and sub/b\.png"):

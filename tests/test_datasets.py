@@ -339,7 +339,7 @@ def test_images_without_ground_truth_need_masks(trees):
     assert set(sample) == {"lq", "mask", "gt_path", "lq_path"}
 
 
-def test_a_mask_of_another_size_or_name_is_told(trees, tmp_path):
+def test_a_mask_of_another_size_or_name_is_reported(trees, tmp_path):
     _, opt = options(InpaintDataset, trees, phase="val", dataroot_mask=str(tmp_path / "masks"))
     for index in range(5):
         write(tmp_path / "masks" / f"p{index}.png", np.zeros((96, 112 - index, 1), np.uint8))

@@ -28,7 +28,7 @@ def severities(facts):
     return [(fact.name, fact.severity) for fact in facts]
 
 
-def test_everything_is_told_with_values(capsys):
+def test_everything_is_reported_with_values(capsys):
     code = main(["doctor", "env", "--json"])
     report = json.loads(capsys.readouterr().out)
     record = {fact["name"]: fact["value"] for fact in report["facts"]}

@@ -78,7 +78,7 @@ def test_blur_jpeg_and_noise_are_not_taken_for_a_shift(name):
         assert found is None or found.length < 0.2
 
 
-def test_nothing_is_told_of_flat_noisy_or_tiny_images():
+def test_flat_noisy_or_tiny_images_give_no_finding():
     flat, rng = np.full((128, 128), 90, np.float32), np.random.default_rng(0)
     assert find_shift(flat, flat) is None
     assert find_shift(flat[:8, :8], flat[:32, :32]) is None

@@ -46,7 +46,7 @@ def test_a_source_that_cannot_be_used_hides_no_other_fault():
         assert place in output
 
 
-def test_faults_of_the_option_file_are_told_beside_those_of_the_data():
+def test_faults_of_the_option_file_are_reported_beside_those_of_the_data():
     options = Path(clean_world())
     options.write_text(options.read_text().replace("gt_size: 64", "gt_size: 64\n    gt_siez: 64"))
     truncate("train/gt/cat.png")
@@ -90,7 +90,7 @@ def test_any_dataset_type_is_read_by_its_roots():
     assert found[4].scale == 2
 
 
-def test_sources_that_do_not_match_are_told():
+def test_sources_that_do_not_match_are_reported():
     datasets = dict(train=dict(name="b", type="Mixed", dataroot_gt=["g1", "g2"], dataroot_lq=["l1"]))
     findings = targets_of_options(write(datasets)).findings
     assert "lists of roots differ in length" in findings[-1].found

@@ -149,7 +149,7 @@ def test_other_errors_are_not_taken_for_lack_of_memory(monkeypatch):
             optimised(network, picture_for(network, 16, 16))
 
 
-def test_memory_that_is_never_enough_is_told(monkeypatch):
+def test_memory_that_is_never_enough_is_reported(monkeypatch):
     network = network_of("x4")
 
     def failing(*args, **kwargs):
@@ -230,6 +230,6 @@ def test_tiles_under_one_prior_cover_the_picture_and_know_its_prior():
         (dict(memory_limit=0), "more than 0 bytes"),
     ],
 )
-def test_wrong_settings_are_told(how, message):
+def test_wrong_settings_are_reported(how, message):
     with pytest.raises(OptionError, match=message):
         StripEngine(network_of("x4"), **how)

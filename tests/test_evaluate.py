@@ -107,7 +107,7 @@ def test_a_ground_truth_may_be_larger_only_where_the_scale_leaves_a_rest(capsys)
     assert "a: restored 62x77, gt 64x80" in capsys.readouterr().err
 
 
-def test_inpainting_is_told_by_the_size_of_the_hole(capsys):
+def test_inpainting_is_reported_by_the_size_of_the_hole(capsys):
     masks = {name: np.zeros((64, 80, 1), np.uint8) for name in "abc"}
     for name, rows in (("a", 8), ("b", 10), ("c", 32)):
         masks[name][:rows] = 255
@@ -162,7 +162,7 @@ def test_distances_on_patches_see_every_pixel_once(capsys, monkeypatch):
     assert found["sets"]["patch_fd_vgg16"] == pytest.approx(alone, rel=1e-5)
 
 
-def test_pictures_that_do_not_divide_into_patches_are_told_before_measuring(capsys):
+def test_pictures_that_do_not_divide_into_patches_are_reported_before_measuring(capsys):
     whole = np.tile(PHOTO, (4, 4, 1))[:240, :256]
     store("gt", {"a": PHOTO, "b": whole})
     store("restored", {"a": PHOTO, "b": whole})
@@ -256,7 +256,7 @@ def test_numbers_equal_those_of_validation_to_the_digit():
         ("--json", "x" * 300, "cannot be written (File name too long)"),
     ],
 )
-def test_a_place_that_cannot_be_written_is_told_before_the_measuring(capsys, monkeypatch, option, path, message):
+def test_a_place_that_cannot_be_written_is_reported_before_the_measuring(capsys, monkeypatch, option, path, message):
     store("gt", {"a": PHOTO})
     Path("afile").write_text("")
     monkeypatch.setattr("diffir_sr.evaluation.measure.measure", None)  # would fail
@@ -265,7 +265,7 @@ def test_a_place_that_cannot_be_written_is_told_before_the_measuring(capsys, mon
     assert sorted(one.name for one in Path().iterdir()) == ["afile", "gt"]
 
 
-def test_a_disk_that_fills_up_during_the_measuring_is_told(capsys, monkeypatch):
+def test_a_disk_that_fills_up_during_the_measuring_is_reported(capsys, monkeypatch):
     def full(data, path):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
@@ -278,7 +278,7 @@ def test_a_disk_that_fills_up_during_the_measuring_is_told(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("asked", ["exists", "is_file"])
-def test_a_folder_that_may_not_be_entered_is_told(capsys, monkeypatch, asked):
+def test_a_folder_that_may_not_be_entered_is_reported(capsys, monkeypatch, asked):
     def refuse(self):
         raise PermissionError(errno.EACCES, "Permission denied", str(self))
 

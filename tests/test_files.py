@@ -273,7 +273,7 @@ def test_a_backslash_that_is_part_of_a_name_stays():
     assert open_source("in", meta_info="meta.txt").names == ["a\\b"]
 
 
-def test_a_number_without_end_is_told_with_its_line(tmp_path):
+def test_a_number_without_end_is_reported_with_its_line(tmp_path):
     (tmp_path / "meta.txt").write_text(f"a.png (1,1,3)\nb.png ({'9' * 5000},1,3)\n")
     with pytest.raises(InputError, match=r"meta\.txt, line 2: a size of more than 9 digits"):
         read_meta(tmp_path / "meta.txt")
@@ -297,7 +297,7 @@ LINE = {"name": "a", "from": "a.png", "size": [1, 1, 3], "bytes": 3, "sha256": "
         [json.dumps(HEAD), f'{{"name": {"9" * 5000}}}'],
     ],
 )
-def test_a_manifest_of_another_shape_is_told(lines, tmp_path):
+def test_a_manifest_of_another_shape_is_reported(lines, tmp_path):
     path = tmp_path / "a.manifest.jsonl"
     path.write_text("\n".join(lines))
     with pytest.raises(InputError, match="cannot be read as a manifest"):
@@ -305,7 +305,7 @@ def test_a_manifest_of_another_shape_is_told(lines, tmp_path):
 
 
 @pytest.mark.parametrize("note", ["", "{", "[]", '{"job": 3, "parameters": {}}', '{"job": "downscale"}', "[" * 100_000])
-def test_an_unreadable_note_of_a_stopped_job_is_told_with_the_way_out(note, capsys):
+def test_an_unreadable_note_of_a_stopped_job_is_reported_with_the_way_out(note, capsys):
     put("in/a.png")
     Path("out").mkdir()
     Path("out.unfinished.json").write_text(note)

@@ -118,7 +118,7 @@ def test_without_network_the_cache_is_used(monkeypatch, tmp_path):
         load_restorer("net.pth").push_to_hub("owner/mine")
 
 
-def test_what_cannot_be_is_told_in_one_sentence(server):
+def test_impossible_requests_are_reported_in_one_sentence(server):
     Path("empty").mkdir()
     with pytest.raises(CheckpointError, match="empty: no weights file .*; it contains nothing"):
         Restorer.from_pretrained("empty")

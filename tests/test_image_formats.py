@@ -78,7 +78,7 @@ def test_chunks_beside_the_pixels_change_no_value_and_print_nothing(capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_colour_signals_text_and_resolution_go_on_to_png_and_are_told_for_others():
+def test_colour_signals_text_and_resolution_go_on_to_png_and_are_reported_for_others():
     carried = [
         (b"cICP", bytes([9, 16, 0, 1])), (b"mDCV", bytes(24)), (b"gAMA", struct.pack(">I", 45455)),
         (b"cHRM", bytes(32)), (b"sRGB", b"\0"), (b"pHYs", struct.pack(">IIB", 11811, 11811, 1)),
@@ -106,7 +106,7 @@ def test_a_damaged_chunk_that_pixels_need_is_a_fault(chunk_name):
         decode(harmed, where="x")
 
 
-def test_other_damaged_chunks_are_left_out_and_told():
+def test_other_damaged_chunks_are_left_out_and_reported():
     data = with_png_chunks(encode_png(PHOTO), [(b"gAMA", bytes(4))])
     harmed = data.replace(b"gAMA\0\0", b"gAMA\0\1")
     assert read(harmed).notes == ("its chunk gAMA is damaged and left out",)
@@ -272,7 +272,7 @@ WAYS += ["png raw packed", "png xmp", "png behind"]
 
 @pytest.mark.parametrize("kind", WAYS)
 @pytest.mark.parametrize("turn", [3, 5, 6, 8])
-def test_every_reader_turns_pictures_alike_however_it_is_told(kind, turn, tmp_path):
+def test_every_reader_turns_pictures_alike_wherever_the_orientation_is_stored(kind, turn, tmp_path):
     data = orientation_in(kind, turn)
     size = PHOTO.shape[1::-1] if turn >= 5 else PHOTO.shape[:2]
     picture = read(data)
@@ -299,7 +299,7 @@ def cmyk(**how):
     return saved(Image.fromarray(PHOTO).convert("CMYK"), "JPEG", quality=100, subsampling=0, **how)
 
 
-def test_cmyk_becomes_srgb_by_one_rule_and_is_told(caplog):
+def test_cmyk_becomes_srgb_by_one_rule_and_is_reported(caplog):
     plain = read(cmyk())
     assert plain.notes == ("CMYK colours without a profile are converted to RGB by the plain formula",)
     assert np.abs(plain.colours.astype(int) - PHOTO).mean() < 4
@@ -341,7 +341,7 @@ def test_tiff_of_every_layout_is_read_value_for_value(kind, layout):
     agrees(read(tiff(planes, photometric="rgb", planarconfig="separate", **layout)), values[..., :3])
 
 
-def test_tiff_transparency_that_is_multiplied_in_is_divided_out_and_unnamed_channels_are_told():
+def test_tiff_transparency_that_is_multiplied_in_is_divided_out_and_unnamed_channels_are_reported():
     alpha = np.full((4, 4), 128, np.uint8)
     values = np.dstack([np.full((4, 4, 3), 64, np.uint8), alpha])
     found = read(tiff(values, photometric="rgb", extrasamples=["assocalpha"]))
@@ -522,7 +522,7 @@ def test_random_harm_never_ends_in_anything_but_a_sentence():
 
 
 @pytest.mark.parametrize("tag", [256, 257, 262, 274])
-def test_a_tiff_whose_numbers_are_several_is_told_or_read(tag, tmp_path):
+def test_a_tiff_whose_numbers_are_several_is_reported_or_read(tag, tmp_path):
     image = Image.new("L", (12, 9), 7)
     image.save(tmp_path / "a.tif", tiffinfo={274: 1})
     data = bytearray((tmp_path / "a.tif").read_bytes())

@@ -197,7 +197,7 @@ def test_a_part_of_bare_pixels_is_that_part(tmp_path):
         assert view[3:20, 5:9].flags.writeable
 
 
-def test_a_cut_lmdb_is_told_before_a_run(images):
+def test_a_cut_lmdb_is_reported_before_a_run(images):
     path, values = images
     (path / "meta_info.txt").write_text("".join(f"{key}.png (1,1,1) 1\n" for key in values))
     open_source(path)

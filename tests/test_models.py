@@ -94,7 +94,7 @@ def test_a_mask_means_the_model_that_fills_holes(small, capsys):
         (("--model", "sr_x2"), ("weights sr_x2 not found", "does not ship it", "diffir models list")),
     ],
 )
-def test_a_model_that_cannot_restore_this_is_told_and_nothing_is_written(small, capsys, words, message):
+def test_a_model_that_cannot_restore_this_is_reported_and_nothing_is_written(small, capsys, words, message):
     code, found = restored(capsys, *words)
     assert code == 1
     assert all(part in found for part in message), found
@@ -134,7 +134,7 @@ def test_the_shipped_model_enlarges_a_photograph_better_than_bicubic():
     assert ours > theirs + 0.5
 
 
-def test_the_list_tells_what_is_here_for_people_and_for_programs(small, capsys):
+def test_the_list_shows_what_is_here_for_people_and_for_programs(small, capsys):
     _, printed = output(capsys, "models", "list")
     assert "  sr_x4  " in printed
     lines = {line.split()[0]: line for line in printed.splitlines() if line.startswith("  ")}

@@ -32,7 +32,7 @@ def test_check_is_content_with_right_files(capsys):
     assert capsys.readouterr().out == "a.yml: valid, for `basicsr train`\nb.yml: valid, for `basicsr test`\n"
 
 
-def test_check_tells_the_problems_of_every_file(capsys):
+def test_check_shows_the_problems_of_every_file(capsys):
     wrong = _write("a.yml", changed(STAGE_1, {"nam": 1, "train.total_iters": 2}))
     assert _run("check", "--no-files", wrong, "nowhere.yml", _write("b.yml", TEST)) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -43,12 +43,12 @@ def test_check_tells_the_problems_of_every_file(capsys):
     assert lines[4] == "b.yml: valid, for `basicsr test`"
 
 
-def test_check_tells_warnings_and_passes(capsys):
+def test_check_shows_warnings_and_passes(capsys):
     assert _run("check", "--no-files", _write("a.yml", changed(TEST, {"val.window_size": 8}))) == 0
     assert capsys.readouterr().out.splitlines()[0].startswith("warning: a.yml:")
 
 
-def test_check_asks_for_files_unless_told_not_to(capsys):
+def test_check_asks_for_files_unless_the_option_forbids_it(capsys):
     assert _run("check", _write("a.yml", TEST)) == 1
     assert "no such file: net_g.pth" in capsys.readouterr().out
 
@@ -71,7 +71,7 @@ def test_schema_goes_to_the_terminal_or_a_file(capsys):
     assert json.loads(Path("schema.json").read_text())["title"] == "diffir_sr option file"
 
 
-def test_a_folder_that_does_not_exist_is_told():
+def test_a_folder_that_does_not_exist_is_reported():
     with pytest.raises(InputError, match="cannot write nowhere/options.md"):
         _run("reference", "-o", "nowhere/options.md")
 

@@ -59,7 +59,7 @@ def test_an_unknown_loss_lists_the_known_ones():
     assert "KDLoss (diffir_sr.losses)" in message
 
 
-def test_a_loss_without_type_is_told():
+def test_a_loss_without_type_is_reported():
     assert "train.pixel_opt.type: missing: the name of a loss" in refusal(
         changed(STAGE_1, {"train.pixel_opt": {"loss_weight": 1.0}})
     )

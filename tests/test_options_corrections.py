@@ -14,7 +14,7 @@ _WARM_UP = {
 
 
 @pytest.mark.parametrize(("scale", "multiple", "given"), [(4, 8, 8), (4, 8, 16), (2, 16, 16), (1, 32, 32)])
-def test_window_size_is_told_to_be_the_network_s_affair(scale, multiple, given):
+def test_window_size_is_reported_as_an_argument_of_the_network(scale, multiple, given):
     options = changed(STAGE_1, {"scale": scale, "network_g.scale": scale, "val.window_size": given})
     loaded = load(options)
     assert loaded.warnings == [
@@ -35,7 +35,7 @@ def test_a_wrong_window_size_is_corrected(scale, multiple, given):
 
 
 @pytest.mark.parametrize("name", ["mine_x2", "mine_x2_V2"])
-def test_a_run_called_after_another_scale_is_told(name):
+def test_a_run_called_after_another_scale_is_reported(name):
     output = warnings(changed(STAGE_1, {"name": name}))
     assert output == {"name": "contains x2, but the scale is 4: results would mix with those of x2; rename it"}
 
@@ -126,7 +126,7 @@ def test_shuffling_cannot_be_switched_off():
     assert output == {"datasets.train.use_shuffle": "has no effect: training data is always shuffled"}
 
 
-def test_a_cold_start_of_stage_2_is_told():
+def test_a_cold_start_of_stage_2_is_reported():
     output = warnings(changed(STAGE_2, {"path.pretrain_network_g": ABSENT}))
     assert output["path.pretrain_network_g"].startswith("not given: stage 2 starts from random weights")
     assert warnings(changed(STAGE_2, {"path.pretrain_network_g": ABSENT, "path.resume_state": "5.state"})) == {}

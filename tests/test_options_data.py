@@ -46,7 +46,7 @@ def test_other_networks_need_whole_pixels():
     )
 
 
-def test_a_scale_is_needed_where_no_network_tells_it():
+def test_a_scale_is_needed_where_no_network_shows_it():
     output = problems(changed(STAGE_1, {"model_type": "SRModel", "network_g": _SR, "scale": ABSENT}))
     assert output["scale"].startswith("missing: datasets.train needs ")
 

@@ -75,7 +75,7 @@ def test_resuming_looks_for_state_and_teacher_alone():
     assert load(options, check_files=True)
 
 
-def test_missing_data_is_told_for_every_dataset(tmp_path):
+def test_missing_data_is_reported_for_every_dataset(tmp_path):
     options = changed(_with_files(STAGE_1, folders=["lq"]), {"datasets.val.dataroot_lq": "lq.lmdb"})
     there = f"(current folder: {tmp_path}); see datasets/README.md for how to prepare data"
     assert problems(options, check_files=True) == {
@@ -85,7 +85,7 @@ def test_missing_data_is_told_for_every_dataset(tmp_path):
     }
 
 
-def test_missing_lists_and_vgg_weights_are_told():
+def test_missing_lists_and_vgg_weights_are_reported():
     loss = {"type": "PerceptualLoss", "layer_weights": {"conv5_4": 1}, "vgg_path": "vgg.pth"}
     changes = {"datasets.train.meta_info_file": "list.txt", "train.perceptual_opt": loss}
     output = problems(changed(_with_files(STAGE_1), changes), check_files=True)

@@ -76,7 +76,7 @@ def test_all_published_files_are_here():
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_published_files_load_and_every_correction_is_said_where_it_stands(path):
+def test_published_files_load_and_every_correction_is_reported_where_it_stands(path):
     loaded = load(path)
     output = set()
     for warning in loaded.warnings:
@@ -209,12 +209,12 @@ def test_an_inpainting_configuration_is_answered_with_its_recipe(stage, by_defau
     assert (recipes_folder().parent / instead).is_file()
 
 
-def test_the_name_of_the_file_tells_where_its_keys_do_not():
+def test_the_name_of_the_file_shows_where_its_keys_do_not():
     values = {key: value for key, value in hydra(1, location="elsewhere").items() if key != "defaults"}
     assert "train_place256_bigLdataS1.yml: basicsr" in refusal_of(values, "DiffIRbigdataS1-place2.yaml")
 
 
-def test_a_configuration_that_tells_no_data_gets_all_recipes_of_its_stage():
+def test_a_configuration_that_shows_no_data_gets_all_recipes_of_its_stage():
     output = refusal_of(hydra(2, location="docker"))
     recipes = ", ".join(f"options/inpaint/train_{name}S2.yml" for name in ("celebahq", "place256_bigLdata", "place256"))
     assert output.endswith(f"one of {recipes}")
@@ -226,7 +226,7 @@ def test_a_configuration_that_predicts_is_answered_with_ours_for_own_images():
     assert (recipes_folder() / "inpaint" / "test_mine.yml").is_file()
 
 
-def test_an_option_file_with_stray_keys_is_told_of_these_keys():
+def test_stray_keys_of_an_option_file_are_reported():
     values = yaml.safe_load((FOLDER / "test_DiffIRS2_GAN_x4.yml").read_text()) | {"losses": {}, "kd": {}}
     Path("stray.yml").write_text(yaml.safe_dump(values))
     with pytest.raises(OptionError, match="losses: unknown option"):

@@ -193,7 +193,7 @@ def test_copies_never_replace_a_file(shelf):
     assert not Path("mine/small").exists()
 
 
-def test_a_recipe_that_does_not_exist_is_told(shelf):
+def test_a_recipe_that_does_not_exist_is_reported(shelf):
     with pytest.raises(OptionError, match="no recipe is named 'train_DiffIRS1_x4'; did you mean 'train_DiffIRS2_x4'"):
         copy_recipes(["train_DiffIRS1_x4"], to=Path("mine"))
     assert not Path("mine").exists()

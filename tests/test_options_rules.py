@@ -62,7 +62,7 @@ def test_a_gan_needs_a_discriminator(options):
 
 
 @pytest.mark.parametrize("options", [STAGE_1, STAGE_2, GAN])
-def test_a_training_without_a_loss_is_told(options):
+def test_a_training_without_a_loss_is_reported(options):
     output = problems(changed(options, {"train.pixel_opt": None}))
     assert output == {"train.pixel_opt": "missing: neither pixel_opt nor perceptual_opt is given; nothing is learnt"}
 

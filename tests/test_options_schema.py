@@ -99,13 +99,13 @@ def test_an_element_of_a_list_has_its_own_place():
     ("key", "value"),
     [("model_type", 5), ("model_type", ["a"]), ("datasets.val.type", None), ("train.scheduler.type", ["a"])],
 )
-def test_a_wrong_type_is_told_once(key, value):
+def test_a_wrong_type_is_reported_once(key, value):
     message = refusal(changed(STAGE_1, {key: value}))
     assert "\n" not in message
     assert f": {key}: " in message
 
 
-def test_a_dataset_without_type_is_told_once():
+def test_a_dataset_without_type_is_reported_once():
     message = refusal(changed(STAGE_1, {"datasets.val.type": ABSENT, "datasets.val.name": 5}))
     assert message.count("datasets.val.type: missing") == 1
     assert "datasets.val.name: expected text" in message
@@ -124,7 +124,7 @@ def test_optional_sections_may_be_nothing(key):
     assert load(changed(STAGE_1, {key: None})).warnings == []
 
 
-def test_a_date_is_told_to_be_quoted():
+def test_a_date_needs_quotes_says_the_message():
     message = refusal("name: 2024-01-02\n")
     assert "run.yml:1: name: expected text, found 2024-01-02; put it in quotes" in message
 
@@ -143,13 +143,13 @@ def test_missing_options_are_named(key):
         ("datasets.val.dataroot_lq", "  val:"),
     ],
 )
-def test_options_missing_in_a_section_are_told_at_the_section(key, section):
+def test_options_missing_in_a_section_are_reported_at_the_section(key, section):
     message = refusal(changed(STAGE_1, {key: ABSENT}))
     line = Path("run.yml").read_text().splitlines().index(section) + 1
     assert message.startswith(f"run.yml:{line}: {key}: missing: ")
 
 
-def test_every_problem_is_told_at_once_in_the_order_of_the_lines():
+def test_every_problem_is_reported_at_once_in_the_order_of_the_lines():
     wrong = changed(
         STAGE_1,
         {"scale": "x", "network_g.dims": 8, "train.total_iter": "many", "val.val_frq": 3, "datasets.train.gt_size": 60},
@@ -270,7 +270,7 @@ def test_other_networks_have_their_weights_options():
 
 
 @pytest.mark.parametrize("option", ["pretrain_network", "param_key", "strict_load"])
-def test_weights_of_a_network_that_is_not_there_are_told(option):
+def test_weights_of_a_network_that_is_not_there_are_reported(option):
     message = refusal(changed(STAGE_1, {f"path.{option}_e": "e"}))
     assert message.endswith(f": path.{option}_e: there is no section network_e for this option")
 

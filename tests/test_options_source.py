@@ -48,7 +48,7 @@ def test_a_key_given_twice_is_an_error_with_both_lines():
     assert message == "run.yml:4: train.lr: given twice, first in line 2"
 
 
-def test_a_syntax_error_tells_file_and_line():
+def test_a_syntax_error_names_file_and_line():
     assert _read_fails("name: run\ntrain: [1, 2\nval: 3").startswith("run.yml:3: not valid YAML: ")
 
 
@@ -120,7 +120,7 @@ def test_an_alias_within_itself_is_refused():
         ("a: &a {<<: *a}\n", 1, "contains itself"),
     ],
 )
-def test_faults_of_yaml_are_told_with_their_line(text, line, expected):
+def test_faults_of_yaml_are_reported_with_their_line(text, line, expected):
     message = _read_fails(text)
     assert message.startswith(f"run.yml:{line}: ")
     assert expected in message
@@ -134,7 +134,7 @@ def test_faults_of_yaml_are_told_with_their_line(text, line, expected):
         ("name: run\n".encode("utf-16"), 1, "it is in UTF-16; save it as UTF-8"),
     ],
 )
-def test_other_encodings_are_told(data, line, message):
+def test_other_encodings_are_reported(data, line, message):
     Path(FILE).write_bytes(data)
     with pytest.raises(OptionError) as caught:
         read_source(FILE)
@@ -216,7 +216,7 @@ def test_keys_of_a_base_keep_their_file_and_line():
     assert ("w", "v") not in places
 
 
-def test_a_problem_in_a_base_is_told_with_the_base_and_its_line():
+def test_a_problem_in_a_base_is_reported_with_the_base_and_its_line():
     load(STAGE_1)
     Path(FILE).rename("base.yml")
     Path("base.yml").write_text(Path("base.yml").read_text().replace("total_iter", "total_iters"))
@@ -232,7 +232,7 @@ def test_base_files_in_a_circle_are_an_error():
         read_source("a.yml")
 
 
-def test_a_missing_base_is_told_where_it_is_named():
+def test_a_missing_base_is_reported_where_it_is_named():
     assert _read_fails("name: x\nbase: other.yml").startswith("run.yml:2: base: no such option file: other.yml")
 
 
@@ -293,7 +293,7 @@ def test_overrides_cannot_make_unknown_keys():
     assert message == "--force_yml train:total_iters=5: train.total_iters: unknown option; did you mean 'total_iter'?"
 
 
-def test_a_wrong_override_is_told_as_such():
+def test_a_wrong_override_is_reported_as_an_override():
     message = refusal(STAGE_1, overrides=["train:total_iter=many"])
     assert message.startswith("--force_yml train:total_iter=many: train.total_iter: expected a whole number")
 
@@ -316,7 +316,7 @@ def test_overrides_cannot_go_into_a_value():
     assert message == f"--force_yml train:total_iter:x=5: train:total_iter is no section, it is 100 (run.yml:{line})"
 
 
-def test_an_override_that_is_no_yaml_is_told():
+def test_an_override_that_is_no_yaml_is_reported():
     assert refusal(STAGE_1, overrides=["name=[a"]).startswith("--force_yml name=[a: not valid YAML: ")
 
 

@@ -113,7 +113,7 @@ def test_a_convolution_is_counted_by_hand():
     assert multiplications(Three()) == (256 * 256 * 3 * 5 * 9, "")
 
 
-def test_a_plan_tells_cost_and_what_is_missing(capsys):
+def test_a_plan_shows_cost_and_what_is_missing(capsys):
     write_pairs("data", lmdb=False)
     options = train_options("s2", iterations=4)
     write_options(options, "s2.yml")
@@ -152,7 +152,7 @@ def test_the_stages_of_a_recipe_are_planned_with_what_they_hand_on(capsys):
 
 
 @pytest.mark.parametrize(("share", "text"), [(0.0, "not even one sample fits"), (0.93, "of 4 samples")])
-def test_too_little_memory_is_told_and_not_tried(monkeypatch, share, text):
+def test_too_little_memory_is_reported_and_not_tried(monkeypatch, share, text):
     write_pairs("data", lmdb=False)
     options = train_options("s1")
     options["datasets"]["train"] |= dict(batch_size_per_gpu=4, gt_size=64)
@@ -168,7 +168,7 @@ def test_too_little_memory_is_told_and_not_tried(monkeypatch, share, text):
     assert (output.step_seconds is None) == (share == 0.0)
 
 
-def test_a_schedule_that_does_not_go_with_its_length_is_told():
+def test_a_schedule_that_does_not_go_with_its_length_is_reported():
     write_pairs("data", lmdb=False)
     options = train_options("s1", scheduler=dict(type="MultiStepLR", milestones=[2, 9], gamma=0.5))
     options["logger"]["save_checkpoint_freq"] = 5

@@ -60,7 +60,7 @@ def test_other_methods_keep_the_mean_colour(method):
     assert cv2.imread("lq/a.png").mean((0, 1)) == pytest.approx(photo(64)[..., ::-1].mean((0, 1)), abs=1.5)
 
 
-def test_what_exists_is_kept_unless_told_otherwise(capsys):
+def test_existing_files_are_kept_unless_an_option_says_otherwise(capsys):
     put(Path("in/a.png"), photo(64))
     run("downscale", "in", "-o", "lq", "--scale", 4)
     put(Path("lq/a.png"), mine := photo(20))

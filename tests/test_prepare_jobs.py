@@ -156,7 +156,7 @@ def messy():
     put("lq/f_small.png", photo[:24, :24])
 
 
-def test_every_fault_of_own_pairs_is_told(capsys):
+def test_every_fault_of_own_pairs_is_reported(capsys):
     messy()
     assert run("pairs", "lq", "gt", "--scale", 4, "--template", "{}_small") == 1
     output = capsys.readouterr().err
@@ -262,7 +262,7 @@ def test_two_sources_may_fill_one_folder():
     assert "div2k + " in found.source
 
 
-def test_the_manifest_of_an_lmdb_tells_its_keys_and_can_be_read_as_a_root():
+def test_the_manifest_of_an_lmdb_shows_its_keys_and_can_be_read_as_a_root():
     for name in "abc":
         put(f"in/sub/{name}.1.png", skimage.data.astronaut()[:40, :40])
     for codec in ("png", "raw"):

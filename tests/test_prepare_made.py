@@ -157,7 +157,7 @@ def test_squares_belong_to_their_masks(photos, tmp_path):
     assert all(picture(tmp_path / "squares" / "512" / name).shape[:2] == (512, 512) for name in squares)
 
 
-def test_a_damaged_image_is_told_and_the_others_are_made(photos, tmp_path, capsys):
+def test_a_damaged_image_is_reported_and_the_others_are_made(photos, tmp_path, capsys):
     (photos / "chelsea.png").write_bytes((photos / "chelsea.png").read_bytes()[:500])
     assert run("degrade", photos, "-o", tmp_path / "lq", "--jobs", 2) == 1
     assert "1 of 4 images failed" in (output := capsys.readouterr().err)

@@ -249,7 +249,7 @@ def test_pairs_in_one_folder_are_told_apart_by_their_names(capsys):
     assert len(RealESRGANPairedDataset(opt)) == 3
 
 
-def test_every_fault_of_pairs_in_one_folder_is_told(capsys):
+def test_every_fault_of_pairs_in_one_folder_is_reported(capsys):
     realsr("in")
     Path("in/Canon_001_LR4.png").unlink()
     Path("in/Canon_002_HR.png").rename("in/Canon_002.png")

@@ -70,7 +70,7 @@ def test_cropped_ground_truth_goes_to_a_folder_of_its_own(capsys):
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
-def test_bad_files_are_all_told_however_many_images_there_are(jobs, capsys):
+def test_bad_files_are_all_reported_however_many_images_there_are(jobs, capsys):
     for index in range(300):
         put(f"in/{index:03d}.png", PHOTO[:8, :8])
     bad = ("003", "280", "299")
@@ -83,7 +83,7 @@ def test_bad_files_are_all_told_however_many_images_there_are(jobs, capsys):
     assert not list(Path().glob("out.lmdb*"))
 
 
-def test_unreadable_headers_are_all_told(capsys):
+def test_unreadable_headers_are_all_reported(capsys):
     for name in "abc":
         put(f"in/{name}.png")
     for name in "ac":
@@ -201,7 +201,7 @@ def test_a_map_that_is_full_grows(monkeypatch):
     assert len(source.names) == 20
 
 
-def test_names_too_long_for_an_lmdb_are_told_before_anything_is_built(capsys):
+def test_names_too_long_for_an_lmdb_are_reported_before_anything_is_built(capsys):
     put(f"in/{'ü' * 60}/{'ä' * 60}.png")
     run("lmdb", "in", "-o", "out.lmdb", code=1)
     assert "1 images have names too long for an LMDB, which takes keys of 511 bytes" in capsys.readouterr().err
@@ -221,7 +221,7 @@ def test_names_too_long_for_an_lmdb_are_told_before_anything_is_built(capsys):
         (["subimages", "built.lmdb", "-o", "out"], "is an LMDB; expected a folder of image files"),
     ],
 )
-def test_impossible_wishes_are_told_with_what_was_expected(words, message, capsys):
+def test_impossible_settings_are_reported_with_what_was_expected(words, message, capsys):
     put("in/a.png")
     run("lmdb", "in", "-o", "built.lmdb")
     assert main(["prepare", *words]) == 1

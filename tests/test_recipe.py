@@ -146,7 +146,7 @@ def test_a_failing_stage_ends_the_recipe_with_its_exit_code_and_one_sentence(mon
     assert not Path("experiments/toy_s2").exists()
 
 
-def test_finished_stages_are_not_run_again_and_changed_ones_are_told(monkeypatch, capsys):
+def test_finished_stages_are_not_run_again_and_changed_ones_are_reported(monkeypatch, capsys):
     write_pairs("data", lmdb=False)
     file = write_recipe(["s1", "s2"], iterations=1)
     ran = []
@@ -204,7 +204,7 @@ def test_all_stages_are_checked_before_the_first_starts(capsys):
     assert not Path("experiments").exists()
 
 
-def test_a_disk_without_room_for_all_checkpoints_is_told_before(monkeypatch):
+def test_a_disk_without_room_for_all_checkpoints_is_reported_before(monkeypatch):
     write_pairs("data", lmdb=False)
     file = write_recipe()
     monkeypatch.setattr(recipes, "free_bytes", lambda folder: 2**20)

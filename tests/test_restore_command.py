@@ -76,7 +76,7 @@ def test_standard_input_to_standard_output(monkeypatch, capfdbinary):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("is_closed", [True, False])
-def test_standard_output_that_takes_nothing_is_told(monkeypatch, capsys, is_closed):
+def test_standard_output_that_takes_nothing_is_reported(monkeypatch, capsys, is_closed):
     put("a.png")
     weights = write_network()
     for output in ("out", "-"):
@@ -109,7 +109,7 @@ def test_nothing_is_overwritten_unless_asked(capsys):
     assert Path("in/a.png").read_bytes() == before
 
 
-def test_a_bad_picture_is_told_and_the_rest_goes_on(capsys):
+def test_a_bad_picture_is_reported_and_the_rest_goes_on(capsys):
     put("in/a.png", "in/z.png")
     whole = encode_png(photo(40, 40))
     Path("in/cut.png").write_bytes(whole[: len(whole) // 2])

@@ -154,7 +154,7 @@ def test_an_enormous_picture_is_refused_before_it_is_decoded(restorer, monkeypat
         restorer("huge.png")
 
 
-def test_what_a_format_cannot_hold_is_told_or_refused():
+def test_what_a_format_cannot_hold_is_reported_or_refused():
     deep = Picture(photo().astype(np.uint16) * 257, None, PROFILE, b"Exif\0\0x")
     assert not_held(deep, "png") == []
     assert not_held(deep, "bmp") == ["the lower 8 of its 16 bits", "the colour profile", "EXIF"]

@@ -24,7 +24,7 @@ def lock(monkeypatch, folder):
 
 
 @pytest.mark.parametrize("words", [[], ["--format", "jpg"]])
-def test_a_locked_folder_is_told_and_the_others_go_on(monkeypatch, capsys, words):
+def test_a_locked_folder_is_reported_and_the_others_go_on(monkeypatch, capsys, words):
     put("in/a.png", "in/locked/b.png", "in/sub/c.png")
     lock(monkeypatch, "locked")
     assert restore("in", "-o", "out", *words) == 1
@@ -34,14 +34,14 @@ def test_a_locked_folder_is_told_and_the_others_go_on(monkeypatch, capsys, words
     assert len(files("out")) == 2
 
 
-def test_a_locked_input_is_told(monkeypatch, capsys):
+def test_a_locked_input_is_reported(monkeypatch, capsys):
     put("locked/b.png")
     lock(monkeypatch, "locked")
     assert restore("locked", "-o", "out") == 1
     assert "error: locked: cannot be accessed (Permission denied); check its permissions" in capsys.readouterr().err
 
 
-def test_a_picture_in_a_locked_folder_is_told(monkeypatch, capsys):
+def test_a_picture_in_a_locked_folder_is_reported(monkeypatch, capsys):
     put("in/b.png")
     weights = write_network()
 

@@ -75,7 +75,7 @@ def test_alpha_is_the_mask_where_colours_are_uniform_and_only_there():
     assert np.array_equal(binary(grey), HOLE > 0)
 
 
-def test_a_mask_that_covers_nearly_everything_is_told():
+def test_a_mask_that_covers_nearly_everything_is_reported():
     for mask, message in ((np.ones((20, 17), bool), "everything"), (HOLE * 0 + 255, "everything")):
         assert f"covers {message}" in mask_for(Picture(photo()), mask, where="p").notes[-1]
     most = np.ones((20, 17), bool)

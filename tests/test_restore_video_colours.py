@@ -184,7 +184,7 @@ def test_ten_bits_where_the_container_holds_no_hevc():
         ("libvpx-vp9", "yuva420p", "clear.webm", "its transparency is left out"),
     ],
 )
-def test_alpha_rgb_and_rare_formats_are_restored_and_told(capsys, codec, form, file, message):
+def test_alpha_rgb_and_rare_formats_are_restored_and_reported(capsys, codec, form, file, message):
     with_alpha = [av.VideoFrame.from_ndarray(np.dstack([piece, piece[..., 0]]), "rgba") for piece in pieces(2)]
     film(file, codec=codec, form=form, frames=with_alpha, time_base=Fraction(1, 10))
     assert restore(file, "-o", "out") == 0
@@ -197,7 +197,7 @@ def test_alpha_rgb_and_rare_formats_are_restored_and_told(capsys, codec, form, f
         assert said_of(f"out/{file}")["full"]
 
 
-def test_interlaced_material_is_told(capsys):
+def test_interlaced_material_is_reported(capsys):
     film(
         "in.mkv",
         codec="mpeg2video",

@@ -368,7 +368,7 @@ def test_timecode_and_cover_stay_and_further_pictures_are_named(capsys):
 # Files that are none, or not whole
 
 
-def test_files_without_a_video_are_told_in_a_sentence(capsys):
+def test_files_without_a_video_are_reported_in_a_sentence(capsys):
     Path("in").mkdir()
     Path("in/empty.mp4").write_bytes(b"")
     Path("in/text.mp4").write_bytes(b"no video")
@@ -455,7 +455,7 @@ def test_a_damaged_frame_is_named_and_nothing_half_written_stays(capsys):
     assert not files("out")
 
 
-def test_another_size_in_the_middle_is_told_with_its_frame(capsys):
+def test_another_size_in_the_middle_is_reported_with_its_frame(capsys):
     for size in (32, 40):
         film(f"{size}.h264", 5, size=(size, 48), options={"bf": "0"})
     Path("joined.h264").write_bytes(Path("32.h264").read_bytes() + Path("40.h264").read_bytes())
@@ -479,7 +479,7 @@ def test_without_pyav_a_video_says_what_to_install(monkeypatch, capsys):
     assert not files("out")
 
 
-def test_an_encoder_that_is_not_built_in_is_told(monkeypatch, capsys):
+def test_an_encoder_that_is_not_built_in_is_reported(monkeypatch, capsys):
     film("in.mkv", 2)
     made = av.codec.Codec
 

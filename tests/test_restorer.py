@@ -68,7 +68,7 @@ def weights_of(run, iteration):
     return f"experiments/{run}/models/net_g_{iteration}.safetensors"
 
 
-def test_the_card_tells_what_shapes_cannot():
+def test_the_card_shows_what_shapes_cannot():
     network = DiffIRS2(**SMALL, prediction="eps")
     write_card_file(network.state_dict(), {"prediction": "eps"}, "eps.safetensors")
     assert load_restorer("eps.safetensors").network.diffusion.prediction == "eps"
@@ -276,7 +276,7 @@ def test_a_mask_that_says_nothing_is_refused(mask, message):
         restorer(photo(), mask=mask)
 
 
-def test_a_mask_with_nothing_missing_leaves_the_picture_and_is_told(caplog):
+def test_a_mask_with_nothing_missing_leaves_the_picture_and_is_reported(caplog):
     restorer = load_restorer(write_network(task="inpaint"))
     assert np.array_equal(restorer(photo(), mask=np.zeros((20, 17), bool)), photo())
     restorer.samples(photo(), 2, mask=np.zeros((20, 17), bool))

@@ -195,7 +195,9 @@ def test_the_command_searches_and_its_schedule_is_restored_and_validated_with(tm
         (dict(sampling=dict(sampler="ddpm", eta=0.5)), "eta: belongs to sampler ddim"),
     ],
 )
-def test_a_schedule_that_cannot_be_is_told_by_command_and_validation(tmp_path, monkeypatch, capsys, content, message):
+def test_a_schedule_that_cannot_be_is_reported_by_command_and_validation(
+    tmp_path, monkeypatch, capsys, content, message
+):
     monkeypatch.chdir(tmp_path)
     path, _ = carded(tmp_path)
     if content is not None:

@@ -151,7 +151,7 @@ def test_without_the_extra_the_message_names_it(tmp_path, monkeypatch):
         load_restorer(path)
 
 
-def test_what_spandrel_does_not_know_is_said(tmp_path):
+def test_what_spandrel_does_not_know_is_reported(tmp_path):
     path = tmp_path / "x.pth"
     torch.save({"params": {"conv.weight": torch.zeros(3, 3, 3, 3)}}, path)
     with pytest.raises(CheckpointError, match="spandrel does not know it either"):

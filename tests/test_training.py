@@ -63,7 +63,7 @@ def test_each_stage_trains_validates_and_saves(inside, stage):
     assert any(not torch.equal(saved["params"][key], saved["params_ema"][key]) for key in saved["params"])
 
 
-def test_the_log_tells_eta_versions_and_the_first_iteration(inside):
+def test_the_log_shows_eta_versions_and_the_first_iteration(inside):
     log = next(Path("experiments/toy_s2").glob("*.log")).read_text()
     for part in ("eta:", "First iteration done", "torch ", "basicsr 1.4.2", "tensors from", "s/image"):
         assert part in log
@@ -83,7 +83,7 @@ def test_waiting_threads_give_up_the_core_unless_the_environment_says_otherwise(
     assert done.stdout.split("\n")[-2] == f"False {waiting} {waiting and 0}"
 
 
-def test_the_first_line_of_a_log_tells_threads_and_how_they_wait(inside):
+def test_the_first_line_of_a_log_shows_threads_and_how_they_wait(inside):
     log = next(Path("experiments/toy_s1").glob("*.log")).read_text()
     assert "devices: CPU, threads: 1 (waiting: passive)" in log
 

@@ -198,7 +198,7 @@ def test_the_wide_perceptual_loss_trains_on_given_weights(inside):
     assert slope.norm() > 0
 
 
-def test_a_missing_backbone_is_told_before_anything_is_made(inside, capsys, monkeypatch):
+def test_a_missing_backbone_is_reported_before_anything_is_made(inside, capsys, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", "nowhere")
     wide = dict(type="ADE20KPerceptualLoss")
     assert run_training(options_of("s1", name="without", perceptual_opt=wide)) == 1
@@ -254,7 +254,7 @@ def test_a_test_of_holes_with_another_model_is_refused(inside):
         load_options(write_options(options | dict(model_type="DiffIRS2Model")), is_train=False, check_files=False)
 
 
-def test_options_that_inpainting_does_not_read_are_told(inside):
+def test_options_that_inpainting_does_not_read_are_reported(inside):
     dead = dict(net_d_iters=2, net_d_init_iters=5, encoder_iter=7, lr_sr=1e-4, mixing_augs=dict(mixup=True))
     options = options_of("s2", **dead)
     options["path"].pop("pretrain_network_g")

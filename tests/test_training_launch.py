@@ -94,7 +94,7 @@ def test_two_hosts_name_the_rank_that_died_and_resume_to_the_same_bits():
     assert files_of("parts") == files_of("whole")
 
 
-def test_torchrun_is_told_the_sentence_of_the_rank_that_failed(monkeypatch, tmp_path, capsys):
+def test_torchrun_shows_the_sentence_of_the_rank_that_failed(monkeypatch, tmp_path, capsys):
     file = tmp_path / "error.json"
     for name, value in {"TORCHELASTIC_ERROR_FILE": str(file), "RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
@@ -117,7 +117,7 @@ def test_means_are_over_all_pictures_however_ranks_share_them():
         assert shared.mean("psnr") == whole.mean("psnr") == 20 + 91 / 7
 
 
-def test_nodes_that_do_not_share_their_folder_are_told(monkeypatch):
+def test_nodes_that_do_not_share_their_folder_are_reported(monkeypatch):
     monkeypatch.setattr(loop, "gathered", lambda value: [value, ("node7", 3000)])
     monkeypatch.setattr(loop.socket, "gethostname", lambda: "node1")
     with pytest.raises(InputError, match="rank 0 on node1 goes on after iteration 0, rank 1 on node7 after 3000: all"):

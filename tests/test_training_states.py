@@ -173,7 +173,7 @@ def test_a_run_whose_states_are_all_damaged_does_not_begin_anew(inside, capsys):
     assert Path("experiments/toy_s1/models/net_g_4.pth").is_file()
 
 
-def test_what_changed_since_is_told_with_what_takes_effect(inside):
+def test_what_changed_since_is_reported_with_what_takes_effect(inside):
     options = train_options("s1", iterations=6, optim_g=ADAM | dict(lr=1e-3), pixel_opt=dict(type="MSELoss"))
     options["train"]["scheduler"] = dict(type="MultiStepLR", milestones=[5], gamma=0.5)
     options["datasets"]["train"] |= dict(batch_size_per_gpu=4)

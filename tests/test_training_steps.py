@@ -351,5 +351,5 @@ def test_all_options_train_on_cuda(inside, kind):
         (dict(optim_g=dict(ADAM, fused=True, foreach=True)), "fused"),
     ],
 )
-def test_contradictions_are_told_before_anything_is_made(inside, change, message):
+def test_contradictions_are_reported_before_anything_is_made(inside, change, message):
     assert message in refusal(train_options("s1", **change))

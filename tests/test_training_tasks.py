@@ -181,7 +181,7 @@ def test_growing_patches_resume_exactly(inside):
     assert same(trained("s1", "blur_whole")["params"], trained("s1", "blur_halves")["params"])
 
 
-def test_the_log_tells_the_phases(inside):
+def test_the_log_shows_the_phases(inside):
     text = next(Path("experiments/blur_s1").glob("train_*.log")).read_text()
     assert "From iteration 1: batch 4 of 16-pixel patches" in text
     assert "From iteration 6: batch 1 of 48-pixel patches" in text

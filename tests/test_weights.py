@@ -92,14 +92,14 @@ def test_a_list_of_the_user_adds_and_replaces(monkeypatch, tmp_path):
         ("a: [", "not YAML"),
     ],
 )
-def test_faults_of_a_list_are_told_with_entry_and_field(monkeypatch, tmp_path, text, message):
+def test_faults_of_a_list_are_reported_with_entry_and_field(monkeypatch, tmp_path, text, message):
     (tmp_path / "mine.yml").write_text(text)
     monkeypatch.setenv("DIFFIR_MODELS", str(tmp_path / "mine.yml"))
     with pytest.raises(OptionError, match=rf"mine\.yml: .*{message}|mine\.yml: {message}|mine\.yml: this .*{message}"):
         registry()
 
 
-def test_a_list_that_is_not_there_is_told(monkeypatch):
+def test_a_list_that_is_not_there_is_reported(monkeypatch):
     monkeypatch.setenv("DIFFIR_MODELS", "nowhere.yml")
     with pytest.raises(OptionError, match=r"nowhere\.yml: .*No such file.*DIFFIR_MODELS"):
         registry()
@@ -294,7 +294,7 @@ def test_a_file_is_downloaded_whole_and_checked_and_only_once(server, tmp_path):
     assert len(server.asked) == 1
 
 
-def test_a_wrong_checksum_is_told_and_nothing_is_kept(server, tmp_path):
+def test_a_wrong_checksum_is_reported_and_nothing_is_kept(server, tmp_path):
     with pytest.raises(CheckpointError, match=f"the received file has sha256 {server.sha256}, expected 00000000"):
         download(server.url, tmp_path / "cache/net.pth", sha256="00000000")
     assert left_in(tmp_path / "cache") == []
@@ -339,7 +339,7 @@ def test_without_a_checksum_nothing_is_continued_and_a_web_page_is_no_weights_fi
     assert left_in(tmp_path) == ["net.pth"]
 
 
-def test_a_server_that_refuses_and_one_that_is_not_there_are_told_with_the_address(server, tmp_path):
+def test_a_server_that_refuses_and_one_that_is_not_there_are_reported_with_the_address(server, tmp_path):
     server.status = 404
     with pytest.raises(CheckpointError, match=rf"{server.url}: the server answered 404"):
         download(server.url, tmp_path / "net.pth", sha256=server.sha256)
@@ -392,7 +392,7 @@ def test_the_hub_is_asked_only_where_its_package_is_there(monkeypatch):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("huggingface_hub") is None, reason="needs: pip install 'diffir_sr[hub]'")
-def test_what_the_hub_cannot_give_is_told_in_one_line(monkeypatch):
+def test_what_the_hub_cannot_give_is_reported_in_one_line(monkeypatch):
     import huggingface_hub
 
     def refuse(*_, **__):
