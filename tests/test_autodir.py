@@ -573,11 +573,11 @@ def test_guidance_with_scales_of_one_calls_the_network_once_and_the_branches_are
 
     net.diffusion.forward = answer
     condition, context = torch.full((1, 12, 4, 4), 2.0), torch.full((1, 77, 16), 5.0)
-    net.guess(condition, context)(torch.zeros(1, 12, 4, 4), 1.0)
+    net.predict_clean(condition, context)(torch.zeros(1, 12, 4, 4), 1.0)
     assert calls == [1]
     net.adjust(text_scale=3.0, image_scale=1.5)
     null = net.assessor.text([""], mask_pads=False)[0].mean().item()
-    made = net.guess(condition, context)(torch.zeros(1, 12, 4, 4), 1.0)
+    made = net.predict_clean(condition, context)(torch.zeros(1, 12, 4, 4), 1.0)
     assert calls == [1, 3]
     found = null + 3.0 * (5.0 - null) + 1.5 * 2.0
     assert made.mean().item() == pytest.approx(-found / 2**0.5, rel=1e-4)  # v at sigma 1, x = 0
