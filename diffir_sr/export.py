@@ -9,7 +9,8 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -163,9 +164,9 @@ def export(
         except (InputError, CheckpointError):
             raise
         except Exception as error:  # the exporters and runtimes raise errors of many kinds
-            said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             raise CheckpointError(
-                f"{loaded.weights.path}: {loaded.identity} cannot be exported to {form} ({said}); nothing was written"
+                f"{loaded.weights.path}: {loaded.identity} cannot be exported to {form} ({reason}); nothing was written"
             ) from error
         if not largest <= LARGEST_DIFFERENCE:  # so that NaN is refused, too
             raise CheckpointError(
@@ -243,20 +244,17 @@ def _onnx_run(path: Path) -> Callable[..., Tensor]:
     return run
 
 
-class _silenced:  # noqa: N801 - used like a function
+@contextmanager
+def _silenced(*names: str) -> Iterator[None]:
     """Loggers that say nothing below an error meanwhile."""
-
-    def __init__(self, *names: str) -> None:
-        self._loggers = [logging.getLogger(name) for name in names]
-
-    def __enter__(self) -> None:
-        self._levels = [one.level for one in self._loggers]
-        for one in self._loggers:
-            one.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        for one, level in zip(self._loggers, self._levels, strict=True):
-            one.setLevel(level)
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -71,7 +71,7 @@ class Task:
     def _run(self) -> None:
         try:
             self.outcome = self._work(self._progress)
-        except BaseException as error:  # noqa: BLE001 - told by the thread that waits
+        except BaseException as error:  # noqa: BLE001 - reported by the thread that waits
             self.error = error
         finally:
             with self._lock:
@@ -208,10 +208,14 @@ def compared(source: Path, target: Path, folder: Path) -> tuple[str, str]:
     return str(paths[0]), str(paths[1])
 
 
+def results_in(folder: Path) -> list[Path]:
+    """The restored files of a task's folder, without its journal."""
+    return sorted(path for path in (folder / "out").rglob("*") if path.is_file() and path.suffix != ".jsonl")
+
+
 def packed(folder: Path) -> Path:
     """The results of a folder: the file itself, or a zip of several."""
-    out = folder / "out"
-    files = sorted(path for path in out.rglob("*") if path.is_file() and path.suffix != ".jsonl")
+    out, files = folder / "out", results_in(folder)
     if len(files) == 1:
         return files[0]
     target = folder / "restored.zip"
@@ -293,7 +297,7 @@ def page(service: Service) -> Any:
         outcome = task.outcome or RunSummary(stopped=True)
         if outcome.failures and not outcome.restored:
             raise gr.Error(html.escape("\n".join(outcome.failures)), duration=None)
-        results = sorted(path for path in (folder / "out").rglob("*") if path.is_file() and path.suffix != ".jsonl")
+        results = results_in(folder)
         if not results:
             return None, None, "stopped; nothing was restored"
         job = next((one for one in outcome.jobs if one.status == "restored" and one.target), None)
@@ -417,6 +421,6 @@ def run(args: argparse.Namespace) -> int:
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
         service = Service(Path(folder), limits, device=args.device, weights=args.weights or ())
         for path in service.weights:
-            service.restorer(path.name, masked=False)  # so that a wrong file is told before anybody comes
+            service.restorer(path.name, masked=False)  # so that a wrong file is reported before anybody comes
         launch(service, host=args.host, port=args.port, block=True)
     return 0

@@ -15,7 +15,7 @@ import pytest
 import torch
 from basicsr.models import build_model
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy import S1, run_training, train_options, trained, warm_up_law, write_options, write_pairs
+from toy import S1, run_training, train_options, train_stages, trained, warm_up_law, write_options
 
 from diffir_sr.cli import basicsr_main
 from diffir_sr.models.optimization import build_scheduler, step_decay_rate
@@ -27,16 +27,7 @@ REPO = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
     """Stage 1, stage 2 and the GAN phase, each trained for a few iterations from the one before."""
-    folder = tmp_path_factory.mktemp("stages")
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        write_pairs("data")
-        for stage in ("s1", "s2", "gan"):
-            assert run_training(train_options(stage)) == 0
-    finally:
-        os.chdir(before)
-    return folder
+    return train_stages(tmp_path_factory.mktemp("stages"), dict(s1=4, s2=4, gan=4))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 import torch
 from basicsr.models import build_model
 from options_cases import changed
-from toy import ADAM, S1, S2, run_training, train_options, trained, write_options, write_pairs
+from toy import ADAM, S1, S2, run_training, train_options, trained, working_in, write_options, write_pairs
 
 from diffir_sr.cli import basicsr_main, main
 from diffir_sr.errors import OptionError
@@ -57,9 +57,7 @@ def options_of(stage, *, name=None, **train):
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("holes")
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
+    with working_in(folder):
         write_pairs("data", lmdb=False)
         Path("data/masks").mkdir()
         for index, path in enumerate(sorted(Path("data/gt").iterdir())):
@@ -68,8 +66,6 @@ def stages(tmp_path_factory):
             Path("data/masks", path.name).write_bytes(encode_png(mask))
         for stage in ("s1", "s2"):
             assert run_training(options_of(stage)) == 0
-    finally:
-        os.chdir(before)
     return folder
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy import ADAM, files_of, rows, run_training, train_options, warm_up_law, write_options, write_pairs
+from toy import ADAM, files_of, rows, train_options, train_stages, warm_up_law, write_options
 
 from diffir_sr.cli import basicsr_main
 from diffir_sr.models import restoration_model
@@ -50,16 +50,7 @@ SEED = os.environ.get("DIFFIR_KILLS_SEED", "0")
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
     """Stage 1 and stage 2, trained for a moment, for others to start from."""
-    folder = tmp_path_factory.mktemp("killed")
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        write_pairs("data")
-        for stage in ("s1", "s2"):
-            assert run_training(train_options(stage, iterations=1)) == 0
-    finally:
-        os.chdir(before)
-    return folder
+    return train_stages(tmp_path_factory.mktemp("killed"), dict(s1=1, s2=1))
 
 
 def options_of(kind, way, workers, name):

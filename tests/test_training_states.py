@@ -2,14 +2,13 @@
 
 import copy
 import json
-import os
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from toy import ADAM, run_training, train_options, write_pairs
+from toy import ADAM, run_training, train_options, train_stages
 
 from diffir_sr.errors import CheckpointError
 from diffir_sr.training.states import read_state
@@ -20,16 +19,7 @@ STATES = Path("experiments/toy_s1/training_states")
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
     """A stage 1 of four iterations, saved after the second and the fourth, and a stage 2."""
-    folder = tmp_path_factory.mktemp("states")
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        write_pairs("data", lmdb=False)
-        assert run_training(train_options("s1")) == 0
-        assert run_training(train_options("s2", iterations=2)) == 0
-    finally:
-        os.chdir(before)
-    return folder
+    return train_stages(tmp_path_factory.mktemp("states"), dict(s1=4, s2=2), lmdb=False)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """How a step is computed: half precision, memory formats, compilation, parts of a batch; what is told."""
 
 import copy
-import os
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from options_cases import refusal
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy import ADAM, S2, run_training, train_options, warm_up_law, write_pairs
+from toy import ADAM, S2, train_options, train_stages, warm_up_law
 
 from diffir_sr.diffusion.noise import IterationNoise, RowsNoise
 from diffir_sr.errors import OptionError
@@ -27,16 +26,7 @@ STAGES = {"s1": ("s1", {}), "s2": ("s2", {}), "warm-up": ("s2", warm_up_law(2)),
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
     """Stage 1 and stage 2, trained for a moment, for others to start from."""
-    folder = tmp_path_factory.mktemp("steps")
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        write_pairs("data")
-        for stage in ("s1", "s2"):
-            assert run_training(train_options(stage, iterations=1)) == 0
-    finally:
-        os.chdir(before)
-    return folder
+    return train_stages(tmp_path_factory.mktemp("steps"), dict(s1=1, s2=1))
 
 
 @pytest.fixture

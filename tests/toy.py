@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,26 @@ def write_options(options, file="toy.yml"):
 
 def run_training(options, *extra):
     return basicsr_main(["train", "-opt", write_options(options, f"{options['name']}.yml"), *extra])
+
+
+@contextmanager
+def working_in(folder):
+    """The working directory meanwhile."""
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def train_stages(folder, iterations, *, lmdb=True):
+    """Write pairs to `folder` and train each stage there for so many iterations, in this order; returns the folder."""
+    with working_in(folder):
+        write_pairs("data", lmdb=lmdb)
+        for stage, count in iterations.items():
+            assert run_training(train_options(stage, iterations=count)) == 0
+    return folder
 
 
 def trained(stage, name=None):

@@ -16,7 +16,7 @@ from diffir_sr.checkpoints import Weights, description, identity_of, load_networ
 from diffir_sr.errors import CheckpointError, InputError
 from diffir_sr.families.autodir import is_folder
 from diffir_sr.families.exported import ONNX
-from diffir_sr.weights.download import INSTALL_HUB, hub_module, offline
+from diffir_sr.weights.download import INSTALL_HUB, first_line, hub_module, offline
 from diffir_sr.weights_files import SUFFIX, write_card_file
 
 WEIGHTS = f"model{SUFFIX}"
@@ -143,8 +143,7 @@ def _hub(repository: str) -> Any:
 
 
 def _refused(repository: str, error: Exception) -> str:
-    line = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
-    return f"{repository} on the Hub: {type(error).__name__}: {line}"
+    return f"{repository} on the Hub: {type(error).__name__}: {first_line(error)}"
 
 
 def model_page(weights: Weights, *, name: str) -> str:

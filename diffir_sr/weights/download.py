@@ -189,7 +189,7 @@ def _from_hub(url: str, sha256: str) -> Path:
     try:
         path = Path(hub.hf_hub_download(f"{owner}/{repository}", file))
     except Exception as error:  # errors of many classes: its own, those of requests, of the system
-        raise CheckpointError(f"{url}: {type(error).__name__}: {_first_line(error)}") from error
+        raise CheckpointError(f"{url}: {type(error).__name__}: {first_line(error)}") from error
     try:
         _check(path, url, sha256)
     except _DamagedError as error:
@@ -224,5 +224,6 @@ def _hub_parts(url: str) -> tuple[str, str, str]:
     return parts[0], parts[1], parts[2]
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error that says something."""
     return next((line for line in str(error).splitlines() if line.strip()), "no reason given")
