@@ -22,6 +22,7 @@ from diffir_sr.files import atomic
 from diffir_sr.files.images import read_picture
 from diffir_sr.files.picture import encode_png
 from diffir_sr.inference.files import plan_jobs
+from diffir_sr.weights.registry import locate, registry
 
 
 def put(*names, size=(12, 10)):
@@ -181,6 +182,17 @@ def test_a_second_weights_file_may_lie_in_the_home_folder(monkeypatch):
     assert restore("in", "-o", "out", "--blend", "~/sharp.pth", "0.5") == 0
     assert restore("in", "-o", "same", "--blend", "home/sharp.pth", "0.5") == 0
     assert Path("out/a.png").read_bytes() == Path("same/a.png").read_bytes()
+
+
+def test_a_model_is_interpolated_with_its_sharper_one_by_name():
+    put("in/a.png")
+    sharper = registry()["sr_x4"].sharper
+    file = str(locate(registry()[sharper]).path)
+    assert restore("in", "-o", "named", "--model", "sr_x4", "--blend", sharper, "0.3") == 0
+    assert restore("in", "-o", "given", "--model", "sr_x4", "--blend", file, "0.3") == 0
+    assert restore("in", "-o", "plain", "--model", "sr_x4") == 0
+    named, given, plain = (Path(folder, "a.png").read_bytes() for folder in ("named", "given", "plain"))
+    assert named == given != plain
 
 
 def test_masks_by_file_folder_and_colour(capsys):

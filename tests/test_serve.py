@@ -20,7 +20,8 @@ from diffir_sr.cli import main  # noqa: E402
 from diffir_sr.errors import InputError  # noqa: E402
 from diffir_sr.files.images import read_picture  # noqa: E402
 from diffir_sr.files.picture import Picture, encode, encode_png  # noqa: E402
-from diffir_sr.serve import Limits, Service, launch  # noqa: E402
+from diffir_sr.serve.page import launch  # noqa: E402
+from diffir_sr.serve.service import Limits, Service, Wish  # noqa: E402
 from diffir_sr.weights_files import write_card_file  # noqa: E402
 
 WAIT = 90_000  # ms
@@ -30,14 +31,15 @@ WAIT = 90_000  # ms
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("serve")
     before = {name: os.environ.get(name) for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED")}
-    os.environ |= {"GRADIO_TEMP_DIR": str(folder / "work"), "GRADIO_ANALYTICS_ENABLED": "False"}
-    (folder / "work").mkdir()
+    os.environ |= {"GRADIO_TEMP_DIR": str(folder / "files"), "GRADIO_ANALYTICS_ENABLED": "False"}
+    for name in ("files", "tasks"):
+        (folder / name).mkdir()
     torch.manual_seed(0)
     for task in ("sr", "inpaint"):
         network = DiffIRS2(task=task, scale=2 if task == "sr" else 1, **NETWORK)
         write_card_file(network.state_dict(), {}, folder / f"{task}.safetensors")
     weights = [folder / "sr.safetensors", folder / "inpaint.safetensors"]
-    service = Service(folder / "work", Limits(2**23, 4_000_000, 5), weights=weights)
+    service = Service(folder / "tasks", Limits(2**23, 4_000_000, 5), weights=weights)
     page, address = launch(service, host="127.0.0.1", port=0, block=False)
     yield service, address, folder
     page.close()
@@ -156,7 +158,7 @@ def test_stop_stops(page, tmp_path):
     upload(page, tmp_path / "large.png")
     choose(page, "sr.safetensors")
     page.click("#restore")
-    page.wait_for_selector("#status >> text=so far", timeout=WAIT)
+    page.wait_for_selector("#status >> text=restoring 1 image", timeout=WAIT)
     page.click("#stop")
     page.wait_for_selector("#status >> text=nothing was restored", timeout=WAIT)
 
@@ -167,7 +169,7 @@ def test_the_api_restores_batches_to_a_zip(server, tmp_path):
     for number, name in enumerate(names):
         (tmp_path / name).write_bytes(photo(16, 24, seed=number))
     files = [handle_file(tmp_path / name) for name in names]
-    _, result, status = client.predict(files, "sr.safetensors", None, None, 3, api_name="/restore")
+    _, _, result, status = client.predict(images=files, model="sr.safetensors", seed=3, api_name="/restore")
     weights = str(server[2] / "sr.safetensors")
     assert main(["restore", *names, "-o", "out", "-w", weights, "--seed", "3"]) == 0
     with zipfile.ZipFile(result) as archive:
@@ -182,8 +184,8 @@ def test_a_mask_file_as_on_the_command_line(server, tmp_path):
     mask = np.zeros((24, 24, 1), np.uint8)
     mask[4:9, 6:20] = 255
     (tmp_path / "m.png").write_bytes(encode_png(mask))
-    given = [handle_file(tmp_path / "p.png")], "inpaint.safetensors", None, handle_file(tmp_path / "m.png"), 0
-    _, result, _ = client.predict(*given, api_name="/restore")
+    given = dict(images=[handle_file(tmp_path / "p.png")], mask=handle_file(tmp_path / "m.png"))
+    _, _, result, _ = client.predict(**given, model="inpaint.safetensors", api_name="/restore")
     weights = str(server[2] / "inpaint.safetensors")
     assert main(["restore", "p.png", "-o", "o.png", "-w", weights, "--mask", "m.png"]) == 0
     with open(result, "rb") as file:
@@ -196,25 +198,36 @@ def test_other_pages_and_names_are_refused(server, headers):
         urllib.request.urlopen(urllib.request.Request(server[1], headers=headers))
 
 
+def ended(task, seconds=60):
+    """A task that has come to its end."""
+    task.thread.join(seconds)
+    assert task.over
+    return task
+
+
 def test_limits_and_names_from_outside(tmp_path):
     service = Service(tmp_path / "work", Limits(file_bytes=3000, pixels=400, files=2))
     small, wide, heavy = tmp_path / "small.png", tmp_path / "wide.png", tmp_path / "heavy.png"
     small.write_bytes(photo(8, 8))
     wide.write_bytes(encode_png(np.zeros((30, 30, 3), np.uint8)))
     heavy.write_bytes(bytes(4000))
-    for files, words in (
-        ([], "no image"),
-        ([small] * 3, "3 images, at most 2"),
-        ([wide], "30x30 pixels, at most"),
-        ([heavy], "MiB, at most"),
+    for files, wish, words in (
+        ([], Wish(), "no image"),
+        ([small] * 3, Wish(), "3 images, at most 2"),
+        ([wide], Wish(), "30x30 pixels, at most"),
+        ([heavy], Wish(), "MiB, at most"),
+        ([small], Wish(model="../../etc/passwd"), "choose one of"),
+        ([small], Wish(sharpness=2), "sharpness: expected 0"),
+        ([small], Wish(samples=1000), "samples: expected 1 to 32"),
+        ([small], Wish(average=True), "average: needs 2 samples"),
+        ([small], Wish(quality=0), "quality: expected 1 to 100"),
+        ([small], Wish(mask=wide), "wide|mask.png: 30x30 pixels, at most"),
     ):
         with pytest.raises(InputError, match=words):
-            service.start("one", [str(file) for file in files], "automatic", None, 0)
-    with pytest.raises(InputError, match="choose one of"):
-        service.start("one", [str(small)], "../../etc/passwd", None, 0)
-    folder, task = service.start("one", [str(small), str(small)], "sr_x4", None, 0)
-    until = time.monotonic() + 60
-    while task.thread.is_alive() and time.monotonic() < until:
-        time.sleep(0.05)
+            service.begin("one", [str(file) for file in files], wish)
+    assert list((tmp_path / "work").iterdir()) == []  # what is refused leaves nothing
+    task = ended(service.begin("one", [str(small), str(small)], Wish(model="sr_x4")))
     assert task.error is None
-    assert sorted(path.name for path in (folder / "out").glob("*.png")) == ["2-small.png", "small.png"]
+    assert sorted(path.name for path in (task.folder / "out").glob("*.png")) == ["2-small.png", "small.png"]
+    service.end("one", task)
+    assert list((tmp_path / "work").iterdir()) == []

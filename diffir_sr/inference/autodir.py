@@ -69,11 +69,21 @@ def trace_of(network: nn.Module) -> Trace:
 
 
 class Trace:
-    """Collects the rounds of one picture after the other, as the network shows them."""
+    """Collects the rounds of one picture after the other, as the network shows them, until it is closed."""
 
     def __init__(self, network: AutoDIR) -> None:
         self.rounds: list[Round] = []
-        network.watch = self.rounds.append
+        self._network, self._before = network, network.watch
+        network.watch = self._add
+
+    def _add(self, one: Round) -> None:
+        self.rounds.append(one)
+        if self._before is not None:
+            self._before(one)
+
+    def close(self) -> None:
+        """Let the network show its rounds to whom it showed them before."""
+        self._network.watch = self._before
 
     def take(self) -> list[Round]:
         """The rounds since the last call."""
@@ -98,15 +108,7 @@ def write_trace(rounds: Sequence[Round], target: Path, settings: dict[str, Any])
     ]
     text = json.dumps({"picture": target.name, "settings": settings, "rounds": about}, indent=1, ensure_ascii=False)
     write_atomically((text + "\n").encode(), target.with_name(f"{target.stem}.trace.json"))
-    tiles = [("as given", _shown(rounds[0].before))]
-    for one in rounds:
-        p = one.probabilities.get(one.category or "")
-        likely = f" {p:.0%}" if p is not None else ""
-        name = f"{one.number}: {one.category or one.prompt}{likely}"
-        if one.after is one.before:
-            tiles.append((name, _shown(one.before)))
-            continue
-        tiles += [(f"{name}, diffusion", _shown(one.made)), (f"{name}, result", _shown(one.after))]
+    tiles = [("as given", _shown(rounds[0].before)), *(tile for one in rounds for tile in round_tiles(one))]
     sheet = contact_sheet(tiles, columns=min(len(tiles), 5))
     write_atomically(encode_png(sheet), target.with_name(f"{target.stem}.trace.png"))
 
@@ -114,8 +116,18 @@ def write_trace(rounds: Sequence[Round], target: Path, settings: dict[str, Any])
 _SHOWN = 256  # pixels of the longer side
 
 
-def _shown(image: torch.Tensor) -> np.ndarray:
+def round_tiles(one: Round, *, side: int = _SHOWN) -> list[tuple[str, np.ndarray]]:
+    """What a round found and made, as labelled pictures (H, W, 3) uint8 of at most `side` pixels."""
+    p = one.probabilities.get(one.category or "")
+    likely = f" {p:.0%}" if p is not None else ""
+    name = f"{one.number}: {one.category or one.prompt}{likely}"
+    if one.after is one.before:
+        return [(name, _shown(one.before, side))]
+    return [(f"{name}, diffusion", _shown(one.made, side)), (f"{name}, result", _shown(one.after, side))]
+
+
+def _shown(image: torch.Tensor, side: int = _SHOWN) -> np.ndarray:
     values = ((image[0].float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-    step = -(-max(values.shape[:2]) // _SHOWN)
+    step = -(-max(values.shape[:2]) // side)
     small = values[::step, ::step]
-    return np.ascontiguousarray(enlarged(small, max(1, _SHOWN // max(small.shape[:2])) if step == 1 else 1))
+    return np.ascontiguousarray(enlarged(small, max(1, side // max(small.shape[:2])) if step == 1 else 1))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from diffir_sr.inference.files import Job, Shard
     from diffir_sr.inference.runner import RunSummary
 
-_FORMATS = ("png", "jpg", "webp", "tiff", "bmp")
+FORMATS = ("png", "jpg", "webp", "tiff", "bmp")
 _MOST_GIB = 2**20  # more than any machine has
 
 
@@ -58,7 +58,8 @@ def add_restore_parser(commands: Any) -> None:
         "--blend",
         nargs=2,
         metavar=("FILE", "SHARE"),
-        help="interpolate with the weights in FILE, such as those of a GAN training: 0 is only --weights, 1 only FILE",
+        help="interpolate with the weights in FILE (or of this model), such as those of a GAN training: 0 is only "
+        "--weights or --model, 1 only FILE",
     )
     parser.add_argument(
         "--mask",
@@ -79,7 +80,7 @@ def add_restore_parser(commands: Any) -> None:
     )
     _add_sampling(parser)
     _add_autodir(parser)
-    parser.add_argument("--format", choices=_FORMATS, help="format of results (default: that of the input)")
+    parser.add_argument("--format", choices=FORMATS, help="format of results (default: that of the input)")
     parser.add_argument("--quality", type=int, default=95, help="quality of JPEG and WebP, 1 to 100 (95)")
     add_accept_damaged(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace existing results (default: keep them)")
@@ -105,11 +106,15 @@ def add_serve_parser(commands: Any) -> None:
     parser.add_argument("-w", "--weights", type=Path, action="append", metavar="FILE", help="further models to offer")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
     parser.add_argument("--port", type=int, default=0, help="port (default: the first free one from 7860 on)")
+    parser.add_argument(
+        "--name", action="append", metavar="HOST", help="name under which other machines or a proxy reach this one"
+    )
     parser.add_argument("--device", default="auto", help="as for diffir restore")
     parser.add_argument("--max-file", type=float, default=200, metavar="MIB", help="size of an uploaded file (200)")
     parser.add_argument("--max-pixels", type=float, default=64, metavar="MILLION", help="pixels of an image (64)")
     parser.add_argument("--max-files", type=int, default=500, metavar="N", help="images at once (500)")
-    parser.set_defaults(run=deferred("diffir_sr.serve:run"))
+    parser.add_argument("--max-waiting", type=int, default=64, metavar="N", help="restorations not yet finished (64)")
+    parser.set_defaults(run=deferred("diffir_sr.serve.page:run"))
 
 
 def _add_parts(parser: argparse.ArgumentParser) -> None:
@@ -374,6 +379,6 @@ def _blend(given: list[str] | None) -> tuple[str, float] | None:
     if given is None:
         return None
     try:
-        return os.path.expanduser(given[0]), float(given[1])
+        return given[0], float(given[1])
     except ValueError as error:
         raise InputError(f"--blend: expected a file and a share from 0 to 1, got {' '.join(given)}") from error

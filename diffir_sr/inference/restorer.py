@@ -32,7 +32,7 @@ from diffir_sr.inference.files import digest_of_file
 from diffir_sr.inference.hub import fetched, pushed, write_pretrained
 from diffir_sr.inference.inputs import Mask, is_batch, load_input, mask_for
 from diffir_sr.inference.plain import OVERLAP, TILE, TileMode, check_fits_in_memory, restore_image, restore_samples
-from diffir_sr.weights.registry import choose
+from diffir_sr.weights.registry import choose, registry
 
 if TYPE_CHECKING:
     from diffir_sr.inference.runner import Progress, RunSummary
@@ -440,12 +440,12 @@ def load_restorer(
     is used (see `weights.search.choose`). Several `weights` make a cascade: each network restores the result of the
     previous one. `sampling` changes the sampling of diffusion networks: steps, sampler (ddpm, ddim), eta, variance,
     beta_schedule (`diffusion.sampling.Sampling`); `schedule`, a file written by search-schedule, sets them first.
-    `blend` (file, share) interpolates with the weights of a second file, 0 to 1. `device` is auto (an accelerator if
-    torch finds one, else the CPU), cpu, cuda, cuda:N, mps or xpu. `tile_mode` exact gives the result of the whole
-    image; tiles processes tiles of `tile` pixels with an overlap of `overlap` (with DiffIR, they share the prior of the
-    image). `memory_limit` (bytes) bounds the memory of the network beyond weights and input. `optimized` False runs the
-    network as it is trained, slower and in one piece. Raises CheckpointError for a file without a restoration network,
-    OptionError for sampling options that a network does not have.
+    `blend` (file or model, share) interpolates with the weights of a second file, 0 to 1. `device` is auto (an
+    accelerator if torch finds one, else the CPU), cpu, cuda, cuda:N, mps or xpu. `tile_mode` exact gives the result of
+    the whole image; tiles processes tiles of `tile` pixels with an overlap of `overlap` (with DiffIR, they share the
+    prior of the image). `memory_limit` (bytes) bounds the memory of the network beyond weights and input. `optimized`
+    False runs the network as it is trained, slower and in one piece. Raises CheckpointError for a file without a
+    restoration network, OptionError for sampling options that a network does not have.
     """
     given = weights if isinstance(weights, list | tuple) else [weights]
     files = [choose(cast("PathLike | None", file), model).path for file in given]
@@ -496,7 +496,7 @@ def _sample_as(network: nn.Module, sampling: Mapping[str, Any]) -> None:
 
 def _digests(weights: Sequence[Path], blend: Any) -> dict[str, object]:
     mixed = None if blend is None else _mixed(blend)
-    other = None if mixed is None else [digest_of_file(Path(os.path.expanduser(mixed[0]))), mixed[1]]
+    other = None if mixed is None else [digest_of_file(mixed[0]), mixed[1]]
     files = [Path(os.path.expanduser(one)) for one in weights]
     # The card of a folder has the digests of the files beside it.
     digests = [digest_of_file(file / CARD if is_folder(file) else file) for file in files]
@@ -512,9 +512,13 @@ def _digest_of(network: nn.Module) -> str:
 
 
 def _mixed(blend: object) -> tuple[Path, float]:
+    """The second file and its share; a name of a model is one unless a file has that name."""
     if isinstance(blend, tuple | list) and len(blend) == 2 and isinstance(blend[0], str | os.PathLike):
         with contextlib.suppress(TypeError, ValueError):
-            return Path(blend[0]), float(blend[1])
+            share = float(blend[1])
+            file = Path(os.path.expanduser(blend[0]))
+            named = str(blend[0]) in registry() and not file.exists()
+            return (choose(model=str(blend[0])).path if named else file), share
     raise InputError(f"blend: expected a file and a share from 0 to 1, as in ('sharp.pth', 0.5), got {blend!r}")
 
 

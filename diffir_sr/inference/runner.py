@@ -85,6 +85,13 @@ class Runner:
 
     def run(self, jobs: Sequence[Job]) -> RunSummary:
         """Process all jobs; raises InputError if continuing is pointless (the disk is full)."""
+        try:
+            return self._all(jobs)
+        finally:
+            if self._trace is not None:
+                self._trace.close()
+
+    def _all(self, jobs: Sequence[Job]) -> RunSummary:
         quiet = len(jobs) < 2 or self._progress is not None
         with progress_bar(total=len(jobs), unit="image", bar_format=_BAR, disable=quiet) as bar:
             for done, job in enumerate(jobs, start=1):

@@ -64,7 +64,7 @@ def _in_rounds(restorer: Restorer, network: AutoDIR, path: Path, folder: Path) -
     trace = Trace(network)
     restorer(decode(read_file(path), where=str(path)))
     rounds = trace.take()
-    network.watch = None
+    trace.close()
     write_trace(rounds, folder / path.name, restorer.settings(samples=1, quality=95))
     return rounds
 

@@ -68,6 +68,7 @@ class Entry(_Strict):
     scale: int | None = Field(default=None, ge=1)
     card: str = ""
     paper: str = ""
+    sharper: str = ""  # the model trained on from this one with a discriminator, to interpolate with
     instead: str = ""  # an alternative that does not need it, for the message if it is not available
     shipped: bool = False
     listed_in: str = "diffir_sr"
