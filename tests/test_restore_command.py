@@ -187,10 +187,10 @@ def test_a_second_weights_file_may_lie_in_the_home_folder(monkeypatch):
 def test_a_model_is_interpolated_with_its_sharper_one_by_name():
     put("in/a.png")
     sharper = registry()["sr_x4"].sharper
-    file = str(locate(registry()[sharper]).path)
-    assert restore("in", "-o", "named", "--model", "sr_x4", "--blend", sharper, "0.3") == 0
-    assert restore("in", "-o", "given", "--model", "sr_x4", "--blend", file, "0.3") == 0
-    assert restore("in", "-o", "plain", "--model", "sr_x4") == 0
+    ends = {"named": sharper, "given": str(locate(registry()[sharper]).path)}
+    for folder, end in ends.items():
+        assert main(["restore", "in", "-o", folder, "--model", "sr_x4", "--blend", end, "0.3"]) == 0
+    assert main(["restore", "in", "-o", "plain", "--model", "sr_x4"]) == 0
     named, given, plain = (Path(folder, "a.png").read_bytes() for folder in ("named", "given", "plain"))
     assert named == given != plain
 
