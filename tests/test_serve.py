@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import time
 import urllib.error
 import urllib.request
 import zipfile
