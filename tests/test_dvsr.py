@@ -12,7 +12,7 @@ from toy import run_training, train_options, trained, write_pairs
 
 from diffir_sr import load_restorer
 from diffir_sr.archs.dvsr_arch import DvSR
-from diffir_sr.archs.noise_level_unet_arch import NoiseLevelUNet
+from diffir_sr.archs.noise_level_unet_arch import Convolution, NoiseLevelUNet
 from diffir_sr.checkpoints import load_network
 from diffir_sr.cli import main
 from diffir_sr.diffusion.noise import PictureNoise, StackedNoise
@@ -166,10 +166,9 @@ def test_any_size_restores_whole_and_in_tiles():
         engine_for(net)(lq[:, :, :1], noise=noise)
 
 
-def test_the_first_guess_becomes_a_deblurrer_although_no_loss_asks_for_it():
-    torch.manual_seed(0)
-    net = DvSR(**(TINY | dict(predictor_channel=16, channel_mults=[1])), level_scale=100.0)
-    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+def trained_on_blur(net, *, iterations, lr):
+    """The losses of a joint training on blurred squares, and the squared errors of the guess and of the blur."""
+    optimizer = torch.optim.Adam(net.parameters(), lr=lr)
     kernel = torch.ones(3, 1, 1, 7) / 7
 
     def pairs(count):
@@ -177,7 +176,7 @@ def test_the_first_guess_becomes_a_deblurrer_although_no_loss_asks_for_it():
         return nn.functional.conv2d(nn.functional.pad(gt, (3, 3, 0, 0), mode="replicate"), kernel, groups=3), gt
 
     losses = []
-    for _ in range(300):
+    for _ in range(iterations):
         lq, gt = pairs(8)
         eps = torch.randn_like(gt)
         level = drawn_levels(net.trained_schedule, torch.randn(8, 2), space=net.level_space)
@@ -187,11 +186,70 @@ def test_the_first_guess_becomes_a_deblurrer_although_no_loss_asks_for_it():
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
     lq, gt = pairs(32)
     with torch.no_grad():
-        guess = (net.init_predictor(2 * lq - 1) + 1) / 2
-    assert (guess - gt).square().mean() < 0.85 * (lq - gt).square().mean()
+        guess = (net.predict_initial(2 * lq - 1) + 1) / 2
+    return losses, (guess - gt).square().mean().item(), (lq - gt).square().mean().item()
+
+
+def test_the_first_guess_becomes_a_deblurrer_although_no_loss_asks_for_it():
+    torch.manual_seed(0)
+    net = DvSR(**(TINY | dict(predictor_channel=16, channel_mults=[1])), level_scale=100.0)
+    losses, guess, blur = trained_on_blur(net, iterations=300, lr=3e-3)
+    assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
+    assert guess < 0.85 * blur
+
+
+SHORT = dict(guess_from_input=True, residual_std=0.3, level_scale=10.0)
+
+
+def test_a_known_residual_std_moves_the_guess_towards_the_truth_from_the_first_steps():
+    errors = {}
+    for name, changes in {"paper": {}, "short": SHORT}.items():
+        torch.manual_seed(0)
+        net = DvSR(**(TINY | dict(predictor_channel=16, channel_mults=[1], guess_from_input=True) | changes))
+        net.initialise()
+        _, guess, blur = trained_on_blur(net, iterations=60, lr=3e-3)
+        errors[name] = guess / blur
+    assert errors["short"] < 0.95
+    assert errors["paper"] > 1  # at first
+
+
+def test_a_residual_std_scales_the_residual_and_starts_at_the_best_linear_estimate():
+    net = DvSR(**TINY, **SHORT)
+    net.initialise()
+    lq, gt, eps = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
+    level = torch.tensor([0.3, 0.8])
+    found, first = net(lq, gt, eps, level)
+    kept = level[:, None, None, None]
+    noisy = kept.sqrt() * (2 * gt - 1 - first) / 0.3 + (1 - kept).sqrt() * eps
+    assert (found - (1 - kept).sqrt() * noisy).abs().max() < 1e-6
+    assert (first - (2 * lq - 1)).abs().max() == 0
+    # What it draws then is the guess and noise of that spread: with a whole schedule of the noise level as it is.
+    net.sampling = Sampling(steps=100, clip=False)
+    blurred = torch.full((1, 3, 64, 64), 0.5)
+    with torch.no_grad():
+        made = net.eval().restore(blurred, noise=PictureNoise(blurred))
+    assert made.std().item() == pytest.approx(0.3 / 2, rel=0.1)
+    with pytest.raises(OptionError, match="residual_std: expected a number above 0, found 0"):
+        DvSR(residual_std=0)
+
+
+def test_a_narrow_strided_convolution_has_the_gradients_of_a_product():
+    """Of channels-last images, with which torch's own crashes."""
+    torch.manual_seed(0)
+    ours = Convolution(12, 12, 1, stride=2)
+    x = torch.randn(8, 12, 48, 48).to(memory_format=torch.channels_last).requires_grad_(True)
+    plain, weight = x.detach().clone().requires_grad_(True), ours.weight.detach().flatten(1).requires_grad_(True)
+    assert ours.bias is not None
+    bias = ours.bias.detach()[:, None, None]
+    made, known = ours(x), torch.einsum("nchw,oc->nohw", plain[..., ::2, ::2], weight) + bias
+    grown = torch.randn_like(known)
+    made.backward(grown)
+    known.backward(grown)
+    assert (made - known).abs().max() < 1e-5
+    assert (x.grad - plain.grad).abs().max() < 1e-5
+    assert (ours.weight.grad.flatten(1) - weight.grad).abs().max() < 1e-2
 
 
 # Training and files

@@ -268,9 +268,18 @@ def drawn_levels(schedule: Schedule, draws: Tensor, *, space: LevelSpace, share_
 
 def noised_to(x0: Tensor, eps: Tensor, level: Tensor, *, space: LevelSpace) -> Tensor:
     """`x0` (B, ...) under noise to the levels (B,), computed in float32 from the float32 level, as published."""
-    level = level.reshape(-1, *[1] * (x0.ndim - 1)).to(x0)
-    signal = level.sqrt() if space == "gamma" else level
+    signal = _signal_of(level, x0, space)
     return q_sample(x0, eps, signal=signal, spread=(1 - signal.square()).sqrt())
+
+
+def spread_of(level: Tensor, x: Tensor, *, space: LevelSpace) -> Tensor:
+    """sqrt(1 - abar) at the levels (B,), to multiply `x` (B, ...) with."""
+    return (1 - _signal_of(level, x, space).square()).sqrt()
+
+
+def _signal_of(level: Tensor, x: Tensor, space: LevelSpace) -> Tensor:
+    level = level.reshape(-1, *[1] * (x.ndim - 1)).to(x)
+    return level.sqrt() if space == "gamma" else level
 
 
 # Constants by the names that steps have for them.
