@@ -1,9 +1,10 @@
 """A training step in its forms against the plain one: python benchmarks/training.py [-o FILE].
 
 A whole step of a stage: forward, losses, backward and Adam, on the golden networks of the paper's size and on the small
-x4 network. The forms take turns in one process, so that what else the machine does meets all of them; time is processor
-time of one thread, and the factor is the median of the factors of each turn. Peak memory is what a step adds to what
-the process holds before it (weights, optimizer, batch).
+x4 network. Stage "gan" is stage 2 with the features of a VGG19 (untrained: its weights cost no time) compared, a U-Net
+discriminator's judgement, and the discriminator's own step. The forms take turns in one process, so that what else the
+machine does meets all of them; time is processor time of one thread, and the factor is the median of the factors of
+each turn. Peak memory is what a step adds to what the process holds before it (weights, optimizer, batch).
 """
 
 import argparse
@@ -19,6 +20,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
+import torchvision
 
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO / "tests"))
@@ -26,11 +28,14 @@ sys.path.insert(0, str(REPO / "tests"))
 import diffir_sr  # noqa: E402, F401 - repairs basicsr, which the next imports
 
 # isort: split
+from basicsr.archs.discriminator_arch import UNetDiscriminatorSN  # noqa: E402
+from basicsr.losses.gan_loss import GANLoss  # noqa: E402
 from golden_cases import fill, load_case  # noqa: E402
 from setting import commit, machine  # noqa: E402
 
 from diffir_sr.archs.diffir_arch import DiffIRS1, DiffIRS2  # noqa: E402
 from diffir_sr.losses import KDLoss  # noqa: E402
+from diffir_sr.models.auxiliary import Discriminator  # noqa: E402
 from diffir_sr.models.optimization import (  # noqa: E402
     Acceleration,
     accelerate,
@@ -50,6 +55,7 @@ def paper(case):
 
 
 # Task, arguments of the network, batch, pixels of a side of the degraded picture.
+STAGES = ("1", "2", "gan")
 TASKS = {
     "small sr x4": ("sr", lambda: SMALL, 8, 24),
     "sr x4": ("sr", paper("sr_x4_paper"), 2, 48),
@@ -85,32 +91,46 @@ class Step:
     def __init__(self, name, stage):
         task, arguments, self.batch, side = TASKS[name]
         arguments = arguments()
-        if stage == 1:
+        if stage == "1":
             own = ("timesteps", "n_denoise_res", "linear_start", "linear_end")
             self.net = DiffIRS1(task=task, **{key: value for key, value in arguments.items() if key not in own})
         else:
             self.net = DiffIRS2(task=task, **arguments)
-        fill(self.net.train(), f"s{stage}.")
+        fill(self.net.train(), f"s{1 if stage == '1' else 2}.")
         torch.manual_seed(0)
         self.lq = torch.rand(self.batch, self.net.geometry.channels, side, side)
         self.gt = torch.rand(self.batch, 3, side * self.net.scale, side * self.net.scale)
         self.prior, self.noise = torch.randn(2, self.batch, 256)
         self.stage = stage
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=0.0, betas=(0.9, 0.99))
+        self.optimizer = self.still(self.net)
+        if stage == "gan":
+            net = UNetDiscriminatorSN(3)
+            self.adversary = Discriminator(net, loss=GANLoss("vanilla", loss_weight=0.1), optimizer=self.still(net))
+            self.vgg = torchvision.models.vgg19(weights=None).features[:35].eval().requires_grad_(False)
+
+    @staticmethod
+    def still(net):
+        return torch.optim.Adam(net.parameters(), lr=0.0, betas=(0.9, 0.99))
 
     def __call__(self, options):
         """Seconds and loss."""
         self.optimizer.zero_grad()
         lq, gt = channels_last((self.lq, self.gt)) if options.channels_last else (self.lq, self.gt)
         started = time.process_time()
-        if self.stage == 1:
+        if self.stage == "1":
             image, _ = in_precision(lambda: self.net(lq, gt), options.autocast, CPU)
             loss = torch.nn.functional.l1_loss(image, gt)
         else:
             image, priors = in_precision(lambda: self.net(lq, self.prior, noise=self.noise), options.autocast, CPU)
             loss = torch.nn.functional.l1_loss(image, gt) + KDLoss()(self.prior, priors[-1])[1]
+        if self.stage == "gan":
+            loss = (
+                loss + torch.nn.functional.l1_loss(self.vgg(image), self.vgg(gt)) + self.adversary.generator_loss(image)
+            )
         loss.backward()
         self.optimizer.step()
+        if self.stage == "gan":
+            self.adversary.train_step(gt, image.detach())
         return time.process_time() - started, loss.item()
 
 
@@ -191,13 +211,14 @@ def chart(rows, file):
     from matplotlib import pyplot
 
     names = list(dict.fromkeys(row[0] for row in rows))
-    figure, axes = pyplot.subplots(2, len(names), figsize=(4 * len(names), 6), layout="constrained", squeeze=False)
-    for upper, lower, name in zip(*axes, names, strict=True):
+    figure, axes = pyplot.subplots(len(names), 2, figsize=(11, 2.3 * len(names)), layout="constrained", squeeze=False)
+    for (left, right), name in zip(axes, names, strict=True):
         of = [row for row in rows if row[0] == name][::-1]
-        for axis, column, label in ((upper, 5, "times faster than plain"), (lower, 6, "peak memory of a step, MiB")):
+        for axis, column, label in ((left, 5, "times faster than plain"), (right, 6, "peak memory of a step, MiB")):
             axis.barh([row[1] for row in of], [row[column] for row in of])
             axis.set(title=name, xlabel=label)
             axis.grid(axis="x", alpha=0.3)
+        right.set_yticklabels([])
     figure.savefig(file, dpi=110)
 
 
@@ -205,7 +226,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("-o", "--output", type=Path, help="write the table there, the chart beside it")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--stages", nargs="+", type=int, choices=(1, 2), default=[1, 2])
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS), help="beside plain")
     parser.add_argument("--turns", type=int, default=3)
     args = parser.parse_args()
@@ -218,6 +239,8 @@ def main():
     rows, text = [], ""
     for name in args.tasks:
         for stage in args.stages:
+            if stage == "gan" and "sr" not in name:
+                continue  # the recipes of deblurring and inpainting have other adversaries or none
             rows += measured(name, stage, forms, args.turns)
             text = f"# Training: a step in its forms\n\n{where}; {load}\n\n`{command}`\n\n{table(rows)}\n"
             if args.output:
