@@ -1,61 +1,91 @@
 """Make the pictures that show the shipped models: python scripts/model_pictures.py.
 
-Photographs of scikit-image (public domain), which no model was trained on, are downscaled by 4 and restored.
-docs/sr_x4.jpg is at the top of README.md, docs/models_x4.jpg compares the models in docs/models.md.
+Photographs of scikit-image (public domain, CC0), which no model was trained on, are degraded and restored.
+docs/sr_x4.jpg is at the top of README.md; docs/models_TASK.jpg show every shipped model of a task in docs/models.md.
 """
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import skimage.data
 from PIL import Image, ImageDraw, ImageFont
 
+from diffir_sr.data.masks import evaluation_mask
 from diffir_sr.inference.restorer import load_restorer
+from diffir_sr.prepare.shake import camera_path, exposure
 from diffir_sr.prepare.stored import bicubic_resize
-from diffir_sr.weights.registry import choose
+from diffir_sr.weights.registry import choose, locate, registry
 
-SCALE, SIDE = 4, 256
+SIDE = 256
 CROPS = {"astronaut": (0, 128), "coffee": (60, 160), "chelsea": (20, 90), "rocket": (150, 220)}  # top, left
+HOLES = dict(zip(CROPS, ("thin", "medium", "thick", "medium"), strict=True))
+SHAKE = 9.0  # pixels
 GAP, CAPTION = 4, 24  # pixels
 
-Column = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of the small image and the original
+Cells = dict[str, np.ndarray]  # caption: image
 
 
-def pixels(small: np.ndarray, original: np.ndarray) -> np.ndarray:
-    return small.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+def is_there(model: str) -> bool:
+    return locate(registry()[model]) is not None
 
 
-def bicubic(small: np.ndarray, original: np.ndarray) -> np.ndarray:
-    return bicubic_resize(small, scale=SCALE)
+def restored(model: str, image: np.ndarray, *, mask: np.ndarray | None = None) -> np.ndarray:
+    return np.asarray(load_restorer(choose(model=model).path)(image, mask=mask))
 
 
-def shipped(model: str) -> Column:
-    restorer = load_restorer(choose(model=model).path)
-    return lambda small, original: restorer(small)
+def enlarged(original: np.ndarray, *, scale: int, models: list[str]) -> Cells:
+    small = bicubic_resize(original, scale=1 / scale)
+    cells = {
+        f"input, {len(small)} x {len(small)}": small.repeat(scale, axis=0).repeat(scale, axis=1),
+        "bicubic": bicubic_resize(small, scale=scale),
+    }
+    return cells | {model: restored(model, small) for model in models if is_there(model)}
 
 
-def save(path: Path, columns: dict[str, Column], names: list[str]) -> None:
-    """A row for each photograph, a column for each way to enlarge it."""
+def shaken(original: np.ndarray, name: str) -> Cells:
+    path = camera_path(np.random.default_rng(zlib.crc32(name.encode())), length=SHAKE)
+    blurred = exposure(original, path)
+    return {f"camera shake of {SHAKE:.0f} pixels": blurred, "deblur": restored("deblur", blurred)}
+
+
+def filled(original: np.ndarray, name: str) -> Cells:
+    hole = evaluation_mask(HOLES[name], size=SIDE, seed=0, name=name) > 0
+    white = np.where(hole[..., None], np.uint8(255), original)
+    telea = cv2.inpaint(white, hole.astype(np.uint8), 3, cv2.INPAINT_TELEA)
+    return {f"{HOLES[name]} holes": white, "Telea (OpenCV)": telea, "inpaint": restored("inpaint", white, mask=hole)}
+
+
+def save(path: Path, make: Callable[[np.ndarray, str], Cells], names: list[str]) -> None:
+    """A row for each photograph: what `make` makes of it, and the original."""
     step = SIDE + GAP
-    page = Image.new("RGB", (len(columns) * step - GAP, CAPTION + len(names) * step - GAP), "white")
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(15)
-    for column, label in enumerate(columns):
-        draw.text((column * step, 2), label, fill=(20, 20, 20), font=font)
-    for row, name in enumerate(names):
+    rows = []
+    for name in names:
         top, left = CROPS[name]
         original = np.ascontiguousarray(getattr(skimage.data, name)()[top : top + SIDE, left : left + SIDE])
-        small = bicubic_resize(original, scale=1 / SCALE)
-        for column, made in enumerate(columns.values()):
-            page.paste(Image.fromarray(np.asarray(made(small, original))), (column * step, CAPTION + row * step))
+        rows.append(make(original, name) | {f"original, {SIDE} x {SIDE}": original})
+    high = CAPTION + step
+    page = Image.new("RGB", (len(rows[0]) * step - GAP, len(rows) * high - GAP), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(15)
+    for row, cells in enumerate(rows):
+        for column, (label, image) in enumerate(cells.items()):
+            draw.text((column * step, row * high + 2), label, fill=(20, 20, 20), font=font)
+            page.paste(Image.fromarray(image), (column * step, row * high + CAPTION))
     page.save(path, quality=92, optimize=True)
 
 
 def main() -> None:
-    first = {f"input, {SIDE // SCALE} x {SIDE // SCALE}": pixels, "bicubic": bicubic, "sr_x4": shipped("sr_x4")}
-    last: dict[str, Column] = {f"original, {SIDE} x {SIDE}": lambda small, original: original}
-    save(Path("docs/sr_x4.jpg"), first | last, ["astronaut", "coffee"])
-    save(Path("docs/models_x4.jpg"), first | {"sr_x4_sharp": shipped("sr_x4_sharp")} | last, list(CROPS))
+    names = list(CROPS)
+    save(Path("docs/sr_x4.jpg"), lambda image, _: enlarged(image, scale=4, models=["sr_x4"]), names[:2])
+    save(Path("docs/models_x4.jpg"), lambda image, _: enlarged(image, scale=4, models=["sr_x4", "sr_x4_sharp"]), names)
+    if is_there("sr_x2"):
+        save(Path("docs/models_x2.jpg"), lambda image, _: enlarged(image, scale=2, models=["sr_x2"]), names[:2])
+    if is_there("deblur"):
+        save(Path("docs/models_deblur.jpg"), shaken, names)
+    if is_there("inpaint"):
+        save(Path("docs/models_inpaint.jpg"), filled, names)
 
 
 if __name__ == "__main__":
