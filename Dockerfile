@@ -1,6 +1,7 @@
-# diffir on a CPU:
+# diffir on a CPU (Dockerfile.cuda is for NVIDIA cards):
 #   docker build -t diffir_sr .
 #   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/data" diffir_sr restore photo.jpg -o restored
+#   docker run --rm -p 127.0.0.1:7860:7860 diffir_sr serve --host 0.0.0.0 --port 7860
 FROM python:3.12-slim-bookworm AS build
 WORKDIR /source
 COPY setup.py pyproject.toml MANIFEST.in README.md LICENSE Makefile ./
@@ -18,11 +19,12 @@ RUN pip install torch torchvision --index-url https://download.pytorch.org/whl/c
 COPY scripts/install_basicsr.py /tmp/
 RUN python /tmp/install_basicsr.py
 COPY --from=build /wheels /tmp/wheels
-RUN pip install "$(ls /tmp/wheels/*.whl)[video,heif,peers,onnx,hub]"
+RUN pip install "$(ls /tmp/wheels/*.whl)[video,heif,peers,onnx,hub,web]"
 # Caches of downloads go to a place that any user may write, since --user is usually not the one below.
 ENV XDG_CACHE_HOME=/tmp/cache HF_HOME=/tmp/cache/huggingface TORCH_HOME=/tmp/cache/torch
 RUN useradd --create-home diffir
 USER diffir
 WORKDIR /data
+EXPOSE 7860
 ENTRYPOINT ["diffir"]
 CMD ["--help"]

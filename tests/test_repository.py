@@ -3,13 +3,16 @@
 import ast
 import fnmatch
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from diffir_sr.cli import main
+from diffir_sr.cli import diffir_parser, main
 from diffir_sr.version import __version__
 
 REPO = Path(__file__).resolve().parents[1]
@@ -69,8 +72,9 @@ def test_issue_forms_have_fields_and_name_commands_that_exist(path, capsys):
         assert f"diffir {words}" in capsys.readouterr().out
 
 
-def test_the_image_is_built_from_files_that_exist_and_runs_as_a_user():
-    text = (REPO / "Dockerfile").read_text().replace("\\\n", " ")
+@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cuda"])
+def test_the_image_is_built_from_files_that_exist_and_runs_as_a_user(name):
+    text = (REPO / name).read_text().replace("\\\n", " ")
     lines = [line.split(None, 1) for line in text.splitlines() if line.strip() and not line.startswith("#")]
     patterns = (REPO / ".dockerignore").read_text().split()
     assert patterns[0] == "*"
@@ -87,3 +91,68 @@ def test_the_image_is_built_from_files_that_exist_and_runs_as_a_user():
     assert set(extras.split(",")) <= setup_argument("extras_require").keys()
     installed = next(index for index, line in enumerate(lines) if "[video" in line[1])
     assert any(word == "USER" for word, _ in lines[installed:])
+    ports = {rest for word, rest in lines if word == "EXPOSE"}
+    for words in re.findall(r"^#   docker run (.+)$", (REPO / name).read_text(), flags=re.M):
+        image = "diffir_sr:cuda" if name.endswith("cuda") else "diffir_sr"
+        typed = words.partition(f" {image} ")[2].split()
+        diffir_parser().parse_args(typed)  # raises SystemExit for what does not exist
+        assert ("--gpus all" in words) == name.endswith("cuda")
+        assert set(re.findall(r"-p [\d.]+:\d+:(\d+)", words)) <= ports
+
+
+def test_the_images_differ_in_their_device_alone():
+    own = re.compile(r"#|RUN pip install (torch |\"\$\(ls)|ENV NVIDIA_")
+    steps = [
+        [line for line in (REPO / name).read_text().splitlines() if not own.match(line)]
+        for name in ("Dockerfile", "Dockerfile.cuda")
+    ]
+    assert steps[0] == steps[1]
+
+
+NOTEBOOK = json.loads((REPO / "examples/first_steps.ipynb").read_text())
+
+
+def test_the_notebook_is_one_and_holds_no_output():
+    assert NOTEBOOK["nbformat"] == 4
+    assert NOTEBOOK["metadata"]["kernelspec"]["language"] == "python"
+    assert len({cell["id"] for cell in NOTEBOOK["cells"]}) == len(NOTEBOOK["cells"])
+    for cell in NOTEBOOK["cells"]:
+        kept = {"outputs": cell.get("outputs"), "execution_count": cell.get("execution_count")}
+        assert kept == (
+            {"outputs": [], "execution_count": None} if cell["cell_type"] == "code" else dict.fromkeys(kept)
+        )
+
+
+def test_every_cell_of_the_notebook_runs(tmp_path):
+    """In a process of its own, in the order of the notebook, as a kernel does: no cell has magic commands."""
+    pytest.importorskip("skimage", reason="needs the extra quickstart")
+    cells = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
+    (tmp_path / "cells.py").write_text("\n\n".join(cells))
+    folder = tmp_path / "examples"
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, tmp_path / "cells.py"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(REPO), "MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert float(re.search(r"sr_x4: ([\d.]+) dB", done.stdout)[1]) > float(
+        re.search(r"bicubic: ([\d.]+) dB", done.stdout)[1]
+    )
+    assert list((folder / "restored").glob("*.png"))
+
+
+def test_the_notebook_installs_what_the_repository_has(monkeypatch):
+    """Its first cell on a machine without the package: the commands are recorded, not run."""
+    ran = []
+    monkeypatch.chdir(REPO / "examples")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(subprocess, "run", lambda words, check: ran.append(words))
+    exec("".join(next(cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code")["source"]), {})
+    (script, install) = ran
+    assert Path(script[-1]).samefile(REPO / "scripts/install_basicsr.py")
+    place, extras = re.fullmatch(r"(.+)\[([a-z,]+)\]", install[-1]).groups()
+    assert Path(place).samefile(REPO)
+    assert set(extras.split(",")) <= setup_argument("extras_require").keys()

@@ -16,6 +16,7 @@ import ipaddress
 import os
 import re
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -53,7 +54,6 @@ _KEPT = 4 * 3600  # seconds that files are kept which nobody deletes
 _SPARE = 64 * 2**20  # bytes of the disk that uploads leave free
 _CSS = """
 .gradio-container {max-width: 1400px !important}
-#result-row {align-items: end}
 footer {opacity: .7}
 """
 
@@ -142,7 +142,7 @@ def page(service: Service) -> Any:
 
     def dial(model: str) -> Any:
         other = service.sharper(model)
-        about = f"0: {model}, 1: {other.name}" if other else "this model has no sharper one"
+        about = f"1: {other.name}" if other else "this model has no sharper one"
         return gr.update(interactive=other is not None, info=about, **({} if other else {"value": 0}))
 
     async def restore(
@@ -203,7 +203,7 @@ def page(service: Service) -> Any:
         gr.Markdown("# Restore images\nAll work is done on this machine; nothing is sent elsewhere.")
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
-                images = gr.File(file_count="multiple", label="Images", type="filepath", elem_id="files", height=140)
+                images = gr.File(file_count="multiple", label="Images", type="filepath", elem_id="files", height=150)
                 model = gr.Dropdown(service.models(), value=AUTOMATIC, label="Model", elem_id="model")
                 sharpness = gr.Slider(0, 1, 0, step=0.05, label="Fidelity to sharpness", elem_id="sharpness")
                 prompt = gr.Textbox(
@@ -212,18 +212,23 @@ def page(service: Service) -> Any:
                     visible=service.has_rounds,
                     elem_id="prompt",
                 )
-                with gr.Accordion("Missing parts (inpainting)", open=False, elem_id="inpainting"):
+                with gr.Row():
+                    start = gr.Button("Restore", variant="primary", elem_id="restore", min_width=100)
+                    end = gr.Button("Stop", variant="stop", elem_id="stop", min_width=100)
+                with gr.Accordion(
+                    "Missing parts: brush over them, or a mask (inpainting)", open=False, elem_id="inpainting"
+                ):
                     editor = gr.ImageEditor(
                         type="numpy",
                         layers=False,
                         transforms=(),
                         sources=(),
                         format="png",
-                        label="Brush over what is missing (one image)",
+                        label="Brush",
                         brush=gr.Brush(default_size=24, colors=["#ffffff"], color_mode="fixed"),
                         elem_id="editor",
                     )
-                    mask = gr.File(label="A mask file: white is missing", type="filepath", elem_id="mask", height=110)
+                    mask = gr.File(label="A mask file: white is missing", type="filepath", elem_id="mask", height=150)
                 with gr.Accordion("Samples, format", open=False, elem_id="more"):
                     samples = gr.Slider(
                         1,
@@ -238,9 +243,6 @@ def page(service: Service) -> Any:
                     form = gr.Dropdown([AS_INPUT, *FORMATS], value=AS_INPUT, label="Format", elem_id="form")
                     quality = gr.Slider(1, 100, 95, step=1, label="Quality of JPEG and WebP", elem_id="quality")
                     seed = gr.Number(0, precision=0, label="Seed", elem_id="seed")
-                with gr.Row():
-                    start = gr.Button("Restore", variant="primary", elem_id="restore", min_width=100)
-                    end = gr.Button("Stop", variant="stop", elem_id="stop", min_width=100)
             with gr.Column(scale=2, min_width=300):
                 slider = gr.ImageSlider(
                     type="filepath", format="png", label="Before, after", max_height=700, elem_id="slider"
@@ -362,6 +364,8 @@ def run(args: argparse.Namespace) -> int:
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
         tasks.mkdir()
         uploads.mkdir()
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder is removed then, too
         service = Service(tasks, limits, device=args.device, weights=args.weights or ())
         launch(service, host=args.host, port=args.port, block=True, names=args.name or ())
     return 0
