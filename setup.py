@@ -64,6 +64,7 @@ setup(
         "peers": ["spandrel"],  # recognises and builds the networks of other projects
         # AutoDIR: its U-Net and autoencoder, CLIP and its words; versions whose results the tests have seen.
         "autodir": ["diffusers>=0.42,<0.43", "transformers>=5.24,<6"],
+        "ray": ["ray[data]>=2.50", "pyarrow"],  # diffir fleet
         "web": ["gradio>=6.31,<7"],  # diffir serve
         "wandb": ["wandb"],  # curves of trainings on Weights & Biases
         "trackio": ["trackio>=0.10"],  # the same in a local file

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # Name -> line in `diffir --help`, and the function that adds its parser, as "module:function".
 COMMANDS = {
     "restore": ("restore images, folders and videos", "diffir_sr.inference.commands:add_restore_parser"),
+    "fleet": ("restore very many images on a Ray cluster", "diffir_sr.inference.commands:add_fleet_parser"),
     "serve": ("restore images on a local web page", "diffir_sr.inference.commands:add_serve_parser"),
     "prepare": ("prepare training and test data", "diffir_sr.prepare.commands:add_prepare_parser"),
     "options": (

@@ -18,6 +18,7 @@ from diffir_sr.parsing import add_accept_damaged, deferred
 if TYPE_CHECKING:
     from diffir_sr.inference.files import Job, Shard
     from diffir_sr.inference.runner import RunSummary
+    from diffir_sr.weights.registry import Chosen
 
 FORMATS = ("png", "jpg", "webp", "tiff", "bmp")
 _MOST_GIB = 2**20  # more than any machine has
@@ -40,6 +41,94 @@ def add_restore_parser(commands: Any) -> None:
         metavar="OUT",
         help="folder, file name, or - (standard output)",
     )
+    _add_model(parser)
+    parser.add_argument(
+        "--samples",
+        type=int,
+        metavar="K",
+        help="write K results from K initial noises, their mean, a sensitivity map (default: 1, or as in --schedule)",
+    )
+    parser.add_argument(
+        "--average", action="store_true", help="write only the mean of --samples, under the normal name"
+    )
+    _add_results(parser)
+    parser.add_argument(
+        "--trace",
+        action="store_true",
+        help="AutoDIR: beside each result, what was found and done in each round: .trace.json and .trace.png",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing results (default: keep them)")
+    parser.add_argument(
+        "--json",
+        type=os.path.expanduser,
+        metavar="FILE",
+        help="write the outcome of each input to FILE; - is standard output",
+    )
+    parser.add_argument(
+        "--device", default="auto", help="auto (an accelerator if there is one), cpu, cuda, cuda:N, mps, xpu"
+    )
+    _add_machine(parser)
+    _add_parts(parser)
+    parser.set_defaults(run=_restore)
+
+
+def add_serve_parser(commands: Any) -> None:
+    """Add `diffir serve`."""
+    parser = commands.add_parser(
+        "serve",
+        help="restore images on a local web page",
+        description="Serves a page that restores images in the browser, with the results of diffir restore, and the "
+        "same as an HTTP API (docs/serve.md). It listens on this machine alone.",
+    )
+    parser.add_argument("-w", "--weights", type=Path, action="append", metavar="FILE", help="further models to offer")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
+    parser.add_argument("--port", type=int, default=0, help="port (default: the first free one from 7860 on)")
+    parser.add_argument(
+        "--name", action="append", metavar="HOST", help="name under which other machines or a proxy reach this one"
+    )
+    parser.add_argument("--device", default="auto", help="as for diffir restore")
+    parser.add_argument("--max-file", type=float, default=200, metavar="MIB", help="size of an uploaded file (200)")
+    parser.add_argument("--max-pixels", type=float, default=64, metavar="MILLION", help="pixels of an image (64)")
+    parser.add_argument("--max-files", type=int, default=500, metavar="N", help="images at once (500)")
+    parser.add_argument("--max-waiting", type=int, default=64, metavar="N", help="restorations not yet finished (64)")
+    parser.set_defaults(run=deferred("diffir_sr.serve.page:run"))
+
+
+def add_fleet_parser(commands: Any) -> None:
+    """Add `diffir fleet`."""
+    parser = commands.add_parser(
+        "fleet",
+        help="restore very many images on a Ray cluster",
+        description="Restores images with one worker per accelerator of a Ray cluster (or of this machine), with the "
+        "results of diffir restore. OUT gets the results, named by their content and settings, and manifest.parquet, "
+        "a row for each image (docs/scale.md). The same command again continues.",
+    )
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="IN",
+        help="folders, files, quoted globs, or lists (.parquet with a column of paths)",
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder, shared by all workers")
+    _add_model(parser)
+    parser.add_argument("--samples", type=int, metavar="K", help="the mean of K results from K initial noises")
+    _add_results(parser)
+    _add_machine(parser)
+    parser.add_argument(
+        "--column", default="path", help="column of paths in lists, relative to the folder of the list (path)"
+    )
+    parser.add_argument("--retry-errors", action="store_true", help="take images again that failed before")
+    parser.add_argument("--address", help="Ray cluster, such as auto (default: $RAY_ADDRESS, otherwise this machine)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="workers (default: one per accelerator, otherwise CPUs / --cpus)"
+    )
+    parser.add_argument("--cpus", type=int, default=2, metavar="N", help="CPUs for each worker (2)")
+    parser.add_argument("--device", choices=["auto", "cpu"], default="auto", help="cpu: leave accelerators alone")
+    parser.set_defaults(run=deferred("diffir_sr.fleet:run"), average=False)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    """Options for the network, what it is given besides the image, and its noise."""
     parser.add_argument(
         "-m",
         "--model",
@@ -69,52 +158,15 @@ def add_restore_parser(commands: Any) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the initial noise, together with the content of the image (0)"
     )
-    parser.add_argument(
-        "--samples",
-        type=int,
-        metavar="K",
-        help="write K results from K initial noises, their mean, a sensitivity map (default: 1, or as in --schedule)",
-    )
-    parser.add_argument(
-        "--average", action="store_true", help="write only the mean of --samples, under the normal name"
-    )
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    """Options for sampling and for the files of results."""
     _add_sampling(parser)
     _add_autodir(parser)
     parser.add_argument("--format", choices=FORMATS, help="format of results (default: that of the input)")
     parser.add_argument("--quality", type=int, default=95, help="quality of JPEG and WebP, 1 to 100 (95)")
     add_accept_damaged(parser)
-    parser.add_argument("--overwrite", action="store_true", help="replace existing results (default: keep them)")
-    parser.add_argument(
-        "--json",
-        type=os.path.expanduser,
-        metavar="FILE",
-        help="write the outcome of each input to FILE; - is standard output",
-    )
-    _add_machine(parser)
-    _add_parts(parser)
-    parser.set_defaults(run=_restore)
-
-
-def add_serve_parser(commands: Any) -> None:
-    """Add `diffir serve`."""
-    parser = commands.add_parser(
-        "serve",
-        help="restore images on a local web page",
-        description="Serves a page that restores images in the browser, with the results of diffir restore, and the "
-        "same as an HTTP API (docs/serve.md). It listens on this machine alone.",
-    )
-    parser.add_argument("-w", "--weights", type=Path, action="append", metavar="FILE", help="further models to offer")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
-    parser.add_argument("--port", type=int, default=0, help="port (default: the first free one from 7860 on)")
-    parser.add_argument(
-        "--name", action="append", metavar="HOST", help="name under which other machines or a proxy reach this one"
-    )
-    parser.add_argument("--device", default="auto", help="as for diffir restore")
-    parser.add_argument("--max-file", type=float, default=200, metavar="MIB", help="size of an uploaded file (200)")
-    parser.add_argument("--max-pixels", type=float, default=64, metavar="MILLION", help="pixels of an image (64)")
-    parser.add_argument("--max-files", type=int, default=500, metavar="N", help="images at once (500)")
-    parser.add_argument("--max-waiting", type=int, default=64, metavar="N", help="restorations not yet finished (64)")
-    parser.set_defaults(run=deferred("diffir_sr.serve.page:run"))
 
 
 def _add_parts(parser: argparse.ArgumentParser) -> None:
@@ -181,11 +233,6 @@ def _add_autodir(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="AutoDIR: on an accelerator, only the part that works; the others stay in the CPU's memory",
     )
-    parser.add_argument(
-        "--trace",
-        action="store_true",
-        help="AutoDIR: beside each result, what was found and done in each round: .trace.json and .trace.png",
-    )
 
 
 def _structure(given: str | None) -> float | dict[str, float] | None:
@@ -214,9 +261,6 @@ def _wishes(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--device", default="auto", help="auto (an accelerator if there is one), cpu, cuda, cuda:N, mps, xpu"
-    )
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument(
         "--tile-mode",
@@ -236,17 +280,12 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 
 def _restore(args: argparse.Namespace) -> int:
     # Slow imports, which most commands do not need.
-    from diffir_sr.diffusion.sampling import read_schedule
     from diffir_sr.inference.files import NAME, STREAM, plan_jobs
     from diffir_sr.inference.restorer import load_restorer
     from diffir_sr.inference.runner import RestoreSettings, restore_jobs
     from diffir_sr.progress import write_out
-    from diffir_sr.weights.registry import choose
 
-    if args.samples is None:
-        args.samples = read_schedule(args.schedule).samples if args.schedule else 1
-        args.average |= args.samples > 1
-    _check_numbers(args)
+    check_numbers(args)
     if args.tile_mode == "prior":
         sys.stderr.write("warning: --tile-mode prior is now named --tile-mode tiles\n")
     if args.output == args.json == STREAM:
@@ -260,24 +299,8 @@ def _restore(args: argparse.Namespace) -> int:
         return _on_devices(args, jobs, shard)
     if shard is not None:
         jobs = [job for job in jobs if shard.has(job)]
-    named: list[Path] = args.weights or []
-    chosen = choose(named[0] if named else None, args.model, masked=args.mask is not None, dashes="--")
-    if chosen.entry is not None and chosen.by_default:
-        about = f"{chosen.entry.name} ({chosen.entry.about})"
-        sys.stderr.write(f"restoring with the model {about}; others: diffir models list\n")
-    restorer = load_restorer(
-        chosen.path if len(named) < 2 else named,
-        sampling=_wishes(args),
-        schedule=args.schedule,
-        blend=_blend(args.blend),
-        device=args.device,
-        dtype=args.dtype,
-        seed=args.seed,
-        tile_mode=args.tile_mode,
-        tile=args.tile,
-        overlap=args.overlap,
-        memory_limit=None if args.memory is None else int(args.memory * 2**30),
-    )
+    chosen = chosen_model(args)
+    restorer = load_restorer(**restorer_arguments(args, chosen), device=args.device)
     settings = RestoreSettings(
         form=args.format,
         mask=args.mask,
@@ -313,6 +336,35 @@ def _restore(args: argparse.Namespace) -> int:
     part = "" if shard is None else f"shard {shard}, "
     say(f"{args.output}: {', '.join(parts)}{each} ({part}{name}seed {args.seed}, {restorer.device})\n")
     return 1 if outcome.failures else 0
+
+
+def chosen_model(args: argparse.Namespace) -> Chosen:
+    """The weights that the arguments ask for; a model that nobody asked for by name is named on standard error."""
+    from diffir_sr.weights.registry import choose
+
+    named: list[Path] = args.weights or []
+    chosen = choose(named[0] if named else None, args.model, masked=args.mask is not None, dashes="--")
+    if chosen.entry is not None and chosen.by_default:
+        about = f"{chosen.entry.name} ({chosen.entry.about})"
+        sys.stderr.write(f"restoring with the model {about}; others: diffir models list\n")
+    return chosen
+
+
+def restorer_arguments(args: argparse.Namespace, chosen: Chosen) -> dict[str, Any]:
+    """The arguments of `load_restorer`, except the device."""
+    named: list[Path] = args.weights or []
+    return {
+        "weights": chosen.path if len(named) < 2 else named,
+        "sampling": _wishes(args),
+        "schedule": args.schedule,
+        "blend": _blend(args.blend),
+        "dtype": args.dtype,
+        "seed": args.seed,
+        "tile_mode": args.tile_mode,
+        "tile": args.tile,
+        "overlap": args.overlap,
+        "memory_limit": None if args.memory is None else int(args.memory * 2**30),
+    }
 
 
 def _part(args: argparse.Namespace, jobs: Sequence[Job]) -> Shard | None:
@@ -364,7 +416,13 @@ def _as_json(outcome: RunSummary, args: argparse.Namespace, settings: Mapping[st
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
-def _check_numbers(args: argparse.Namespace) -> None:
+def check_numbers(args: argparse.Namespace) -> None:
+    """Complete the number of samples, and raise InputError for numbers out of range."""
+    from diffir_sr.diffusion.sampling import read_schedule
+
+    if args.samples is None:
+        args.samples = read_schedule(args.schedule).samples if args.schedule else 1
+        args.average |= args.samples > 1
     if args.samples < 1:
         raise InputError(f"--samples: expected 1 or more, got {args.samples}")
     if args.average and args.samples < 2:

@@ -76,7 +76,7 @@ def plan_jobs(inputs: Sequence[str], output: str, *, form: str | None = None, ma
 def _planned(inputs: Sequence[str], output: str, form: str | None, mask: str | None) -> list[Job]:
     if STREAM in inputs:
         return [_stream(inputs, output)]
-    found = list(dict.fromkeys(file for given in inputs for file in _files(given)))
+    found = list(dict.fromkeys(file for given in inputs for file in input_files(given)))
     found = found if mask is None else _without_masks(found, Path(os.path.expanduser(mask)))
     if output == STREAM:
         if len(found) != 1 or is_video(found[0][0]):
@@ -86,8 +86,8 @@ def _planned(inputs: Sequence[str], output: str, form: str | None, mask: str | N
     if _names_a_file(target, found):
         _check_suffix(target, form)
         return _never_in_place([Job(found[0][0], target, found[0][1])])
-    _check_apart(inputs, target)
-    names = _distinct([_renamed(relative, form) for _, relative in found], [path for path, _ in found], form)
+    check_apart(inputs, target)
+    names = _distinct([result_name(relative, form) for _, relative in found], [path for path, _ in found], form)
     jobs = [Job(path, target / name, relative) for (path, relative), name in zip(found, names, strict=True)]
     return _never_in_place(jobs)
 
@@ -144,8 +144,11 @@ def _stream(inputs: Sequence[str], output: str) -> Job:
     return Job(None, target, "stdin")
 
 
-def _files(given: str) -> Iterator[tuple[Path, str]]:
-    """The files of one argument, each with its path relative to the folder given."""
+def input_files(given: str) -> Iterator[tuple[Path, str]]:
+    """The files of one argument, each with its path relative to the folder given.
+
+    Raises InputError if there are none, and warns about images and videos of unsupported kinds.
+    """
     path = Path(os.path.expanduser(given))
     if path.is_dir():
         everything = sorted(_under(path))
@@ -211,7 +214,7 @@ def _names_a_file(target: Path, found: Sequence[tuple[Path, str]]) -> bool:
     return True
 
 
-def _renamed(relative: str, form: str | None) -> str:
+def result_name(relative: str, form: str | None) -> str:
     """The name of a result: that of its input, with another suffix appended if requested or needed."""
     path = PurePosixPath(relative)
     if is_video(Path(relative)) and path.suffix.lower() not in _WRITTEN:
@@ -235,7 +238,7 @@ def _distinct(names: list[str], sources: list[Path], form: str | None) -> list[s
     chosen = []
     for name, source in zip(names, sources, strict=True):
         if counts[name.casefold()] > 1:
-            name = _renamed(source.resolve().relative_to(root).as_posix(), form)
+            name = result_name(source.resolve().relative_to(root).as_posix(), form)
             name = _numbered(name, taken)
             taken.add(name.casefold())
         chosen.append(name)
@@ -250,7 +253,8 @@ def _numbered(name: str, taken: set[str]) -> str:
     return free
 
 
-def _check_apart(inputs: Sequence[str], output: Path) -> None:
+def check_apart(inputs: Sequence[str], output: Path) -> None:
+    """Raise InputError if `output` is one of the input folders or inside it."""
     for given in inputs:
         folder = Path(os.path.expanduser(given))
         if folder.is_dir() and folder.resolve() in (output.resolve(), *output.resolve().parents):

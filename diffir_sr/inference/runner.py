@@ -26,7 +26,7 @@ from diffir_sr.inference.restorer import Restorer
 from diffir_sr.inference.videos.restoring import VideoOutcome, restore_video
 from diffir_sr.progress import progress_bar, write_out
 
-_NO_POINT_IN_GOING_ON = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+NO_POINT_IN_GOING_ON = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _BAR = "{desc}{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_inv_fmt}]"
 
 
@@ -73,13 +73,21 @@ class Runner:
     """Restores jobs one after the other and reports on standard error."""
 
     def __init__(
-        self, restorer: Restorer, settings: RestoreSettings, journal: Journal, *, progress: Progress | None = None
+        self,
+        restorer: Restorer,
+        settings: RestoreSettings,
+        journal: Journal,
+        *,
+        progress: Progress | None = None,
+        note: Callable[[str], None] | None = None,
     ) -> None:
+        """`note` takes what is said about single images, instead of standard error."""
         self.restorer = restorer
         self.settings = settings
         self.journal = journal
         self.outcome = RunSummary()
         self._told_plan = False
+        self._note_text = note or self.say
         self._progress = progress
         self._trace = trace_of(restorer.network) if settings.trace else None
 
@@ -127,7 +135,7 @@ class Runner:
         )
 
     def _fail(self, job: Job, error: Exception) -> None:
-        if isinstance(error, OSError) and error.errno in _NO_POINT_IN_GOING_ON:
+        if isinstance(error, OSError) and error.errno in NO_POINT_IN_GOING_ON:
             raise InputError(
                 f"{job.target}: {error.strerror}; {self.outcome.restored} restored so far; free disk space and run the "
                 "same command again, which continues from there"
@@ -145,7 +153,7 @@ class Runner:
             return
         data = sys.stdin.buffer.read() if job.source is None else read_file(job.source)
         mask = None if self.settings.mask is None else find_mask(self.settings.mask, job.relative, job.source)
-        source = digest(data) + _mask_digest(mask)
+        source = digest(data) + mask_digest(mask)
         if job.target is not None:
             check_writable(job.target)
             done = [self.journal.is_done(target, source) for target in self._targets(job.target)]
@@ -153,7 +161,7 @@ class Runner:
                 self.outcome.kept += 1
                 return
         started = time.perf_counter()
-        files = self._restored(job, data, mask)
+        files = self.restored(job, data, mask)
         for target, content in files:
             if target is None:
                 write_out(content)
@@ -172,20 +180,21 @@ class Runner:
         names = [*(f"sample{number}" for number in range(1, count + 1)), "mean"]
         return [*(target.with_name(f"{target.stem}.{name}{target.suffix}") for name in names), map_name(target)]
 
-    def _restored(self, job: Job, data: bytes, mask: str | None) -> list[tuple[Path | None, bytes]]:
+    def restored(self, job: Job, data: bytes, mask: str | None) -> list[tuple[Path | None, bytes]]:
+        """The files of the results of an encoded image, not written yet; raises InputError."""
         picture = from_bytes(data, where=str(job), check=self.restorer.check_fits_in_memory)
         form = format_of(job.target) if job.target else self._stream_format(picture)
         for note in picture.notes:
-            self.say(f"{job}: {note}")
+            self._note_text(f"{job}: {note}")
         if lost := not_held(picture, form):
-            self.say(f"{job}: {form} does not support {', '.join(lost)}")
+            self._note_text(f"{job}: {form} does not support {', '.join(lost)}")
         if picture.metadata.left_out:  # supported in no output format
-            self.say(f"{job}: its {', '.join(picture.metadata.left_out)} is left out")
+            self._note_text(f"{job}: its {', '.join(picture.metadata.left_out)} is left out")
         if picture.alpha is not None:
-            self.say(f"{job}: its transparency is kept, {_how_carried(self.restorer.scale)}, not restored")
+            self._note_text(f"{job}: its transparency is kept, {_how_carried(self.restorer.scale)}, not restored")
         lq, found = self.restorer.prepared(picture, mask, where=str(job))
         for note in found.notes if found else ():
-            self.say(note)
+            self._note_text(note)
         self._tell_plan(job, *lq.shape[-2:])
         if self.settings.average:
             mean = self.restorer.average(picture, self.settings.samples, mask=found)
@@ -355,7 +364,8 @@ def _how_carried(scale: int) -> str:
     return "as it is" if scale == 1 else f"enlarged x{scale} bicubically"
 
 
-def _mask_digest(mask: str | None) -> str:
+def mask_digest(mask: str | None) -> str:
+    """What a mask (a file or a colour) adds to the digest of an image; empty without a mask."""
     if mask is None:
         return ""
     return "+" + (digest_of_file(Path(mask)) if Path(mask).is_file() else mask)
