@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import skimage.data
 
+from diffir_sr.doctor import images
 from diffir_sr.doctor.images import (
     find_shift,
     has_jpeg_grid,
@@ -176,3 +177,27 @@ def test_strong_jpeg_is_seen_wherever_the_picture_was_cut(name):
 def test_textures_and_clean_pictures_are_not_taken_for_jpeg(name):
     assert not has_jpeg_grid(luma(photo(name)))
     assert not has_jpeg_grid(luma(smaller(photo(name), scale=2)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_index_finds_what_pair_by_pair_finds_in_the_same_order(seed, monkeypatch):
+    draw = np.random.default_rng(seed)
+    bits = int(draw.integers(0, 16))
+    hashes = draw.integers(0, 2**64, 600, dtype=np.uint64)
+    hashes[::3] &= np.uint64(0xFFFF << 24)  # crowded buckets
+    changed = draw.permuted(np.tile(np.arange(64) < 2 * bits, (500, 1)), axis=1)  # around the limit, and far from it
+    changed &= draw.random((500, 64)) < draw.random((500, 1))
+    flips = np.packbits(changed, axis=1).view(np.uint64).ravel()
+    hashes = np.concatenate([hashes, hashes[draw.integers(0, 600, 500)] ^ flips, hashes[:5], hashes[:5]])
+    others = np.concatenate([hashes[draw.integers(0, len(hashes), 300)], draw.integers(0, 2**64, 50, dtype=np.uint64)])
+    monkeypatch.setattr(images, "_AT_ONCE", 100_000)  # several rounds
+
+    def both():
+        return list(near(hashes, others, bits=bits)), list(near_within(hashes))
+
+    expected = both()
+    monkeypatch.setattr(images, "_MOST_PAIRWISE", 0)
+    assert both() == expected
+    assert len(expected[0]) >= 300
+    assert near_within(hashes[:0]) is not None
+    assert list(near_within(hashes[:0])) == list(near(hashes, others[:0])) == []

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import cv2
 import numpy as np
@@ -345,7 +345,10 @@ def similarity(one: np.ndarray, other: np.ndarray) -> float | None:
 
 
 def near(hashes: np.ndarray, others: np.ndarray, *, bits: int = _NEAR_BITS) -> Iterator[tuple[int, int]]:
-    """Index pairs of uint64 hashes, (N,) and (M,), that differ in at most `bits` of their 64 bits."""
+    """Index pairs of uint64 hashes, (N,) and (M,), that differ in at most `bits` of their 64 bits, in order."""
+    if len(hashes) * len(others) > _MOST_PAIRWISE:
+        yield from _Index(others, bits).near(hashes)
+        return
     for start in range(0, len(hashes), _BLOCK):
         apart = _differing_bits(hashes[start : start + _BLOCK, None] ^ others[None])
         rows, columns = np.nonzero(apart <= bits)
@@ -354,11 +357,104 @@ def near(hashes: np.ndarray, others: np.ndarray, *, bits: int = _NEAR_BITS) -> I
 
 def near_within(hashes: np.ndarray) -> Iterator[tuple[int, int]]:
     """Index pairs (earlier, later) within one array, as found by `near`, each once."""
+    if len(hashes) ** 2 > _MOST_PAIRWISE:
+        yield from _Index(hashes, _NEAR_BITS).near(hashes, later=True)
+        return
     for start in range(0, len(hashes), _BLOCK):
         stop = start + _BLOCK
         for one, other in near(hashes[start:stop], hashes[start:]):
             if one < other:
                 yield one + start, other + start
+
+
+_MOST_PAIRWISE = 20_000**2  # comparisons; above it, an index is faster
+_AT_ONCE = 2**25  # comparisons of hashes taken together, which bounds the memory
+
+
+class _Index:
+    """Hashes by bands of their bits: multi-index hashing (Norouzi, Punjani and Fleet 2012).
+
+    Two hashes that differ in at most `bits` bits differ in few of the bits of at least one band: if the allowances of
+    the bands, each plus one, add up to bits + 1, no pair is missed. So the hashes that are compared with a given one
+    are those in few buckets.
+    """
+
+    def __init__(self, hashes: np.ndarray, bits: int) -> None:
+        self.hashes, self.bits = hashes, bits
+        count = max(2, round(64 / np.log2(max(len(hashes), 2**10))))
+        cuts = np.linspace(0, 64, count + 1).round().astype(int).tolist()
+        shares = np.diff(np.linspace(0, bits + 1, count + 1).round().astype(int)).tolist()
+        self.bands = [
+            _Band(hashes, shift, end - shift, share - 1)
+            for (shift, end), share in zip(pairwise(cuts), shares, strict=True)
+            if share
+        ]
+
+    def near(self, hashes: np.ndarray, *, later: bool = False) -> Iterator[tuple[int, int]]:
+        """The pairs of `hashes` with those of the index, in order; with `later`, only with those of higher number."""
+        ends = np.cumsum(np.sum([band.costs(hashes) for band in self.bands], axis=0))
+        start = 0
+        while start < len(hashes):
+            before = ends[start - 1] if start else 0
+            stop = max(start + 1, int(np.searchsorted(ends, before + _AT_ONCE, side="right")))
+            rows, columns = self._near(hashes[start:stop], start)
+            if later:
+                rows, columns = rows[columns > rows], columns[columns > rows]
+            order = np.lexsort((columns, rows))
+            yield from zip(rows[order].tolist(), columns[order].tolist(), strict=True)
+            start = stop
+
+    def _near(self, hashes: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
+        found: list[tuple[np.ndarray, np.ndarray]] = []
+        for number, band in enumerate(self.bands):
+            for rows, columns in band.candidates(hashes):
+                apart = hashes[rows] ^ self.hashes[columns]
+                close = _differing_bits(apart) <= self.bits
+                rows, columns, apart = rows[close], columns[close], apart[close]
+                for earlier in self.bands[:number]:  # a pair counts in the first band in which it is close
+                    fresh = _differing_bits(apart & earlier.mask) > earlier.allowance
+                    rows, columns, apart = rows[fresh], columns[fresh], apart[fresh]
+                found.append((rows + start, columns))
+        rows, columns = (np.concatenate(side) for side in zip(*found, strict=True))
+        return rows, columns
+
+
+class _Band:
+    """The hashes in buckets by `width` of their bits from `shift` on."""
+
+    def __init__(self, hashes: np.ndarray, shift: int, width: int, allowance: int) -> None:
+        self.allowance, self._shift, self._width = allowance, np.uint64(shift), width
+        self.mask = np.uint64(((1 << width) - 1) << shift)
+        keys = self._keys(hashes)
+        self._order = np.argsort(keys, kind="stable")
+        counts = np.bincount(keys, minlength=1 << width)
+        self._starts = np.concatenate([[0], np.cumsum(counts)])
+        self._flips = [
+            sum(1 << bit for bit in chosen)
+            for flipped in range(allowance + 1)
+            for chosen in combinations(range(width), flipped)
+        ]
+
+    def _keys(self, hashes: np.ndarray) -> np.ndarray:
+        return ((hashes & self.mask) >> self._shift).astype(np.int64)
+
+    def costs(self, hashes: np.ndarray) -> np.ndarray:
+        """The number of candidates of each hash."""
+        keys, counts = self._keys(hashes), np.diff(self._starts)
+        total = np.zeros(len(keys), np.int64)
+        for flip in self._flips:
+            total += counts[keys ^ flip]
+        return total
+
+    def candidates(self, hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Index pairs of `hashes` and those of the index in whose band at most `allowance` bits differ."""
+        keys = self._keys(hashes)
+        for flip in self._flips:
+            starts = self._starts[keys ^ flip]
+            counts = self._starts[(keys ^ flip) + 1] - starts
+            rows = np.repeat(np.arange(len(keys)), counts)
+            places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts) + starts[rows]
+            yield rows, self._order[places]
 
 
 def shows_the_same(one: np.ndarray, other: np.ndarray) -> bool:
