@@ -143,6 +143,19 @@ def test_what_is_brushed_over_is_filled_and_nothing_else(page, tmp_path):
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] / 2 + 10, box["y"] + box["height"] / 2, steps=5)
     page.mouse.up()
+    undo, redo, zoom = (page.locator(f"#editor button[aria-label='{name}']") for name in ("Undo", "Redo", "Zoom in"))
+    painted = canvas.screenshot()
+    undo.click()
+    page.wait_for_timeout(300)
+    assert canvas.screenshot() != painted
+    redo.click()
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(300)
+    seen = page.inner_text("#editor")
+    assert "%" in seen
+    zoom.click()
+    page.wait_for_timeout(300)
+    assert page.inner_text("#editor") != seen  # which shows the zoom
     page.click("#restore")
     page.wait_for_selector("#result a", timeout=WAIT)
     with page.expect_download() as got:

@@ -215,9 +215,7 @@ def page(service: Service) -> Any:
                 with gr.Row():
                     start = gr.Button("Restore", variant="primary", elem_id="restore", min_width=100)
                     end = gr.Button("Stop", variant="stop", elem_id="stop", min_width=100)
-                with gr.Accordion(
-                    "Missing parts: brush over them, or a mask (inpainting)", open=False, elem_id="inpainting"
-                ):
+                with gr.Accordion("Missing parts (inpainting)", open=False, elem_id="inpainting"):
                     editor = gr.ImageEditor(
                         type="numpy",
                         layers=False,
