@@ -18,6 +18,7 @@ NAMES = (
     "experiments/README.md",
     "examples/plugin/README.md",
     "docs/restore.md",
+    "docs/scale.md",
     "docs/training.md",
     "docs/models.md",
     "docs/bench.md",
