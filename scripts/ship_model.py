@@ -1,7 +1,7 @@
 """Make a shipped weights file of a trained one: python scripts/ship_model.py WEIGHTS CARD.yml -o FILE.
 
 Every tensor is stored once and in float16, apart from the constants of the diffusion's schedule; the model card is what
-the training wrote, with the entries of CARD.yml and the means of a `diffir evaluate --json` in their places. Restores
+the training wrote, with the entries of CARD.yml and the means of a `diffir evaluate --json` or `diffir bench`. Restores
 a picture with both files and refuses if they differ by more than rounding. Prints the lines for the registry.
 """
 
@@ -10,6 +10,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import skimage.data
@@ -37,20 +38,32 @@ def stored(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
+def measured(found: dict[str, Any], weights: Path) -> dict[str, dict[str, float]]:
+    """Means of each metric, by what they are of."""
+    if "methods" not in found:
+        means = {f"{found['images']} held-out photographs": found["mean"]}
+    else:
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        rows = [row for row in found["methods"] if row["sha256"] == digest]
+        if not rows:
+            raise SystemExit(f"{weights}: its sha256 is not among the weights that were measured")
+        sizes = {name: one["images"] for name, one in found["sets"].items()}
+        means = {f"{sizes[name]} photographs, {name}": one["measured"] for name, one in rows[0]["sets"].items()}
+    return {of: {name: round(value, 4) for name, value in mean.items()} for of, mean in means.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("weights", type=Path, help=".safetensors that a training wrote")
     parser.add_argument("card", type=Path, help="entries of the model card (YAML)")
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--measured", type=Path, help="what `diffir evaluate --json` wrote")
+    parser.add_argument("--measured", type=Path, help="what `diffir evaluate --json` wrote, or bench.json")
     args = parser.parse_args()
     tensors, card = read_card_file(args.weights)
     card |= yaml.safe_load(args.card.read_text())["card"]
     card["weights"] = f"{card['weights']}, stored in float16"
     if args.measured:
-        found = json.loads(args.measured.read_text())
-        means = {name: round(value, 4) for name, value in found["mean"].items()}
-        card["metrics"] = {f"{found['images']} held-out photographs": means}
+        card["metrics"] = measured(json.loads(args.measured.read_text()), args.weights)
     write_card_file(stored(tensors), card, args.output)
 
     task = card["task"]
