@@ -116,7 +116,7 @@ def test_the_wheel_says_what_it_is(wheel):
 
 def test_every_package_that_is_imported_is_required(wheel):
     needs = [Requirement(text) for text in metadata(wheel).get_all("Requires-Dist")]
-    extras = [{"extra": name} for name in ("quickstart", "metrics", "peers", "video", "heif")]
+    extras = [{"extra": name} for name in ("quickstart", "metrics", "peers", "video", "heif", "ray")]
     declared = {need.name.lower() for need in needs if not need.marker or any(map(need.marker.evaluate, extras))}
     imported = {PACKAGES.get(module, module) for module in imports()}
 
