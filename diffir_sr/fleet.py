@@ -646,8 +646,8 @@ def _order(args: argparse.Namespace, output: Path) -> tuple[Order, str]:
     if arguments["schedule"]:
         arguments["schedule"] = os.path.abspath(arguments["schedule"])
     if arguments["blend"]:
-        arguments["blend"] = (os.path.abspath(arguments["blend"][0]), arguments["blend"][1])
-    mask = os.path.abspath(args.mask) if args.mask is not None and os.path.exists(args.mask) else args.mask
+        arguments["blend"] = (_absolute(arguments["blend"][0]), arguments["blend"][1])
+    mask = args.mask if args.mask is None else _absolute(args.mask)
     restore = RestoreSettings(
         form=args.format, mask=mask, samples=args.samples, average=args.samples > 1, quality=args.quality
     )
@@ -657,6 +657,12 @@ def _order(args: argparse.Namespace, output: Path) -> tuple[Order, str]:
     accept = os.environ.get(ACCEPT_DAMAGED) == "1"
     order = Order(str(output), run_name, arguments, restore, settings, args.device, args.cpus, accept)
     return order, f"{f'model {chosen.entry.name}, ' if chosen.entry else ''}seed {args.seed}"
+
+
+def _absolute(given: str) -> str:
+    """The absolute path of a file or folder that exists; what else may be given (the name of a model) as it is."""
+    path = os.path.expanduser(given)
+    return os.path.abspath(path) if os.path.exists(path) else given
 
 
 def _work(args: argparse.Namespace, work: Plan, order: Order, rows: Rows) -> Workers:
