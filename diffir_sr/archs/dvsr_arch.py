@@ -16,7 +16,7 @@ from diffir_sr.archs.geometry import check_image
 from diffir_sr.archs.noise_level_unet_arch import PRESETS, NoiseLevelUNet
 from diffir_sr.archs.sr3_arch import Drawing
 from diffir_sr.diffusion.noise import Noise
-from diffir_sr.diffusion.sampling import noised_to, spread_of
+from diffir_sr.diffusion.sampling import noised_to
 from diffir_sr.diffusion.schedule import Schedule
 from diffir_sr.errors import InputError, OptionError
 
@@ -79,11 +79,9 @@ class DvSR(Deblurring, Drawing):
     The walk is over the residual, truth minus first guess, and sees the blurred picture; with `cond_on_init` also the
     first guess (which the paper names as future work). `beta_schedule` and `sampling` are those of `SR3`.
 
-    `residual_std`, the standard deviation that residuals are expected to have in [-1, 1], is for short trainings. The
-    residual is divided by it, so that most levels of a schedule say something about it, and the denoiser answers what
-    the best linear estimate of the noise misses, sqrt(1 - abar) x_t for a residual of variance 1. Without it (the
-    paper's form) the denoiser has that estimate to learn first, and its intermediate answers drive the first guess
-    away from the truth: the guess is pulled to where it cancels their errors.
+    `residual_std` (`Drawing`) is for short trainings. Without it (the paper's form) the denoiser has to learn the best
+    linear estimate of the noise first, and its intermediate answers drive the first guess away from the truth: the
+    guess is pulled to where it cancels their errors.
     """
 
     def __init__(
@@ -109,10 +107,7 @@ class DvSR(Deblurring, Drawing):
             dropout=dropout,
             guess_from_input=guess_from_input,
         )
-        if residual_std is not None and not residual_std > 0:
-            raise OptionError(f"residual_std: expected a number above 0, found {residual_std:g}")
         self.cond_on_init = cond_on_init
-        self.residual_std = residual_std
         self.denoiser = NoiseLevelUNet(
             preset="dvsr",
             in_channel=9 if cond_on_init else 6,
@@ -123,6 +118,7 @@ class DvSR(Deblurring, Drawing):
             level_scale=level_scale,
         )
         self.set_diffusion(
+            residual_std=residual_std,
             beta_schedule=beta_schedule,
             sampling=sampling,
             level_space=level_space,
@@ -136,18 +132,12 @@ class DvSR(Deblurring, Drawing):
         """
         blurred = 2 * lq - 1
         first = self.predict_initial(blurred)
-        noisy = noised_to((2 * gt - 1 - first) / self._unit, eps, level, space=self.level_space)
+        noisy = noised_to((2 * gt - 1 - first) / self.unit, eps, level, space=self.level_space)
         return self._found(blurred, first, noisy, level), first
 
     def _found(self, blurred: Tensor, first: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
         seen = [blurred, first, noisy] if self.cond_on_init else [blurred, noisy]
-        found = self.denoiser(torch.cat(seen, dim=1), level)
-        return found if self.residual_std is None else found + spread_of(level, noisy, space=self.level_space) * noisy
-
-    @property
-    def _unit(self) -> float:
-        """Of the residual that is diffused, in values of [-1, 1]."""
-        return 1.0 if self.residual_std is None else self.residual_std
+        return self.noise_of(self.denoiser(torch.cat(seen, dim=1), level), noisy, level)
 
     def first_guess(self, lq: Tensor) -> Tensor:
         """See `families.base.BeginsWithGuess`; in [-1, 1]."""
@@ -170,9 +160,9 @@ class DvSR(Deblurring, Drawing):
             return self._found(blurred, first, x, level)
 
         # The residual is bounded so that the picture stays within [-1, 1].
-        bounds = ((-1 - first) / self._unit, (1 - first) / self._unit)
+        bounds = ((-1 - first) / self.unit, (1 - first) / self.unit)
         rest = self.draw(predict, first, noise=noise, schedule=schedule, bounds=bounds)
-        return (first + self._unit * rest + 1) / 2
+        return (first + self.unit * rest + 1) / 2
 
 
 class DvSRPredictor(Deblurring):

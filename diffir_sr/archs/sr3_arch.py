@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from diffir_sr.archs.geometry import check_image
 from diffir_sr.archs.noise_level_unet_arch import NoiseLevelUNet, takes_unet_arguments
 from diffir_sr.diffusion.noise import Noise
-from diffir_sr.diffusion.sampling import Bounds, LevelSpace, Sampling, level_of, sampled, sampling_of, walk
+from diffir_sr.diffusion.sampling import (
+    Bounds,
+    LevelSpace,
+    Sampling,
+    level_of,
+    sampled,
+    sampling_of,
+    spread_of,
+    walk,
+)
 from diffir_sr.diffusion.schedule import STORED_CONSTANTS, Schedule, schedule_of
 from diffir_sr.errors import InputError, OptionError
 
@@ -76,17 +85,27 @@ def _round_to_bytes(image: Tensor) -> Tensor:
 
 
 class Drawing(nn.Module):
-    """What networks share that draw pictures by walking from noise (`families.base.WalksInSteps`)."""
+    """What networks share that draw pictures by walking from noise (`families.base.WalksInSteps`).
+
+    `residual_std`, where a network has it, is the standard deviation that residuals are expected to have in [-1, 1].
+    The residual is divided by it, so that most levels of a schedule say something about it, and the network answers
+    what the best linear estimate of the noise misses, sqrt(1 - abar) x_t for a residual of variance 1. Short trainings
+    would otherwise go into that estimate.
+    """
 
     def set_diffusion(
         self,
         *,
+        residual_std: float | None = None,
         beta_schedule: Mapping[str, Any] | Sequence[float] | None,
         sampling: Mapping[str, Any] | None,
         level_space: str | None,
         default_space: LevelSpace,
     ) -> None:
         """Take the options of a constructor; raises OptionError for what cannot be."""
+        if residual_std is not None and not residual_std > 0:
+            raise OptionError(f"residual_std: expected a number above 0, found {residual_std:g}")
+        self.residual_std = residual_std
         self.level_space: LevelSpace = space_of(level_space, default_space)
         self.trained_schedule = schedule_of(PUBLISHED_SCHEDULE if beta_schedule is None else beta_schedule)
         self._sampling = sampling_of(sampling)
@@ -101,6 +120,15 @@ class Drawing(nn.Module):
     def sampling(self, sampling: Sampling) -> None:
         self.visited_schedule = sampling.schedule(self.trained_schedule)
         self._sampling = sampling
+
+    @property
+    def unit(self) -> float:
+        """Of what is diffused, in values of [-1, 1]."""
+        return 1.0 if self.residual_std is None else self.residual_std
+
+    def noise_of(self, answer: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
+        """The noise in `noisy` (B, C, H, W) of levels (B,), of the network's answer."""
+        return answer if self.residual_std is None else answer + spread_of(level, noisy, space=self.level_space) * noisy
 
     def draw(
         self,
@@ -133,7 +161,9 @@ class SR3(Upscaling, Drawing):
     """Restores by walking from noise of the result's size to a picture, under the enlarged degraded picture.
 
     The U-Net's arguments are those of `NoiseLevelUNet`, as published. `beta_schedule` is that of the training;
-    `sampling` says how pictures are drawn unless somebody asks otherwise (`diffusion.sampling.Sampling`).
+    `sampling` says how pictures are drawn unless somebody asks otherwise (`diffusion.sampling.Sampling`). With
+    `residual_std` (`Drawing`) the walk is over what the enlarged picture lacks, as in SRDiff (Li et al. 2021), and not
+    over the picture as published.
     """
 
     @takes_unet_arguments()
@@ -141,6 +171,7 @@ class SR3(Upscaling, Drawing):
         self,
         *,
         scale: int = 8,
+        residual_std: float | None = None,
         level_space: str | None = None,
         beta_schedule: Mapping[str, Any] | Sequence[float] | None = None,
         sampling: Mapping[str, Any] | None = None,
@@ -151,6 +182,7 @@ class SR3(Upscaling, Drawing):
         super().__init__(scale=scale, cond_resize=cond_resize, deepest=unet.multiple_of)
         self.denoise_fn = unet
         self.set_diffusion(
+            residual_std=residual_std,
             beta_schedule=beta_schedule,
             sampling=sampling,
             level_space=level_space,
@@ -163,7 +195,15 @@ class SR3(Upscaling, Drawing):
 
     def forward(self, lq: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
         """The noise in `noisy` (B, 3, H * scale, W * scale) of levels (B,), given `lq` (B, 3, H, W) in [0, 1]."""
-        return self.denoise_fn(torch.cat([self.upscaled(lq), noisy], dim=1), level)
+        return self._found(self.upscaled(lq), noisy, level)
+
+    def diffused(self, lq: Tensor, gt: Tensor) -> Tensor:
+        """What the walk is over, for a truth `gt` (B, 3, H * scale, W * scale) in [0, 1] of `lq` (B, 3, H, W)."""
+        truth = 2 * gt - 1
+        return truth if self.residual_std is None else (truth - self.upscaled(lq)) / self.unit
+
+    def _found(self, seen: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
+        return self.noise_of(self.denoise_fn(torch.cat([seen, noisy], dim=1), level), noisy, level)
 
     def restore(self, lq: Tensor, *, noise: Noise) -> Tensor:
         """See `families.base.Restores`."""
@@ -177,9 +217,13 @@ class SR3(Upscaling, Drawing):
         seen = self.upscaled(lq)
 
         def predict(x: Tensor, level: Tensor) -> Tensor:
-            return self.denoise_fn(torch.cat([seen, x], dim=1), level)
+            return self._found(seen, x, level)
 
-        return (self.draw(predict, seen, noise=noise, schedule=schedule, bounds=(-1.0, 1.0)) + 1) / 2
+        if self.residual_std is None:
+            return (self.draw(predict, seen, noise=noise, schedule=schedule, bounds=(-1.0, 1.0)) + 1) / 2
+        # The residual is bounded so that the picture stays within [-1, 1].
+        bounds = ((-1 - seen) / self.unit, (1 - seen) / self.unit)
+        return (seen + self.unit * self.draw(predict, seen, noise=noise, schedule=schedule, bounds=bounds) + 1) / 2
 
 
 class SR3Regression(Upscaling):

@@ -138,16 +138,16 @@ class NoisePredictionModel(RestorationModel):
 
 
 class SR3Model(NoisePredictionModel):
-    """Trains SR3 to find the noise in the ground truth, given the degraded picture."""
+    """Trains SR3 to find the noise in the ground truth (or in the residual), given the degraded picture."""
 
     OPTIONS = ()
 
     def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:
         noise, net = self.noise_at(current_iter), self.get_bare_model(self.net_g)
-        truth = 2 * self.target("l1") - 1
-        level = self.levels_at(noise, len(truth))
-        eps = noise.normal(truth.shape, "eps").to(truth)
-        noisy = noised_to(truth, eps, level, space=net.level_space)
+        clean = net.diffused(self.lq, self.target("l1"))
+        level = self.levels_at(noise, len(clean))
+        eps = noise.normal(clean.shape, "eps").to(clean)
+        noisy = noised_to(clean, eps, level, space=net.level_space)
         return self.noise_losses(self.run_network(self.lq, noisy, level), eps), {}
 
 
