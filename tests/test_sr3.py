@@ -664,3 +664,28 @@ def test_samples_find_both_answers_where_regression_gives_their_mean():
     share, rest = strength(mean)
     assert share.abs().max() < 0.1
     assert rest < 0.1
+
+
+SMALL = {key: value for key, value in NET.items() if key not in ("type", "sampling")}
+
+
+def test_with_a_residual_std_the_walk_is_over_what_the_enlarged_picture_lacks():
+    """A network that knows the noise, and says of it what the best linear estimate misses, draws the truth."""
+    torch.manual_seed(0)
+    lq, truth = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 32, 32)
+    net = SR3(**SMALL, sampling=dict(steps=6, sampler="ddim"), residual_std=0.1, level_space="gamma")
+    residual = (2 * truth - 1 - net.upscaled(lq)) / 0.1
+    assert (net.diffused(lq, truth) - residual).abs().max() < 1e-5
+
+    class Knowing(torch.nn.Module):
+        def forward(self, seen, level):
+            noisy, kept = seen[:, 3:], level[:, None, None, None]
+            return (noisy - kept.sqrt() * residual) / (1 - kept).sqrt() - (1 - kept).sqrt() * noisy
+
+    net.denoise_fn = Knowing()
+    noise = PictureNoise(lq)
+    assert (net.restore(lq, noise=noise) - truth).abs().max() < 1e-4
+    net.sampling = Sampling(steps=6)  # ddpm
+    assert (net.restore(lq, noise=noise) - truth).abs().max() < 1e-2
+    with pytest.raises(OptionError, match="residual_std: expected a number above 0, found -1"):
+        SR3(**SMALL, residual_std=-1)
