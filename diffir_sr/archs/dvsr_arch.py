@@ -18,7 +18,7 @@ from diffir_sr.archs.sr3_arch import Drawing
 from diffir_sr.diffusion.noise import Noise
 from diffir_sr.diffusion.sampling import noised_to
 from diffir_sr.diffusion.schedule import Schedule
-from diffir_sr.errors import InputError, OptionError
+from diffir_sr.errors import InputError
 
 
 class Deblurring(nn.Module):
