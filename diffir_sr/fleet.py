@@ -167,7 +167,7 @@ class Worker:
     def _row(self, image: Image) -> dict[str, Any]:
         """The row of an image; raises InputError if continuing is pointless (the disk is full)."""
         self._notes.clear()
-        tries = self._begin(image)
+        tries, begun_before = self._begin(image)
         row: dict[str, Any] = {"source": image.source, **self._constant, "tries": tries}
         job = Job(Path(image.source), None, image.relative)
         if tries > _TRIES:
@@ -177,23 +177,27 @@ class Worker:
             )
         else:
             try:
-                row |= self._restored(job, tries)
+                row |= self._restored(job, begun_before=begun_before)
             except Exception as error:
                 row["error"] = self._failure(error, job)
         row["notes"] = "; ".join(self._notes) or None
         _attempt(self._order.output, image).unlink(missing_ok=True)
         return row
 
-    def _begin(self, image: Image) -> int:
-        """The number of this attempt; each adds a line to a file, which is removed when the image is done."""
+    def _begin(self, image: Image) -> tuple[int, bool]:
+        """The number of this attempt in this run, and whether any run began before.
+
+        Each attempt adds a line to a file, which is removed when the image is done.
+        """
         path = _attempt(self._order.output, image)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+") as file:
             file.write(f"{self._order.run}\n")
             file.seek(0)
-            return file.read().split("\n").count(self._order.run)
+            attempts = file.read().splitlines()
+        return attempts.count(self._order.run), len(attempts) > 1
 
-    def _restored(self, job: Job, tries: int) -> dict[str, Any]:
+    def _restored(self, job: Job, *, begun_before: bool) -> dict[str, Any]:
         settings = self._order.restore
         assert job.source is not None
         data, found = read_file(job.source), job.source.stat()
@@ -202,7 +206,7 @@ class Worker:
         suffix = Path(result_name(job.relative, settings.form)).suffix.lower()
         name = _address(source, self._settings, suffix)
         target = Path(self._order.output, name)
-        if tries > 1:
+        if begun_before:  # its worker may have been killed while writing
             sweep(target.parent, of=target.name)
         started = time.perf_counter()
         content, seconds = self._existing(target), None

@@ -32,7 +32,7 @@ def write(path, image):
 
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory):
-    """Photographs cut into folders: gt and lq (same size), masks, and LMDBs of gt and lq."""
+    """Photographs cut into folders: gt and lq (same size), masks, and LMDBs and shards of gt and lq."""
     root = tmp_path_factory.mktemp("trees")
     for index in range(5):
         cut = PHOTO[60 * index : 60 * index + 96, 50 * index : 50 * index + 112]
@@ -44,6 +44,9 @@ def trees(tmp_path_factory):
     for name in ("gt", "lq"):
         command = ["prepare", "lmdb", str(root / name), "-o", str(root / f"{name}.lmdb"), "--codec", "raw"]
         assert main([*command, "--jobs", "1"]) == 0
+        for codec in ("keep", "raw"):
+            command = ["prepare", "shards", str(root / name), "-o", str(root / f"{name}.{codec}"), "--codec", codec]
+            assert main([*command, "--jobs", "1", "--shard-size", "100kB"]) == 0
     return root
 
 
@@ -105,17 +108,19 @@ def test_two_ranks_share_what_one_shows(trees, kind, more):
 
 
 @pytest.mark.parametrize(("kind", "more"), CASES)
-def test_folders_and_raw_lmdbs_show_the_same(trees, kind, more):
-    # Keys in place of paths, so that only pictures and masks are compared.
-    for files, keys in zip(
-        loaded(*options(kind, trees, **more)), loaded(*options(kind, trees, ending=".lmdb", **more)), strict=True
-    ):
-        assert {k: v for k, v in files.items() if "path" not in k} == {k: v for k, v in keys.items() if "path" not in k}
+def test_folders_raw_lmdbs_and_shards_show_the_same(trees, kind, more):
+    folders = loaded(*options(kind, trees, **more))
+    for ending in (".lmdb", ".keep", ".raw"):
+        for files, keys in zip(folders, loaded(*options(kind, trees, ending=ending, **more)), strict=True):
+            # Keys in place of paths, so that only pictures and masks are compared.
+            assert files.keys() == keys.keys()
+            assert all(files[key] == keys[key] for key in files if "path" not in key)
 
 
 @pytest.mark.parametrize(("kind", "more"), CASES)
-def test_bytes_hold_what_floats_hold(trees, kind, more):
-    kind, opt = options(kind, trees, ending=".lmdb", **more)
+@pytest.mark.parametrize("ending", [".lmdb", ".keep"])
+def test_bytes_hold_what_floats_hold(trees, kind, more, ending):
+    kind, opt = options(kind, trees, ending=ending, **more)
     floats, stored = kind(opt), kind(opt)
     stored.give_bytes()
     for dataset in (floats, stored):

@@ -187,6 +187,14 @@ def test_a_picture_over_which_workers_die_becomes_an_error(tmp_path):
     assert "3 workers died while restoring it" in row["error"]
     (row,) = rows_of(work(given([picture])))  # --retry-errors of another run
     assert (row["tries"], row["error"]) == (1, None)
+    target, path = Path("out", row["output"]), fleet._attempt(order.output, picture)
+    half = target.with_name(f".{target.name}.partial-4194305")  # no process has this number
+    half.write_bytes(target.read_bytes()[:30])
+    target.unlink()
+    path.write_text("another run\n")  # which was killed while it wrote
+    (row,) = rows_of(work(given([picture])))
+    assert row["tries"] == 1
+    assert sorted(Path("out/results").rglob("*.*")) == [target]
 
 
 def test_a_full_disk_stops_all_with_the_rows_so_far(tmp_path, monkeypatch):

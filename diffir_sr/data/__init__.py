@@ -1,1 +1,1 @@
-"""Data: folders and LMDBs with a common interface, checks of pairs, and samples determined by seed and draw number."""
+"""Data: folders, LMDBs and shards, checks of pairs, and samples determined by seed and draw number."""

@@ -15,6 +15,7 @@ from diffir_sr.data.sources import (
     FolderSource,
     ImageSource,
     LmdbSource,
+    ShardSource,
     check_backend,
     is_lmdb,
     open_source,
@@ -131,7 +132,7 @@ def check_basicsr_reads(
     ours = "PairedDataset" if len(sources) > 1 else "SingleDataset"
     faults = [fault for source in sources for fault in _faults(source, listed=listed)]
     if len({type(source) for source in sources}) > 1:
-        faults.append("one of lq and gt is a folder, the other an LMDB")
+        faults.append(f"lq is {sources[0].kind}, gt is {sources[1].kind}")
     if paired and not faults:
         faults += _different_suffixes(sources, paired)
     if faults:
@@ -142,6 +143,8 @@ def check_basicsr_reads(
 
 
 def _faults(source: ImageSource, *, listed: bool) -> list[str]:
+    if isinstance(source, ShardSource):
+        return [f"{source.path.resolve()} is {source.kind}"]
     if isinstance(source, LmdbSource):
         where = source.path.resolve()
         faults = [] if source.path.suffix == ".lmdb" else [f"the name of {where} does not end in .lmdb"]

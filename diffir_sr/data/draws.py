@@ -88,9 +88,7 @@ class Mixture:
     def __init__(self, counts: Sequence[int], weights: Sequence[float] | None = None) -> None:
         """`counts`: images of each source; `weights`: shares of the draws, by default the counts."""
         if weights is not None and len(weights) != len(counts):
-            raise InputError(
-                f"source_weights: {len(weights)} numbers for {len(counts)} sources; give one per folder or LMDB"
-            )
+            raise InputError(f"source_weights: {len(weights)} numbers for {len(counts)} sources; give one per root")
         shares = np.asarray(counts if weights is None else weights, float)
         if not (np.isfinite(shares).all() and (shares > 0).all()):
             raise InputError(f"source_weights: expected numbers above 0, got {list(weights or counts)}")

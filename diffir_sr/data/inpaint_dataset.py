@@ -25,7 +25,7 @@ from diffir_sr.data.masks import (
     mixed_mask,
 )
 from diffir_sr.data.pairs import lists_of
-from diffir_sr.data.sources import ImageSource, LmdbSource, Picture, check_backend, open_source, roots_of, some
+from diffir_sr.data.sources import ImageSource, Picture, check_backend, open_source, roots_of, some
 from diffir_sr.errors import InputError
 from diffir_sr.option_types import Found, Roots, Section, Small, SmallOrZero, View
 
@@ -34,12 +34,12 @@ class InpaintDatasetOptions(Section):
     """Images with masks, random or given as mask images (values above 0 mark missing pixels)."""
 
     dataroot_gt: Roots | None = Field(
-        None, description="Folder, LMDB or list of whole images; several roots are mixed."
+        None, description="Folder, LMDB, shards or list of whole images; several roots are mixed."
     )
     dataroot_lq: Roots | None = Field(
         None, description="Instead of dataroot_gt, for testing: images without ground truth."
     )
-    dataroot_mask: str | None = Field(None, description="Folder or LMDB of masks; by default masks are random.")
+    dataroot_mask: str | None = Field(None, description="Folder, LMDB or shards of masks; by default masks are random.")
     meta_info_file: Roots | None = Field(None, description="List or manifest of the images to use; by default all.")
     gt_size: Small | None = Field(None, description="Side of training patches in pixels; required in datasets.train.")
     use_hflip: bool = Field(False, description="Whether training patches are randomly mirrored.")
@@ -144,7 +144,7 @@ class InpaintDataset(DrawnDataset):
 
     def give_bytes(self) -> None:
         """Return uint8 images and masks if that is lossless; the model converts them to float."""
-        self.gives_bytes = all(isinstance(source, LmdbSource) for source in self.sources)
+        self.gives_bytes = all(source.is_8bit for source in self.sources)
 
     def __len__(self) -> int:
         return len(self.mixture)

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from diffir_sr.data.arrays import random_corner, to_bytes, to_tensor, turned
 from diffir_sr.data.draws import Draw, DrawnDataset, Mixture, curriculum_from_options
-from diffir_sr.data.sources import ImageSource, LmdbSource, Picture, check_backend, open_source, roots_of, some
+from diffir_sr.data.sources import ImageSource, Picture, check_backend, open_source, roots_of, some
 from diffir_sr.errors import InputError
 from diffir_sr.option_types import Count, Found, Roots, Section, Small, View
 
@@ -47,7 +47,7 @@ def find_pairs(
     gt_size: int | None = None,
     crop_gt: bool = False,
 ) -> PairedSources:
-    """Match two folders or LMDBs by name without extension; raises InputError, which lists all problems.
+    """Match two folders, LMDBs or shards by name without extension; raises InputError, which lists all problems.
 
     `filename_tmpl` maps a ground-truth name to the degraded name ('{}x4'). `meta_info` restricts the names. `gt_size`
     is the required minimum size in pixels. `crop_gt` allows a ground truth that is up to scale - 1 pixels larger
@@ -168,10 +168,10 @@ def _check_sizes(
 
 
 class PairedOptions(Section):
-    """Degraded images and their ground truth, from folders or LMDBs."""
+    """Degraded images and their ground truth, from folders, LMDBs or shards."""
 
-    dataroot_gt: Roots = Field(description="Folder, LMDB or list of the ground truth; several roots are mixed.")
-    dataroot_lq: Roots = Field(description="Folder, LMDB or list of the degraded images, in the same order.")
+    dataroot_gt: Roots = Field(description="Folder, LMDB, shards or list of the ground truth; several roots are mixed.")
+    dataroot_lq: Roots = Field(description="Folder, LMDB, shards or list of the degraded images, in the same order.")
     meta_info_file: Roots | None = Field(None, description="List or manifest of the images to use; by default all.")
     filename_tmpl: str = Field(
         "{}", description="Name of a degraded image, with {} for the name of the ground truth, such as {}x4."
@@ -185,7 +185,7 @@ class PairedOptions(Section):
 
 
 class FlipOptions(PairedOptions):
-    """Degraded images and their ground truth, from folders or LMDBs."""
+    """Degraded images and their ground truth, from folders, LMDBs or shards."""
 
     use_hflip: bool = Field(False, description="Whether training patches are randomly mirrored.")
     use_rot: bool = Field(
@@ -202,7 +202,7 @@ class DeblurOptions(PairedOptions):
 class SingleOptions(Section):
     """Degraded images without ground truth; for testing."""
 
-    dataroot_lq: str = Field(description="Folder or LMDB of the images.")
+    dataroot_lq: str = Field(description="Folder, LMDB or shards of the images.")
 
 
 def growing_patches_agree(view: View, at: tuple[str, ...]) -> Found:
@@ -219,7 +219,7 @@ logger = logging.getLogger("basicsr")
 
 
 class PairedDataset(DrawnDataset):
-    """Samples {lq, gt, lq_path, gt_path}: float32 RGB (3, H, W) in [0, 1], from folders or LMDBs.
+    """Samples {lq, gt, lq_path, gt_path}: float32 RGB (3, H, W) in [0, 1], from folders, LMDBs or shards.
 
     Training: an aligned random crop of `gt_size` with flips (`use_hflip`) and rotations by 90 degrees (`use_rot`); the
     pair is the draw number modulo the length. Several roots are mixed by `source_weights`. Otherwise whole images, with
@@ -271,9 +271,7 @@ class PairedDataset(DrawnDataset):
 
     def give_bytes(self) -> None:
         """Return uint8 tensors if that is lossless, a quarter of the data to copy; the model converts them to float."""
-        self.gives_bytes = all(
-            isinstance(side, LmdbSource) for source in self.sources for side in (source.lq, source.gt)
-        )
+        self.gives_bytes = all(side.is_8bit for source in self.sources for side in (source.lq, source.gt))
 
     def __len__(self) -> int:
         return len(self.mixture)
@@ -354,7 +352,7 @@ class DeblurPairedDataset(PairedDataset):
 
 
 class SingleDataset(Dataset[dict[str, Any]]):
-    """Samples {lq, lq_path}: float32 RGB (3, H, W) in [0, 1], from the folder or LMDB `dataroot_lq`."""
+    """Samples {lq, lq_path}: float32 RGB (3, H, W) in [0, 1], from the folder, LMDB or shards `dataroot_lq`."""
 
     OPTIONS = SingleOptions
 

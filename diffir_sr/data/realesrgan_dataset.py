@@ -16,7 +16,7 @@ from diffir_sr.data.arrays import random_corner, to_bytes, to_tensor, turned
 from diffir_sr.data.degradation import KINDS, DegradationOptions, KernelOptions, KernelRanges, blur_kernel, final_kernel
 from diffir_sr.data.draws import Draw, DrawnDataset, Mixture
 from diffir_sr.data.pairs import Pair, PairedDataset, PairedSources, lists_of, pair_listed
-from diffir_sr.data.sources import ImageSource, LmdbSource, Picture, candidates, check_backend, open_source, roots_of
+from diffir_sr.data.sources import ImageSource, Picture, candidates, check_backend, open_source, roots_of
 from diffir_sr.errors import InputError
 from diffir_sr.files.images import without_suffix
 from diffir_sr.option_types import Found, Roots, Section, Small, View
@@ -31,7 +31,7 @@ class RealPairedOptions(Section):
 class RealESRGANOptions(KernelOptions):
     """Ground truth with random blur kernels; the model degrades it according to the top-level options."""
 
-    dataroot_gt: Roots = Field(description="Folder, LMDB or list of the ground truth; several roots are mixed.")
+    dataroot_gt: Roots = Field(description="Folder, LMDB, shards or list of the ground truth; several roots are mixed.")
     meta_info: Roots | None = Field(None, description="List or manifest of the images to use; by default all.")
     use_hflip: bool = Field(False, description="Whether images are randomly mirrored.")
     use_rot: bool = Field(False, description="Whether images are randomly rotated by multiples of 90 degrees.")
@@ -100,7 +100,7 @@ class RealESRGANDataset(DrawnDataset):
 
     def give_bytes(self) -> None:
         """Return uint8 images if that is lossless; the model converts them to float."""
-        self.gives_bytes = all(isinstance(source, LmdbSource) for source in self.sources)
+        self.gives_bytes = all(source.is_8bit for source in self.sources)
 
     def _image(self, draw: int) -> tuple[ImageSource, str]:
         place, index = self.mixture.locate(draw)

@@ -1,4 +1,4 @@
-"""Sources of images, folders and LMDBs with a common interface, and the manifests that preparation leaves beside them.
+"""Sources of images with a common interface (folders, LMDBs, shards), and the manifests beside prepared ones.
 
 A manifest lies beside the folder, since BasicSR treats every visible file in a folder as an image. It contains no
 times, so a job that was interrupted and finished later leaves the same file.
@@ -13,10 +13,11 @@ import posixpath
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -32,7 +33,8 @@ from diffir_sr.files.images import (
     read_file,
     without_suffix,
 )
-from diffir_sr.files.lmdb_file import LmdbFile, Value
+from diffir_sr.files.lmdb_file import LmdbFile
+from diffir_sr.files.shards import Member, Shards, is_shards, sample_of
 
 SUFFIX = ".manifest.jsonl"
 _FORMAT = 1
@@ -203,6 +205,8 @@ class Picture(Protocol):
 class ImageSource(ABC):
     """Named images. `names` are relative paths without extension, sorted; images are (H, W, C), see `decode`."""
 
+    kind: ClassVar[str]  # with its article, for messages
+    is_8bit: bool  # whether all images are known to have at most 8 bits per channel
     path: Path
     names: list[str]
 
@@ -218,12 +222,16 @@ class ImageSource(ABC):
         return self.view(name)[:]
 
     @abstractmethod
+    def shape(self, name: str) -> tuple[int, int, int]:
+        """(height, width, channels without alpha), without decoding; raises InputError if its header is unreadable."""
+
     def size(self, name: str) -> tuple[int, int]:
-        """(height, width), without decoding; raises InputError, which names the file, if its header is unreadable."""
+        """(height, width); raises the errors of `shape`."""
+        return self.shape(name)[:2]
 
     @abstractmethod
     def location(self, name: str) -> str:
-        """The file path, or the key inside the LMDB, for `lq_path` and `gt_path`."""
+        """The file path, or the key inside the LMDB or shards, for `lq_path` and `gt_path`."""
 
     @abstractmethod
     def describe(self) -> str:
@@ -278,6 +286,9 @@ def _listed_names(listing: Path) -> list[str]:
 class FolderSource(ImageSource):
     """Image files under a folder, including sub-folders, without hidden ones."""
 
+    kind = "a folder"
+    is_8bit = False  # what the files contain is not known in advance
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._files: dict[str, Path] = {}
@@ -306,9 +317,9 @@ class FolderSource(ImageSource):
     def view(self, name: str) -> np.ndarray:
         return decode(read_file(self._files[name]), where=str(self._files[name]))
 
-    def size(self, name: str) -> tuple[int, int]:
+    def shape(self, name: str) -> tuple[int, int, int]:
         found = header(self._files[name])
-        return found.height, found.width
+        return found.height, found.width, found.channels
 
     def location(self, name: str) -> str:
         return str(self._files[name])
@@ -335,11 +346,11 @@ def _image_files(folder: Path) -> Iterator[str]:
 
 
 class BarePixels:
-    """An image stored as raw pixels in an LMDB: reading a part reads only its rows, without decoding."""
+    """An image stored as raw pixels from byte `start` on: reading a part reads only its rows, without decoding."""
 
-    def __init__(self, data: LmdbFile, value: Value, shape: tuple[int, int, int]) -> None:
+    def __init__(self, read_at: Callable[[int, int], bytes], start: int, shape: tuple[int, int, int]) -> None:
         self.shape = shape
-        self._data, self._value = data, value
+        self._read_at, self._start = read_at, start
 
     def __getitem__(self, part: slice | tuple[slice, slice], /) -> np.ndarray:
         """Read rows, or rows and columns; raises InputError if reading fails."""
@@ -348,7 +359,7 @@ class BarePixels:
         if step != 1:
             return self[:][part]
         width = self.shape[1] * self.shape[2]
-        data = self._data.read_at(self._value.start + top * width, max(0, bottom - top) * width)
+        data = self._read_at(self._start + top * width, max(0, bottom - top) * width)
         return np.array(np.frombuffer(data, np.uint8).reshape(-1, *self.shape[1:])[:, columns])
 
 
@@ -358,12 +369,15 @@ class LmdbSource(ImageSource):
     Images are encoded (PNG) or raw pixels, of which parts can be read without decoding.
     """
 
+    kind = "an LMDB"
+    is_8bit = True
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._data = LmdbFile(path)
-        self._sizes: dict[str, tuple[int, int]] = {}
+        self._shapes: dict[str, tuple[int, int, int]] = {}
         self._keys: dict[str, str] = {}
-        self._channels: dict[str, int] = {}  # channels of raw images
+        self._raw: set[str] = set()
         meta = path / "meta_info.txt"
         if not meta.is_file():
             raise InputError(
@@ -375,19 +389,23 @@ class LmdbSource(ImageSource):
                 raise InputError(f"{meta}: expected 'key.png (height,width,channels) level', found {line.name!r}")
             key = without_suffix(line.name)
             self._keys[name_of(key)] = key
-            self._sizes[name_of(key)] = line.size
+            self._shapes[name_of(key)] = (*line.size, line.channels)
             if line.raw:
-                self._channels[name_of(key)] = line.channels
+                self._raw.add(name_of(key))
         self.names = sorted(self._keys)
         self._data.check()  # now rather than in the middle of a run
 
     @property
     def is_raw(self) -> bool:
         """Whether images are raw pixels, which BasicSR's own classes cannot read."""
-        return bool(self._channels)
+        return bool(self._raw)
+
+    def stores_raw(self, name: str) -> bool:
+        """Whether an image is stored as raw pixels."""
+        return name in self._raw
 
     def view(self, name: str) -> Picture:
-        key, raw = self._keys[name], name in self._channels
+        key, raw = self._keys[name], name in self._raw
         found = self._data.find(key.encode()) if raw else self._data.get(key.encode())
         if found is None:
             raise InputError(
@@ -397,15 +415,15 @@ class LmdbSource(ImageSource):
         where = f"{self.path}[{key}]"
         if isinstance(found, bytes):
             return decode(found, where=where)
-        shape = (*self._sizes[name], self._channels[name])
+        shape = self._shapes[name]
         if found.size != math.prod(shape):
             raise InputError(
                 f"{where}: {found.size} bytes, expected {math.prod(shape)} for {shape}; build the LMDB again"
             )
-        return BarePixels(self._data, found, shape)
+        return BarePixels(self._data.read_at, found.start, shape)
 
-    def size(self, name: str) -> tuple[int, int]:
-        return self._sizes[name]
+    def shape(self, name: str) -> tuple[int, int, int]:
+        return self._shapes[name]
 
     def location(self, name: str) -> str:
         return self._keys[name]
@@ -414,16 +432,107 @@ class LmdbSource(ImageSource):
         return f"LMDB {self.path.resolve()}, {len(self.names)} images"
 
 
+class ShardSource(ImageSource):
+    """Images in shards (.tar files, see `files.shards`), all of one field if their samples consist of several."""
+
+    kind = "a folder of shards"
+
+    def __init__(self, path: Path, *, field: str | None = None) -> None:
+        self.path = path if field is None else path / field
+        check_unstopped(path)
+        self._shards = Shards(path)
+        samples = [sample for sample in map(sample_of, self._shards.names) if sample is not None]
+        fields = sorted({its_field for _, its_field in samples})
+        if field is None and len(fields) > 1:
+            ways = " or ".join(f"{path}/{one}" for one in fields[:3] if one)
+            raise InputError(
+                f"{path.absolute()}: its samples consist of several images ({some(fields, shown=5)}); choose one, such "
+                f"as {ways}"
+            )
+        if field is not None and field not in fields:
+            raise InputError(f"{path.absolute()}: no sample has an image {field!r}, only {some(fields, shown=5)}")
+        self._places: dict[str, int] = {}
+        twins = []
+        for place, (key, its_field) in enumerate(samples):
+            if field is None or its_field == field:
+                first = self._places.setdefault(name_of(key), place)
+                if first != place:
+                    twins.append(f"{self._shards.where(first)} and {self._shards.where(place)}")
+        if twins:
+            raise InputError(
+                f"{len(twins)} images of {path.resolve()} have the same name: {some(twins, shown=3)}; rename or remove "
+                "one of them, or move shards into folders of their own, which a list of roots mixes"
+            )
+        self.names = sorted(self._places)
+        self.is_8bit = self._shards.are_8bit(list(self._places.values()))
+
+    @property
+    def left_out(self) -> list[str]:
+        """Images of unsupported formats."""
+        return self._shards.left_out
+
+    def view(self, name: str) -> Picture:
+        place = self._places[name]
+        member = self._shards.member(place)
+        if member.is_raw:
+            return BarePixels(partial(self._shards.read_at, place), member.pixels_from, member.shape)
+        return decode(self._shards.read(place), where=self._shards.where(place))
+
+    def stored(self, name: str) -> tuple[Path, Member]:
+        """The shard of an image, and its place in it."""
+        place = self._places[name]
+        return self._shards.shard(place), self._shards.member(place)
+
+    def shape(self, name: str) -> tuple[int, int, int]:
+        return self._shards.shape(self._places[name])
+
+    def location(self, name: str) -> str:
+        return key_in_shards(self._shards.names[self._places[name]])
+
+    def describe(self) -> str:
+        return f"shards {self.path.resolve()}, {len(self.names)} images in {len(self._shards.paths)} files"
+
+
+def check_unstopped(folder: Path) -> None:
+    """Raise InputError if the job that makes the shards of a folder is running, or was interrupted."""
+    unfinished = folder.with_name(f"{folder.name}.unfinished.json")
+    if unfinished.is_file():
+        raise InputError(
+            f"{folder.absolute()}: the job that makes these shards has not finished; wait, or run the same command "
+            f"again, which continues (or remove {unfinished.name} to use what exists)"
+        )
+
+
+def key_in_shards(member: str) -> str:
+    """The key of the sample of a member that is an image."""
+    sample = sample_of(member)
+    return sample[0] if sample else member
+
+
 def is_lmdb(path: Path) -> bool:
     """Whether a path is an LMDB, by its suffix or because it contains a data file."""
     return path.suffix == ".lmdb" or (path / "data.mdb").is_file()
 
 
+def shards_at(path: Path) -> tuple[Path, str | None] | None:
+    """The folder of shards and the field of their samples that a path names (`shards/lq`); None if it names none."""
+    if is_shards(path):
+        return path, None
+    return (path.parent, path.name) if not path.exists() and is_shards(path.parent) else None
+
+
+def backend_of(root: str | Path) -> str:
+    """The kind of a root as `io_backend.type` calls it: lmdb, webdataset or disk."""
+    path = Path(os.path.expanduser(root))
+    return "lmdb" if is_lmdb(path) else "webdataset" if shards_at(path) else "disk"
+
+
 def open_source(path: str | Path, *, meta_info: str | Path | None = None) -> ImageSource:
     """The images at `path`, all or those listed in `meta_info`; raises InputError if there are none.
 
-    `path` is a folder, an LMDB, a file that lists images of its own folder (`name` or `name (h,w,c)` per line), or the
-    manifest of a prepared folder or LMDB; the kind is detected from the path and its content.
+    `path` is a folder, an LMDB, a folder of shards or one of the images of their samples (`shards/lq`), a file that
+    lists images of its own folder (`name` or `name (h,w,c)` per line), or the manifest of something prepared; the kind
+    is detected from the path and its content.
     """
     try:
         return _opened(Path(os.path.expanduser(path)), meta_info)
@@ -432,17 +541,17 @@ def open_source(path: str | Path, *, meta_info: str | Path | None = None) -> Ima
 
 
 def _opened(path: Path, meta_info: str | Path | None) -> ImageSource:
-    if not path.exists():
+    if not path.exists() and not shards_at(path):
         raise InputError(f"no such folder or LMDB: {path.absolute()}; prepare it or correct the path")
     listed = None
-    if not path.is_dir():
+    if path.exists() and not path.is_dir():
         if path.suffix not in _LISTS:
             raise InputError(
                 f"{path.absolute()}: expected a folder of images, an LMDB folder, or a list of images "
                 f"({' or '.join(_LISTS)}), found another file"
             )
         listed, path = path, _listed_folder(path)
-    source = LmdbSource(path) if is_lmdb(path) else FolderSource(path)
+    source = _of_folder(path)
     for meta in (listed, meta_info):
         if meta:
             meta = Path(os.path.expanduser(meta))
@@ -450,6 +559,13 @@ def _opened(path: Path, meta_info: str | Path | None) -> ImageSource:
                 raise InputError(f"no such meta_info file: {meta.absolute()}; leave the option out, it is not needed")
             source.keep_listed(meta)
     return source
+
+
+def _of_folder(path: Path) -> ImageSource:
+    if is_lmdb(path):
+        return LmdbSource(path)
+    shards = shards_at(path)
+    return ShardSource(shards[0], field=shards[1]) if shards else FolderSource(path)
 
 
 def _listed_folder(listing: Path) -> Path:
@@ -467,8 +583,11 @@ def roots_of(opt: Mapping[str, Any], key: str) -> list[str]:
     given = opt.get(key)
     roots = [given] if isinstance(given, (str, Path)) else list(given or [])
     if not roots or not all(roots):
-        raise InputError(f"{key} is missing; give a folder of images or an LMDB")
+        raise InputError(f"{key} is missing; give a folder of images, an LMDB or a folder of shards")
     return [str(root) for root in roots]
+
+
+_BACKENDS = {"lmdb": "an LMDB", "webdataset": "a folder of shards", "disk": "a folder of image files"}
 
 
 def check_backend(opt: Mapping[str, Any]) -> None:
@@ -476,13 +595,10 @@ def check_backend(opt: Mapping[str, Any]) -> None:
     backend = (opt.get("io_backend") or {}).get("type")
     keys = [key for key in ("dataroot_lq", "dataroot_gt") if opt.get(key)]
     for root in (root for key in keys for root in roots_of(opt, key)):
-        if backend not in ("lmdb", "disk"):
-            continue
-        found = "lmdb" if is_lmdb(Path(os.path.expanduser(root))) else "disk"
-        if backend != found:
-            meant = "an LMDB" if found == "lmdb" else "a folder of image files"
+        if backend in _BACKENDS and backend != (found := backend_of(root)):
             raise InputError(
-                f"io_backend.type is {backend!r}, but {Path(root).absolute()} is {meant}; set it to {found!r}"
+                f"io_backend.type is {backend!r}, but {Path(root).absolute()} is {_BACKENDS[found]}; set it to "
+                f"{found!r}"
             )
 
 

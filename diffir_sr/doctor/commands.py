@@ -25,10 +25,10 @@ def add_doctor_parser(commands: argparse._SubParsersAction[Any]) -> None:
     kinds = parser.add_subparsers(required=True, metavar="WHAT")
     data = kinds.add_parser(
         "data",
-        help="decode and check every image of an option file, of folders or of LMDBs",
+        help="decode and check every image of an option file, of folders, LMDBs or shards",
         description="Decode and check every image. Exit code: 0 for nothing or notes, 3 for warnings, 1 for errors.",
     )
-    data.add_argument("target", nargs="*", help="option file (.yml), or folders or LMDBs of images")
+    data.add_argument("target", nargs="*", help="option file (.yml), or folders, LMDBs or shards of images")
     data.add_argument("--lq", metavar="DIR", help="degraded images, partners of those in --gt")
     data.add_argument("--gt", metavar="DIR", help="ground truth")
     data.add_argument("--mask", metavar="DIR", help="masks, partners of images in --gt with the same names")

@@ -31,7 +31,7 @@ KINDS: dict[str, Kind] = {
     "options": Kind(E, "invalid option file", "correct the option file, see 'diffir options check'"),
     "source": Kind(
         E,
-        "a folder, LMDB or list that cannot be used; nothing in it was examined",
+        "a folder, LMDB, shards or list that cannot be used; nothing in it was examined",
         "correct the path, or prepare the data again",
     ),
     "unreadable": Kind(
@@ -50,6 +50,7 @@ KINDS: dict[str, Kind] = {
     "small": Kind(E, "smaller than the training patch", "lower gt_size, or remove the image"),
     "meta_info": Kind(E, "listed names that do not exist", "list them again with 'diffir prepare meta'"),
     "lmdb": Kind(E, "meta_info.txt and data of an LMDB differ", "build it again with 'diffir prepare lmdb'"),
+    "shards": Kind(E, "a shard differs from its index", "copy it again, or index it with 'diffir prepare index'"),
     "manifest": Kind(E, "differs from what the manifest records", "prepare the data again"),
     "shift": Kind(
         W,

@@ -20,6 +20,7 @@ from diffir_sr.doctor.storage import StoredImage
 from diffir_sr.errors import InputError
 from diffir_sr.files.images import inspect
 from diffir_sr.files.picture import as_bits
+from diffir_sr.files.shards import DIFFERS
 
 _FLAT = 2  # largest range of grey levels in an image of a single colour
 _SHIFT_PX = 0.3  # of the degraded image
@@ -113,8 +114,13 @@ def _faults_of_bytes(stored: StoredImage, data: bytes, image: np.ndarray) -> Ite
         yield "metadata", note
     if stored.listed is not None and stored.listed != image.shape[:2]:
         high, wide = stored.listed
-        yield "lmdb", f"meta_info.txt says {high}x{wide}, the image is {_size(image)}"
-    if stored.sha256 is not None and hashlib.sha256(data).hexdigest() != stored.sha256:
+        check, listing = ("lmdb", "meta_info.txt") if stored.span is None else ("shards", "its index")
+        yield check, f"{listing} says {high}x{wide}, the image is {_size(image)}"
+    if stored.sha256 is None or hashlib.sha256(data).hexdigest() == stored.sha256:
+        return
+    if stored.span is not None:
+        yield "shards", DIFFERS
+    else:
         yield "manifest", f"the file has changed since it was made: sha256 is not {stored.sha256[:12]}..."
 
 

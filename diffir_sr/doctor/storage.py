@@ -11,23 +11,28 @@ from typing import Any
 
 import numpy as np
 
-from diffir_sr.data.sources import FolderSource, is_lmdb, name_of, open_source, read_meta
+from diffir_sr.data.sources import FolderSource, ShardSource, is_lmdb, name_of, open_source, read_meta, shards_at
 from diffir_sr.doctor.findings import Finding
 from diffir_sr.errors import InputError
 from diffir_sr.files.images import decode_with_notes, read_file, without_suffix
 from diffir_sr.files.lmdb_file import LmdbFile
+from diffir_sr.files.shards import read_span, reading
 
 
 @dataclass(frozen=True)
 class StoredImage:
-    """One image: a file, or a key of an LMDB; the latter with the size in its list, and the shape of raw pixels."""
+    """One image: a file, a key of an LMDB or a member of a shard, with its size in the list of the LMDB or the index.
+
+    `raw` is the shape of raw pixels, `span` the first byte and the bytes of a member.
+    """
 
     name: str
     path: Path
     key: str | None = None
     listed: tuple[int, int] | None = None
     raw: tuple[int, int, int] | None = None
-    sha256: str | None = None  # according to the manifest
+    sha256: str | None = None  # according to the manifest or the index of the shard
+    span: tuple[int, int] | None = None
     is_absent: bool = False  # listed in the LMDB's meta_info.txt, but not in its data
 
     @property
@@ -38,6 +43,9 @@ class StoredImage:
         """The bytes as they are stored; raises InputError."""
         if self.key is None:
             return read_file(self.path)
+        if self.span is not None:
+            with reading(self.path), open(self.path, "rb", buffering=0) as file:
+                return read_span(file, self.path, *self.span)
         data = LmdbFile(self.path).get(self.key.encode())
         if data is None:
             raise InputError(f"{self.where}: the data does not contain this key; build the LMDB again")
@@ -47,6 +55,8 @@ class StoredImage:
         """(H, W, C) from the stored bytes, and what was decoded; raises InputError if they are not an image."""
         if self.raw is None:
             return decode_with_notes(data, where=self.where)
+        if self.span is not None:  # behind the header of NumPy
+            data = data[-math.prod(self.raw) :]
         if len(data) != math.prod(self.raw):
             raise InputError(f"{self.where}: {len(data)} bytes, expected {math.prod(self.raw)} for {self.raw}")
         return np.frombuffer(data, np.uint8).reshape(self.raw), ()
@@ -66,7 +76,8 @@ def open_storage(root: str, *, dataset: str) -> Storage:
     path = Path(os.path.expanduser(root))
     storage = Storage(path)
     try:
-        images = _of_lmdb(storage, dataset) if path.is_dir() and is_lmdb(path) else _of_folder(storage, dataset)
+        list_images = _of_lmdb if path.is_dir() and is_lmdb(path) else _of_shards if shards_at(path) else _of_folder
+        images = list_images(storage, dataset)
     except InputError as error:
         storage.findings.append(Finding("source", root, str(error), dataset))
         return storage
@@ -83,6 +94,27 @@ def _of_folder(storage: Storage, dataset: str) -> dict[str, StoredImage]:
     for relative in source.left_out:
         storage.findings.append(Finding("left out", str(path / relative), "of an unsupported kind", dataset))
     return {name: StoredImage(name, source.file(name)) for name in source.names}
+
+
+def _of_shards(storage: Storage, dataset: str) -> dict[str, StoredImage]:
+    source = open_source(storage.root)
+    if not isinstance(source, ShardSource):
+        raise InputError(f"{storage.root}: expected a folder of shards")
+    for where in source.left_out:
+        storage.findings.append(Finding("left out", f"{storage.root}/{where}", "of an unsupported kind", dataset))
+    images = {}
+    for name in source.names:
+        shard, member = source.stored(name)
+        images[name] = StoredImage(
+            name,
+            shard,
+            member.name,
+            listed=member.shape[:2],
+            raw=member.shape if member.is_raw else None,
+            sha256=member.sha256,
+            span=(member.start, member.size),
+        )
+    return images
 
 
 def _of_lmdb(storage: Storage, dataset: str) -> dict[str, StoredImage]:

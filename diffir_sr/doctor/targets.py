@@ -1,4 +1,4 @@
-"""What to examine: the datasets of an option file, of any type, or folders and LMDBs given by name."""
+"""What to examine: the datasets of an option file, of any type, or folders, LMDBs and shards given by name."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ def add_evaluate_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Add `diffir evaluate`."""
     what = "measure restored images against ground truth, with the protocols of the paper"
     parser = commands.add_parser("evaluate", help=what, description=f"{what.capitalize()}.")
-    parser.add_argument("restored", type=Path, help="folder or LMDB of restored images")
-    parser.add_argument("gt", type=Path, help="folder or LMDB of the ground truth")
+    parser.add_argument("restored", type=Path, help="folder, LMDB or shards of restored images")
+    parser.add_argument("gt", type=Path, help="folder, LMDB or shards of the ground truth")
     parser.add_argument(
         "--preset", choices=list(PRESETS), required=True, help="table whose protocol and metrics are used"
     )

@@ -1,1 +1,1 @@
-"""Files: atomic writing, reading and writing images, safe reading of LMDBs, locks."""
+"""Files: atomic writing, reading and writing images, safe reading of LMDBs, shards, locks."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from basicsr.utils.registry import MODEL_REGISTRY
 
+from diffir_sr.data.sources import shards_at
 from diffir_sr.errors import OptionError
 from diffir_sr.families import declaring
 from diffir_sr.families.autodir import is_folder
@@ -194,10 +195,11 @@ def _complete_path(values: dict[str, Any], view: OptionView) -> None:
 
 
 def _set_backend(dataset: dict[str, Any]) -> None:
-    kinds = {is_lmdb(path) for root in ROOTS for path in roots_in(dataset, root)}
-    # A folder and an LMDB are mixed: left to the dataset.
+    paths = [path for root in ROOTS for path in roots_in(dataset, root)]
+    kinds = {"lmdb" if is_lmdb(path) else "webdataset" if shards_at(expanded(path)) else "disk" for path in paths}
+    # Different kinds are left to the dataset.
     if dataset.get("io_backend") is None and len(kinds) == 1:
-        dataset["io_backend"] = {"type": "lmdb" if kinds.pop() else "disk"}
+        dataset["io_backend"] = {"type": kinds.pop()}
 
 
 def _sections(values: Any) -> Iterator[dict[str, Any]]:
@@ -267,11 +269,16 @@ def backbone_exists(view: OptionView) -> Found:
 
 
 def data_exists(view: OptionView, name: str, root: str) -> Found:
-    """A folder or LMDB of images exists."""
+    """A folder, LMDB or folder of shards exists."""
     for path in roots_in({root: view.get("datasets", name, root)}, root):
-        if not os.path.isdir(os.path.expanduser(path)) and not _is_list(path):
+        if not expanded(path).is_dir() and not _is_list(path) and not shards_at(expanded(path)):
             what = "LMDB" if is_lmdb(path) else "folder"
             yield ("datasets", name, root), f"{_absent(what, path)}; see datasets/README.md for how to prepare data"
+
+
+def expanded(path: str) -> Path:
+    """A path with its ~ replaced."""
+    return Path(os.path.expanduser(path))
 
 
 def _is_list(path: str) -> bool:

@@ -412,8 +412,8 @@ def storage_is_consistent(view: OptionView, name: str) -> Found:
     for root, path in [(name, path) for name in given for path in roots_in(given, name)]:
         if stored == "lmdb" and not is_lmdb(path):
             yield (*at, root), f"io_backend is lmdb, but {path!r} does not end in .lmdb; remove io_backend"
-        if stored == "disk" and is_lmdb(path):
-            yield (*at, root), f"io_backend is disk, but {path!r} names an LMDB; remove io_backend"
+        if stored in ("disk", "webdataset") and is_lmdb(path):
+            yield (*at, root), f"io_backend is {stored}, but {path!r} names an LMDB; remove io_backend"
 
 
 def sources_are_paired(view: OptionView, name: str) -> Found:

@@ -536,7 +536,9 @@ SCHEDULERS: dict[str, type[Section]] = {
 class IoBackend(Section):
     """How images are stored."""
 
-    type: Literal["disk", "lmdb", "memcached"] = Field(description="disk (folders of images), lmdb or memcached.")
+    type: Literal["disk", "lmdb", "webdataset", "memcached"] = Field(
+        description="disk (folders of images), lmdb, webdataset (folders of .tar files) or memcached."
+    )
     readonly: bool = Field(True, description="Whether an LMDB is opened read-only.")
     lock: bool = Field(False, description="Whether an LMDB is locked against writers.")
     readahead: bool = Field(False, description="Whether the system reads ahead in an LMDB.")
@@ -572,7 +574,7 @@ class Loader(Section):
         True, description="No effect (present in published files): training data is always shuffled."
     )
     io_backend: IoBackend | None = Field(
-        None, description="How images are stored; by default lmdb if the roots end in .lmdb, else disk."
+        None, description="How images are stored; by default as the roots are: lmdb, webdataset or disk."
     )
 
 

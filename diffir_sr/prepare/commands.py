@@ -78,7 +78,7 @@ def add_prepare_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "meta",
         module="meta_info",
         what="list the images of a folder: 'name (h,w,c)' per line",
-        source="folder or LMDB of images",
+        source="folder, LMDB or shards of images",
     )
     meta.add_argument("--overwrite", action="store_true", help="replace an existing list (default: an error)")
 
@@ -104,6 +104,40 @@ def add_prepare_parser(commands: argparse._SubParsersAction[Any]) -> None:
         help="raw: uncompressed, larger but much faster for reading patches, only for PairedDataset (default png)",
     )
     add_to_8bit(build)
+    _add_shards_parsers(jobs)
+
+
+def _add_shards_parsers(jobs: Any) -> None:
+    """Add `diffir prepare shards` and `diffir prepare index`."""
+    build = add_job(
+        jobs,
+        "shards",
+        "store the images of a folder or an LMDB in shards: .tar files as WebDataset reads them, with an index",
+        source="folder or LMDB of images",
+    )
+    build.add_argument("--shard-size", default="1GB", metavar="SIZE", help="largest size of a file (default 1GB)")
+    build.add_argument(
+        "--codec",
+        choices=["keep", "png", "raw"],
+        default="keep",
+        help="keep: files as they are (default); png: 8 bits, other formats are converted; raw: uncompressed .npy, "
+        "larger but much faster for reading patches",
+    )
+    build.add_argument("--compress-level", type=int, default=1, help="PNG compression, 0 to 9 (default 1)")
+    build.add_argument("--pair-with", type=Path, metavar="GT", help="folder, LMDB or shards with the same names")
+    build.add_argument("--scale", type=int, default=1, help="size of the images of --pair-with relative to these")
+    add_overwrite(build)
+    add_to_8bit(build)
+
+    what = "index shards (.tar files) that others made, so that single images can be read"
+    index = jobs.add_parser("index", help=what, description=what[0].upper() + what[1:] + ".")
+    index.add_argument("input", type=Path, help="folder of .tar files; each gets NAME.tar.index.jsonl beside it")
+    index.add_argument(
+        "--overwrite", action="store_true", help="index all again (default: those without a valid index)"
+    )
+    index.add_argument("--jobs", type=int, default=available_cpus(), help="processes (default: one per core)")
+    index.add_argument("--dry-run", action="store_true", help="show what would be done, write nothing")
+    index.set_defaults(run=deferred("diffir_sr.prepare.shards:index_command"))
 
 
 def _add_degrade_parser(jobs: Any) -> None:

@@ -272,7 +272,7 @@ def command(args: argparse.Namespace) -> int:
     """`diffir prepare degrade`."""
     source = open_source(args.input)
     if not isinstance(source, FolderSource):
-        raise InputError(f"{args.input.absolute()} is an LMDB; expected a folder of image files")
+        raise InputError(f"{args.input.absolute()} is {source.kind}; expected a folder of image files")
     if args.seed < 0:
         raise InputError(f"--seed: expected 0 or more, got {args.seed}")
     if args.kind:

@@ -164,12 +164,12 @@ def add_to_8bit(parser: argparse.ArgumentParser) -> None:
 
 
 def folder(path: Path) -> FolderSource:
-    """The images of a folder; raises InputError for an LMDB."""
+    """The images of a folder; raises InputError for other sources."""
     from diffir_sr.data.sources import FolderSource, open_source
 
     source = open_source(path)
     if not isinstance(source, FolderSource):
-        raise InputError(f"{path.absolute()} is an LMDB; expected a folder of image files")
+        raise InputError(f"{path.absolute()} is {source.kind}; expected a folder of image files")
     return source
 
 

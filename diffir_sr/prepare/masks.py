@@ -153,7 +153,7 @@ def _images(folder: Path | None) -> FolderSource | None:
         return None
     source = open_source(folder)
     if not isinstance(source, FolderSource):
-        raise InputError(f"{folder.absolute()} is an LMDB; expected a folder of image files")
+        raise InputError(f"{folder.absolute()} is {source.kind}; expected a folder of image files")
     return source
 
 

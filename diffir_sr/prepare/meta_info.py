@@ -1,15 +1,14 @@
-"""A list of the images of a folder or LMDB in BasicSR's format: `name (h,w,c)` per line."""
+"""A list of the images of a folder, LMDB or shards in BasicSR's format: `name (h,w,c)` per line."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 
-from diffir_sr.data.sources import FolderSource, ImageSource, name_of, open_source, read_meta
+from diffir_sr.data.sources import FolderSource, ImageSource, open_source
 from diffir_sr.errors import InputError
 from diffir_sr.files.atomic import write_report
-from diffir_sr.files.images import header, without_suffix
+from diffir_sr.files.images import header
 from diffir_sr.prepare.jobs import examples, run_all, say
 
 
@@ -24,7 +23,7 @@ def check_output(output: Path, *, overwrite: bool) -> None:
 def write_meta(source: ImageSource, output: Path, *, jobs: int) -> int:
     """Write relative path with extension and shape (channels without alpha) of every image; returns their number.
 
-    Images of an LMDB have no extension; they are listed as .png, which readers of such lists remove.
+    Images of LMDBs and shards are listed as .png, which readers of such lists remove.
     """
     if isinstance(source, FolderSource):
         files = [source.file(name) for name in source.names]
@@ -32,7 +31,7 @@ def write_meta(source: ImageSource, output: Path, *, jobs: int) -> int:
         names = [file.relative_to(source.path).as_posix() for file in files]
         lines = [f"{name} {shape}\n" for name, shape in zip(names, shapes, strict=True)]
     else:
-        lines = [f"{name}.png {shape}\n" for name, shape in _listed_within(source)]
+        lines = [f"{name}.png ({','.join(map(str, source.shape(name)))})\n" for name in source.names]
     write_report("".join(sorted(lines)), output)
     return len(lines)
 
@@ -40,13 +39,6 @@ def write_meta(source: ImageSource, output: Path, *, jobs: int) -> int:
 def _shape(file: Path) -> str:
     found = header(file)
     return f"({found.height},{found.width},{found.channels})"
-
-
-def _listed_within(lmdb: ImageSource) -> Iterator[tuple[str, str]]:
-    for line in read_meta(lmdb.path / "meta_info.txt"):
-        name = name_of(without_suffix(line.name))
-        if name in lmdb and line.size is not None:
-            yield name, f"({line.size[0]},{line.size[1]},{line.channels})"
 
 
 def command(args: argparse.Namespace) -> int:

@@ -115,7 +115,7 @@ def _misnamed(source: ImageSource, named: dict[str, str], template: str) -> list
 
 
 def where(source: ImageSource, name: str) -> str:
-    """The file of an image, or the LMDB and its key."""
+    """The file of an image, or the LMDB or folder of shards and its key."""
     place = source.location(name)
     return place if isinstance(source, FolderSource) else f"{source.path}[{place}]"
 
@@ -227,7 +227,9 @@ def command(args: argparse.Namespace) -> int:
     if args.output is None and args.list is None:
         return say(summary)
     if not isinstance(lq, FolderSource) or not isinstance(gt, FolderSource):
-        raise InputError("pairs of LMDBs can only be checked; give folders, or leave out --output and --list")
+        raise InputError(
+            "pairs of LMDBs and shards can only be checked; give folders, or leave out --output and --list"
+        )
     if args.list is not None:
         _write_list(args, listed(report, lq, gt))
     if args.output is not None:

@@ -228,15 +228,19 @@ class Storable:
 
 
 def read_storable(file: Path, *, to_8bit: bool) -> Storable:
+    """`storable` of a file."""
+    return storable(read_file(file), where=str(file), to_8bit=to_8bit)
+
+
+def storable(data: bytes, *, where: str, to_8bit: bool) -> Storable:
     """An upright image without alpha; raises InputError for 16 bits per channel unless rounding is allowed."""
-    data = read_file(file)
-    image = decode(data, where=str(file))
-    known = inspect(data, where=str(file))
+    image = decode(data, where=where)
+    known = inspect(data, where=where)
     whole = known.format == "png" and known.metadata.turn == 1
     if image.dtype != np.uint8:
         if not to_8bit:
             depth = "floats" if image.dtype.kind == "f" else "16 bits per channel"
-            raise InputError(f"{file}: {depth}; give --to-8bit to round to 8, or convert it")
+            raise InputError(f"{where}: {depth}; give --to-8bit to round to 8, or convert it")
         image, whole = as_bits(image, np.uint8), False
     dropped = image.shape[2] in (2, 4)
     if dropped:
