@@ -68,10 +68,9 @@ def images():
     return list(fleet.listed(["in"], column="path"))
 
 
-def worker(out="out", **change):
+def worker(*model, out="out"):
     """A worker without a cluster, and its order, from the arguments of the command line."""
-    words = ["fleet", "in", "-o", out, "-w", "net.safetensors"]
-    words += [word for key, value in change.items() for word in (f"--{key}", str(value))]
+    words = ["fleet", "in", "-o", out, *(model or ("-w", "net.safetensors"))]
     from diffir_sr.cli import diffir_parser
 
     args = diffir_parser("fleet").parse_args(words)
@@ -138,6 +137,11 @@ def test_every_picture_is_once_in_the_manifest_with_the_bytes_of_restore_whateve
     assert process.returncode == 1, said  # one picture is damaged
     assert "bad.png: damaged or truncated" in said
     assert "Traceback" not in said
+    every_picture_is_there_once(COUNT)
+
+
+def every_picture_is_there_once(count):
+    """The manifest has a row for every picture, and results have the bytes of restore."""
     main(["restore", "in", "-o", "plain", "-w", "net.safetensors"])
     rows = table().to_pylist()
     names = [row["source"] for row in rows]
@@ -153,9 +157,36 @@ def test_every_picture_is_once_in_the_manifest_with_the_bytes_of_restore_whateve
         assert row["output_digest"] == digest(made)
         assert row["source_digest"] == digest(Path(row["source"]).read_bytes())
         assert (row["height"], row["width"], row["output_bytes"], row["error"]) == (32, 48, len(made), None)
-    assert results() == COUNT  # two pictures with the same content are one result
+    assert results() == count  # two pictures with the same content are one result
     assert sorted(os.listdir("out")) == ["manifest.parquet", "results"]
     assert not list(Path("out").rglob(".*partial*"))
+
+
+@pytest.mark.skipif(not ALL, reason="DIFFIR_FLEET=all; it starts three nodes of a cluster")
+def test_a_lost_node_loses_no_picture(tmp_path):
+    from ray.cluster_utils import Cluster
+
+    make(tmp_path, 300)
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        kept, lost = (nodes.add_node(num_cpus=1) for _ in range(2))
+        nodes.wait_for_nodes()
+        words = ["fleet", "in", "-o", "out", "-w", "net.safetensors", "--address", nodes.address]
+        with open("said.txt", "w") as said:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "diffir_sr", *words, "--workers", "2", "--cpus", "1"], stdout=said, stderr=said
+            )
+        while process.poll() is None and results() < 100:
+            time.sleep(0.05)
+        assert process.poll() is None, Path("said.txt").read_text()
+        nodes.remove_node(lost, allow_graceful=False)
+        assert process.wait(600) == 1  # one picture is damaged
+    finally:
+        nodes.shutdown()
+    said = Path("said.txt").read_text()
+    assert "is lost; what it had in hand is taken again by the 2 others" in said
+    assert "Traceback" not in said
+    every_picture_is_there_once(300)
 
 
 def test_a_worker_gives_rows_and_takes_a_result_that_exists_and_is_whole(tmp_path):
@@ -225,6 +256,24 @@ def test_a_machine_with_other_weights_is_refused(tmp_path):
     assert "weights or settings differ" in other(given(images()))["stop"][0].as_py()
     Path("net.safetensors").unlink()
     assert "no such weights file" in fleet.Worker(order)(given(images()))["stop"][0].as_py()
+
+
+def test_a_blend_of_two_shipped_models_is_given_by_their_names(tmp_path, monkeypatch):
+    make(tmp_path, 2)
+    model = ["--model", "sr_x4", "--blend", "sr_x4_sharp", "0.35"]
+    _, order = worker(*model)
+    assert (order.restorer["model"], order.restorer["blend"]) == ("sr_x4", ("sr_x4_sharp", 0.35))
+    assert main(["restore", "in", "-o", "plain", *model]) == 1  # one picture is damaged
+    Path("other").mkdir()
+    pictures = given(images())
+    monkeypatch.chdir("other")  # another machine, where the package may lie elsewhere
+    rows = [row for row in rows_of(fleet.Worker(order)(pictures)) if row["error"] is None]
+    assert len(rows) == 3
+    for row in rows:
+        name = Path(row["source"]).relative_to(tmp_path / "in")
+        assert (tmp_path / "out" / row["output"]).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+    _, plain = worker("--model", "sr_x4", out="../out")
+    assert plain.settings != order.settings
 
 
 def test_notes_of_restore_are_in_the_row(tmp_path):

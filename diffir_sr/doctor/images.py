@@ -374,7 +374,8 @@ def near_within(hashes: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 _MOST_PAIRWISE = 20_000**2  # comparisons; above it, an index is faster
-_AT_ONCE = 2**25  # comparisons of hashes taken together, which bounds the memory
+_AT_ONCE = 2**25  # comparisons of hashes in one step, which bounds the memory
+_ROWS_AT_ONCE = 2**16  # hashes searched for in one step: their buckets fit into the cache of a processor
 
 
 class _Index:
@@ -398,11 +399,12 @@ class _Index:
 
     def near(self, hashes: np.ndarray, *, later: bool = False) -> Iterator[tuple[int, int]]:
         """The pairs of `hashes` with those of the index, in order; with `later`, only with those of higher number."""
-        ends = np.cumsum(np.sum([band.costs(hashes) for band in self.bands], axis=0))
         start = 0
         while start < len(hashes):
-            before = ends[start - 1] if start else 0
-            stop = max(start + 1, int(np.searchsorted(ends, before + _AT_ONCE, side="right")))
+            costs = np.cumsum(
+                np.sum([band.costs(hashes[start : start + _ROWS_AT_ONCE]) for band in self.bands], axis=0)
+            )
+            stop = start + max(1, int(np.searchsorted(costs, _AT_ONCE, side="right")))
             rows, columns = self._near(hashes[start:stop], start)
             if later:
                 rows, columns = rows[columns > rows], columns[columns > rows]
@@ -413,10 +415,8 @@ class _Index:
     def _near(self, hashes: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
         found: list[tuple[np.ndarray, np.ndarray]] = []
         for number, band in enumerate(self.bands):
-            for rows, columns in band.candidates(hashes):
+            for rows, columns in band.close(hashes, self.bits):
                 apart = hashes[rows] ^ self.hashes[columns]
-                close = _differing_bits(apart) <= self.bits
-                rows, columns, apart = rows[close], columns[close], apart[close]
                 for earlier in self.bands[:number]:  # a pair counts in the first band in which it is close
                     fresh = _differing_bits(apart & earlier.mask) > earlier.allowance
                     rows, columns, apart = rows[fresh], columns[fresh], apart[fresh]
@@ -433,34 +433,48 @@ class _Band:
         self.mask = np.uint64(((1 << width) - 1) << shift)
         keys = self._keys(hashes)
         self._order = np.argsort(keys, kind="stable")
-        counts = np.bincount(keys, minlength=1 << width)
-        self._starts = np.concatenate([[0], np.cumsum(counts)])
+        self._sorted = hashes[self._order]  # in the order of the buckets, so that a bucket is read in one go
+        self._counts = np.bincount(keys, minlength=1 << width).astype(np.int32)
+        self._starts = (np.cumsum(self._counts) - self._counts).astype(np.int32)
         self._flips = [
-            sum(1 << bit for bit in chosen)
+            np.int32(sum(1 << bit for bit in chosen))
             for flipped in range(allowance + 1)
             for chosen in combinations(range(width), flipped)
         ]
 
     def _keys(self, hashes: np.ndarray) -> np.ndarray:
-        return ((hashes & self.mask) >> self._shift).astype(np.int64)
+        return ((hashes & self.mask) >> self._shift).astype(np.int32)
 
     def costs(self, hashes: np.ndarray) -> np.ndarray:
         """The number of candidates of each hash."""
-        keys, counts = self._keys(hashes), np.diff(self._starts)
+        keys = np.sort(self._keys(hashes))
         total = np.zeros(len(keys), np.int64)
         for flip in self._flips:
-            total += counts[keys ^ flip]
+            total += self._counts[keys ^ flip]
         return total
 
-    def candidates(self, hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Index pairs of `hashes` and those of the index in whose band at most `allowance` bits differ."""
+    def close(self, hashes: np.ndarray, bits: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Index pairs of `hashes` and those of the index that differ in at most `bits` bits, few of them in the band.
+
+        A table of pairs for each way to differ in the band.
+        """
         keys = self._keys(hashes)
+        order = np.argsort(keys, kind="stable")  # neighbours look into neighbouring buckets
+        keys, hashes = keys[order], hashes[order]
         for flip in self._flips:
-            starts = self._starts[keys ^ flip]
-            counts = self._starts[(keys ^ flip) + 1] - starts
-            rows = np.repeat(np.arange(len(keys)), counts)
-            places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts) + starts[rows]
-            yield rows, self._order[places]
+            buckets = keys ^ flip
+            counts = self._counts[buckets]
+            ends = np.cumsum(counts)
+            if not (total := int(ends[-1])):
+                continue
+            places = np.repeat(self._starts[buckets] - (ends - counts), counts)
+            places += np.arange(total)
+            apart = np.repeat(hashes, counts)
+            apart ^= self._sorted[places]
+            pairs = np.flatnonzero(_differing_bits(apart) <= bits)
+            if len(pairs):
+                rows = np.searchsorted(ends, pairs, side="right")
+                yield order[rows], self._order[places[pairs]]
 
 
 def shows_the_same(one: np.ndarray, other: np.ndarray) -> bool:
