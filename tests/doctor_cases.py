@@ -60,7 +60,7 @@ def prepare(*words):
 
 
 def clean_world():
-    """Folders and LMDBs under the current folder, without any fault; returns the option file that names them."""
+    """Folders, LMDBs and shards under the current folder, without faults; returns the option file that names them."""
     put_pairs("train", PARTS)
     put_pairs("test", TEST_PARTS)
     put_pairs("grey", GREY_PARTS)
@@ -68,6 +68,8 @@ def clean_world():
     for codec in ("png", "raw"):
         for kind in ("gt", "lq"):
             prepare("lmdb", f"test/{kind}", "-o", f"test_{codec}/{kind}.lmdb", "--codec", codec)
+    for kind in ("gt", "lq"):
+        prepare("shards", f"test/{kind}", "-o", f"test_shards/{kind}")
     Path("some.txt").write_text("face.png (144,144,3)\n")
     for index, (name, where) in enumerate(INPAINT_PARTS.items()):
         put(f"inpaint/gt/{name}.png", part(*where))
@@ -84,6 +86,7 @@ def clean_world():
         "val_4": dict(name="d", **paired, dataroot_gt="test_raw/gt.lmdb", dataroot_lq="test_raw/lq.lmdb"),
         "val_5": dict(name="e", **paired, dataroot_gt="grey/gt", dataroot_lq="grey/lq"),
         "val_6": dict(name="f", **paired, dataroot_gt="jpeg/gt", dataroot_lq="jpeg/lq"),
+        "val_7": dict(name="g", **paired, dataroot_gt="test_shards/gt", dataroot_lq="test_shards/lq"),
     }
     options = yaml.safe_load((Path(__file__).parents[1] / "options/train_DiffIRS1_x4.yml").read_text())
     Path("data.yml").write_text(yaml.safe_dump(options | dict(datasets=datasets)))

@@ -170,6 +170,15 @@ def lmdb_without_a_value():
     return "lmdb", "test_png/gt.lmdb[suit]"
 
 
+def shard_of_another_index():
+    index = Path("test_shards/gt/00000.tar.index.jsonl")
+    lines = index.read_text().splitlines()
+    place = next(number for number, line in enumerate(lines) if '"suit.png"' in line)
+    changed = json.loads(lines[place]) | {"sha256": "0" * 64}
+    index.write_text("\n".join([*lines[:place], json.dumps(changed), *lines[place + 1 :]]) + "\n")
+    return "shards", "test_shards/gt/00000.tar[suit.png]"
+
+
 def other_bytes_than_made():
     write_manifest("grey/gt", {"man.png": "0" * 64})
     return "manifest", "grey/gt/man.png"
@@ -207,6 +216,7 @@ FAULTS = (
     turned,
     listed_in_vain,
     lmdb_without_a_value,
+    shard_of_another_index,
     other_bytes_than_made,
     mask_of_many_levels,
     empty_mask,
@@ -218,8 +228,8 @@ def test_a_clean_set_has_no_findings():
     write_manifest("train/gt")
     code, found, report = doctor(options, *MASKED)
     assert (code, found) == (0, [])
-    assert report["checked"]["images"] == 7 * 2 + (2 + 1 + 2 + 2 + 2 + 2) * 2 + 4
-    assert report["checked"]["shifts_measured"] == report["checked"]["pairs"] == 18
+    assert report["checked"]["images"] == 7 * 2 + (2 + 1 + 2 + 2 + 2 + 2 + 2) * 2 + 4
+    assert report["checked"]["shifts_measured"] == report["checked"]["pairs"] == 20
 
 
 def test_every_kind_of_fault_is_found_once_and_nothing_else(capsys):
