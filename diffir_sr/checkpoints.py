@@ -231,7 +231,7 @@ def fitting(
 
     `where` is the option that named the file. Stage, task, scale and sizes of a DiffIR network must match; with
     `from_stage_1`, a stage-2 network loads the body G of a stage-1 file and keeps the rest. `strict=False` allows
-    differences outside G, never in it.
+    differences outside G, and those of the same network for another scale.
     """
     wanted = identify(net.state_dict())
     found = identity_in(weights)
@@ -240,7 +240,7 @@ def fitting(
         names = ", ".join(list(weights.tensors)[:3])
         family = str(wanted).split()[0]
         raise CheckpointError(f"{place} is not a {family} checkpoint (its tensors: {names}, ...); expected {wanted}")
-    refusal = None if wanted is None else wanted.refusal(found, starting=from_stage_1)
+    refusal = None if wanted is None else wanted.refusal(found, starting=from_stage_1, strict=strict)
     if refusal is not None:
         raise CheckpointError(f"{place} {refusal}")
     computed = getattr(net, "computed_tensors", frozenset())  # tensors that the network computes itself
@@ -251,7 +251,9 @@ def fitting(
     own = net.state_dict()
     missing, unexpected, reshaped = _differences(own, tensors)
     fatal = [*missing, *unexpected, *reshaped]
-    if starting or not strict:
+    if wanted is not None and not strict and wanted.takes_parts_of(found):
+        fatal = []
+    elif starting or not strict:
         fatal = reshaped if wanted is None else [name for name in fatal if name.startswith(wanted.core)]
     if fatal:
         raise CheckpointError(_mismatch(place, fatal, missing, unexpected, reshaped, own, tensors))

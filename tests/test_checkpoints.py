@@ -99,6 +99,29 @@ def test_another_scale_or_size_is_refused_with_both():
         load(DiffIRS2(**(SMALL | dict(dim=16))), name)
 
 
+@pytest.mark.parametrize("kind", [DiffIRS1, DiffIRS2])
+def test_a_training_starts_from_another_scale_if_it_may_differ(kind):
+    x4 = kind(scale=4, **SMALL)
+    name = saved(x4, "x4.pth")
+    for scale in (1, 2):
+        net = kind(scale=scale, **SMALL)
+        before = {key: value.clone() for key, value in net.state_dict().items()}
+        said = load(net, name, strict=False)
+        source, kept = x4.state_dict(), []
+        for key, value in net.state_dict().items():
+            if key in source and source[key].shape == value.shape:
+                assert torch.equal(value, source[key]), key
+            else:
+                assert torch.equal(value, before[key]), key
+                kept.append(key)
+        assert "G.patch_embed.proj.weight" in kept and not any(".latent." in key for key in kept)
+        assert f"{len(kept)} keep their initial values" in said
+    with pytest.raises(CheckpointError, match="start from another scale with path.strict_load_g: false"):
+        load(kind(scale=2, **SMALL), name)
+    with pytest.raises(CheckpointError, match="dim: 8 in the file, 16 in the options|choose another file$"):
+        load(kind(scale=2, **(SMALL | dict(dim=16))), name, strict=False)
+
+
 def test_a_foreign_file_is_refused_even_when_loading_is_not_strict():
     torch.save({"params": {"conv_first.weight": torch.zeros(1)}}, "esrgan.pth")
     with pytest.raises(CheckpointError, match="not a DiffIR checkpoint.*conv_first.weight"):

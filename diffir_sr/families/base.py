@@ -118,10 +118,11 @@ class Identity:
     def __str__(self) -> str:
         return self.title
 
-    def refusal(self, found: Identity | None, *, starting: bool) -> str | None:
+    def refusal(self, found: Identity | None, *, starting: bool, strict: bool) -> str | None:
         """Why weights with the identity `found` do not fit this network; None if they do.
 
-        `starting`: whether a training begins, which may load part of another network (see `core`).
+        `starting`: whether a training begins, which may load part of another network (see `core`). `strict`: whether
+        parts may not keep their initial values (see `takes_parts_of`).
         """
         if found is None or found.arch != self.arch:
             return f"is {found or 'of an unknown kind'}; expected {self}"
@@ -139,6 +140,10 @@ class Identity:
 
     def takes_core_of(self, found: Identity | None) -> bool:
         """Whether a training of this network may start with the core of `found`."""
+        return False
+
+    def takes_parts_of(self, found: Identity | None) -> bool:
+        """Whether this network may load those tensors of `found` that fit, if the options allow differences."""
         return False
 
 

@@ -26,7 +26,7 @@ class DiffIRIdentity(Identity):
     scale: int
     core: ClassVar[str] = "G."
 
-    def refusal(self, found: Identity | None, *, starting: bool) -> str | None:
+    def refusal(self, found: Identity | None, *, starting: bool, strict: bool) -> str | None:
         if not isinstance(found, DiffIRIdentity):
             return f"is {found}; expected {self}" if found else None
         if found.stage != self.stage and not (starting and self.takes_core_of(found)):
@@ -37,16 +37,28 @@ class DiffIRIdentity(Identity):
                 else "a stage-2 file belongs to path.pretrain_network_g of a stage-2 model"
             )
             return f"is {found}, expected {self}; {home}"
-        if (found.task, found.scale) != (self.task, self.scale):
+        if (found.task, found.scale) != (self.task, self.scale) and (strict or not self.takes_parts_of(found)):
+            loosely = (
+                ", or start from another scale with path.strict_load_g: false" if self.takes_parts_of(found) else ""
+            )
             return (
                 f"is {found}; the options describe {self}; set task and scale of the network to the file's, or choose "
-                "another file"
+                f"another file{loosely}"
             )
         core_only = found.stage != self.stage
-        return self.differing(found, but=frozenset({"n_encoder_res"} if core_only else ()))
+        return self.differing(found, but=frozenset({"n_encoder_res"} if core_only else {"scale"}))
 
     def takes_core_of(self, found: Identity | None) -> bool:
         return isinstance(found, DiffIRIdentity) and (self.stage, found.stage) == (2, 1)
+
+    def takes_parts_of(self, found: Identity | None) -> bool:
+        """All but the layers that read and enlarge the image of the same network for another scale."""
+        return (
+            isinstance(found, DiffIRIdentity)
+            and (self.stage, self.task) == (found.stage, found.task)
+            and self.scale != found.scale
+            and self.differing(found, but=frozenset({"scale"})) is None
+        )
 
 
 _NEEDS_GT = (
