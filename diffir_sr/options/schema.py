@@ -358,7 +358,11 @@ class PathOptions(Section):
         "params", description="Key in pretrain_network_g to load: params_ema (averaged weights) or params."
     )
     param_key_d: str | None = Field("params", description="Key in pretrain_network_d to load.")
-    strict_load_g: bool = Field(True, description="Whether the file must contain exactly the weights of network_g; false also starts super-resolution from another scale.")
+    strict_load_g: bool = Field(
+        True,
+        description="Whether the file must contain exactly the weights of network_g. False also starts "
+        "super-resolution from another scale.",
+    )
     strict_load_d: bool = Field(True, description="Whether the file must contain exactly the weights of network_d.")
     resume_state: str | None = Field(None, description="Training state (.state) to resume from.")
     ignore_resume_networks: Names = Field(
