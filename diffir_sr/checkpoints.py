@@ -215,9 +215,17 @@ def load_network(path: str | Path) -> Loaded:
     return Loaded(network.eval().requires_grad_(False), identity, weights)
 
 
-def fit(net: nn.Module, weights: Weights, *, where: str, strict: bool, from_stage_1: bool = False) -> str:
+def fit(
+    net: nn.Module,
+    weights: Weights,
+    *,
+    where: str,
+    strict: bool,
+    starting: bool = False,
+    from_stage_1: bool = False,
+) -> str:
     """Load `weights` into `net` and return a line about what was loaded; raises the errors of `fitting`."""
-    tensors = fitting(net, weights, where=where, strict=strict, from_stage_1=from_stage_1)
+    tensors = fitting(net, weights, where=where, strict=strict, starting=starting, from_stage_1=from_stage_1)
     net.load_state_dict(tensors, strict=False)
     total = len(net.state_dict())
     kept = f"; {total - len(tensors)} keep their initial values" if len(tensors) < total else ""
@@ -225,13 +233,19 @@ def fit(net: nn.Module, weights: Weights, *, where: str, strict: bool, from_stag
 
 
 def fitting(
-    net: nn.Module, weights: Weights, *, where: str, strict: bool, from_stage_1: bool = False
+    net: nn.Module,
+    weights: Weights,
+    *,
+    where: str,
+    strict: bool,
+    starting: bool = False,
+    from_stage_1: bool = False,
 ) -> dict[str, Tensor]:
     """The tensors of `weights` that `net` loads; CheckpointError if the file does not belong to the network.
 
     `where` is the option that named the file. Stage, task, scale and sizes of a DiffIR network must match; with
     `from_stage_1`, a stage-2 network loads the body G of a stage-1 file and keeps the rest. `strict=False` allows
-    differences outside G, and those of the same network for another scale.
+    differences outside G, and, where a training is `starting`, those of the same network for another scale.
     """
     wanted = identify(net.state_dict())
     found = identity_in(weights)
@@ -240,20 +254,21 @@ def fitting(
         names = ", ".join(list(weights.tensors)[:3])
         family = str(wanted).split()[0]
         raise CheckpointError(f"{place} is not a {family} checkpoint (its tensors: {names}, ...); expected {wanted}")
-    refusal = None if wanted is None else wanted.refusal(found, starting=from_stage_1, strict=strict)
+    partly = starting and not strict
+    refusal = None if wanted is None else wanted.refusal(found, starting=from_stage_1, partly=partly)
     if refusal is not None:
         raise CheckpointError(f"{place} {refusal}")
     computed = getattr(net, "computed_tensors", frozenset())  # tensors that the network computes itself
     tensors = {name: tensor for name, tensor in weights.tensors.items() if name not in computed}
-    starting = wanted is not None and wanted.takes_core_of(found)
-    if wanted is not None and starting:
+    core_only = wanted is not None and wanted.takes_core_of(found)
+    if wanted is not None and core_only:
         tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(wanted.core)}
     own = net.state_dict()
     missing, unexpected, reshaped = _differences(own, tensors)
     fatal = [*missing, *unexpected, *reshaped]
-    if wanted is not None and not strict and wanted.takes_parts_of(found):
+    if wanted is not None and partly and wanted.takes_parts_of(found):
         fatal = []
-    elif starting or not strict:
+    elif core_only or not strict:
         fatal = reshaped if wanted is None else [name for name in fatal if name.startswith(wanted.core)]
     if fatal:
         raise CheckpointError(_mismatch(place, fatal, missing, unexpected, reshaped, own, tensors))

@@ -118,11 +118,11 @@ class Identity:
     def __str__(self) -> str:
         return self.title
 
-    def refusal(self, found: Identity | None, *, starting: bool, strict: bool) -> str | None:
+    def refusal(self, found: Identity | None, *, starting: bool, partly: bool) -> str | None:
         """Why weights with the identity `found` do not fit this network; None if they do.
 
-        `starting`: whether a training begins, which may load part of another network (see `core`). `strict`: whether
-        parts may not keep their initial values (see `takes_parts_of`).
+        `starting`: whether a training begins, which may load part of another network (see `core`). `partly`: whether
+        it may begin with what fits (see `takes_parts_of`).
         """
         if found is None or found.arch != self.arch:
             return f"is {found or 'of an unknown kind'}; expected {self}"
@@ -143,7 +143,7 @@ class Identity:
         return False
 
     def takes_parts_of(self, found: Identity | None) -> bool:
-        """Whether this network may load those tensors of `found` that fit, if the options allow differences."""
+        """Whether a training of this network may begin with those tensors of `found` that fit."""
         return False
 
 

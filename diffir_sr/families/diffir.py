@@ -26,7 +26,7 @@ class DiffIRIdentity(Identity):
     scale: int
     core: ClassVar[str] = "G."
 
-    def refusal(self, found: Identity | None, *, starting: bool, strict: bool) -> str | None:
+    def refusal(self, found: Identity | None, *, starting: bool, partly: bool) -> str | None:
         if not isinstance(found, DiffIRIdentity):
             return f"is {found}; expected {self}" if found else None
         if found.stage != self.stage and not (starting and self.takes_core_of(found)):
@@ -37,9 +37,11 @@ class DiffIRIdentity(Identity):
                 else "a stage-2 file belongs to path.pretrain_network_g of a stage-2 model"
             )
             return f"is {found}, expected {self}; {home}"
-        if (found.task, found.scale) != (self.task, self.scale) and (strict or not self.takes_parts_of(found)):
+        if (found.task, found.scale) != (self.task, self.scale) and not (partly and self.takes_parts_of(found)):
             loosely = (
-                ", or start from another scale with path.strict_load_g: false" if self.takes_parts_of(found) else ""
+                ", or start a training from another scale with path.strict_load_g: false"
+                if self.takes_parts_of(found)
+                else ""
             )
             return (
                 f"is {found}; the options describe {self}; set task and scale of the network to the file's, or choose "

@@ -118,10 +118,15 @@ class RestorationModel(SRModel, ABC):
         path, is_train = PathOptions.of(opt["path"]), opt["is_train"]
         if path.pretrain_network_g:
             weights = read_weights(path.pretrain_network_g, key=path.param_key_g)
-            start = cls.starts_from_stage_1 and is_train and not path.resume_state
-            strict = path.strict_load_g
-            net = build_network(opt["network_g"])
-            fitting(net, weights, where="path.pretrain_network_g", strict=strict, from_stage_1=start)
+            starting = is_train and not path.resume_state
+            fitting(
+                build_network(opt["network_g"]),
+                weights,
+                where="path.pretrain_network_g",
+                strict=path.strict_load_g,
+                starting=starting,
+                from_stage_1=starting and cls.starts_from_stage_1,
+            )
         if is_train:
             for helper in cls.frozen_networks:
                 helper.check(opt)
@@ -136,9 +141,15 @@ class RestorationModel(SRModel, ABC):
     ) -> None:
         """Load `path.pretrain_network_g`; a file of another stage, task, scale or size is refused with its name."""
         weights = read_weights(load_path, key=param_key)
-        where = "path.pretrain_network_g"
-        accepts = self.starts_from_stage_1 and self.is_train and not self.resumes
-        loaded = fit(self.get_bare_model(net), weights, where=where, strict=strict, from_stage_1=accepts)
+        starting = self.is_train and not self.resumes
+        loaded = fit(
+            self.get_bare_model(net),
+            weights,
+            where="path.pretrain_network_g",
+            strict=strict,
+            starting=starting,
+            from_stage_1=starting and self.starts_from_stage_1,
+        )
         logger.info(f"Loaded {loaded}")
 
     @property
