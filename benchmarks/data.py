@@ -22,6 +22,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from diffir_sr.cli import main as diffir
+from diffir_sr.data.transport import SharedBatches
 from diffir_sr.files.picture import encode_png
 from diffir_sr.prepare.downscale import smaller
 from diffir_sr.training.run import start_worker
@@ -152,10 +153,10 @@ def decoded(folder):
 
 
 def loaded(data, workers):
-    """Pairs per second out of a DataLoader with batches of 8; the workers of ours start as in a training."""
+    """Pairs per second out of a DataLoader with batches of 8; those of ours come as in a training."""
     indices = [random.randrange(len(data)) for _ in range(400_000)]
-    start = start_worker if hasattr(data, "draws_are_unique") else None
-    batches = iter(DataLoader(data, batch_size=8, sampler=indices, num_workers=workers, worker_init_fn=start))
+    ours = dict(worker_init_fn=start_worker, collate_fn=SharedBatches()) if hasattr(data, "draws_are_unique") else {}
+    batches = iter(DataLoader(data, batch_size=8, sampler=indices, num_workers=workers, **ours))
     for _ in range(10):
         next(batches)
     start, count = time.perf_counter(), 0

@@ -19,6 +19,7 @@ from diffir_sr.data.inpaint_dataset import Distortions, InpaintDataset
 from diffir_sr.data.pairs import DeblurPairedDataset, PairedDataset
 from diffir_sr.data.realesrgan_dataset import RealESRGANDataset, RealESRGANPairedDataset
 from diffir_sr.data.sources import Entry, Manifest, open_source, write_manifest
+from diffir_sr.data.transport import SharedBatches
 from diffir_sr.errors import InputError
 from diffir_sr.files.picture import encode_png
 
@@ -80,10 +81,11 @@ def loaded(kind, opt, *, workers=0, rank=0, world_size=1, ratio=4, epoch=1):
     sampler = DrawSampler(dataset, ratio=ratio, rank=rank, world_size=world_size, seed=7)
     if dataset.__dict__.get("curriculum"):
         growing = GrowingBatchSampler(sampler, dataset.curriculum)
-        loader = DataLoader(dataset, batch_sampler=growing, num_workers=workers)
+        loader = DataLoader(dataset, batch_sampler=growing, num_workers=workers, collate_fn=SharedBatches())
         return plain(itertools.islice(loader, 8))
     sampler.start_at(epoch)
-    return plain(DataLoader(dataset, batch_size=2, sampler=sampler, num_workers=workers, drop_last=True))
+    how = dict(batch_size=2, sampler=sampler, num_workers=workers, drop_last=True, collate_fn=SharedBatches())
+    return plain(DataLoader(dataset, **how))
 
 
 @pytest.mark.parametrize(("kind", "more"), CASES)

@@ -74,8 +74,8 @@ def stroke_mask(rng: np.random.Generator, strokes: Strokes, *, height: int, widt
             angle = 2 * math.pi - angle if stroke % 2 == 0 else angle
             length = 10 + int(rng.integers(strokes.max_len))
             thickness = 5 + int(rng.integers(strokes.max_width))
-            end_x = int(np.clip(x + length * math.sin(angle), 0, width))
-            end_y = int(np.clip(y + length * math.cos(angle), 0, height))
+            end_x = int(min(max(x + length * math.sin(angle), 0), width))
+            end_y = int(min(max(y + length * math.cos(angle), 0), height))
             cv2.line(mask, (x, y), (end_x, end_y), 1, thickness)
             x, y = end_x, end_y
     return mask

@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader
 from diffir_sr.compat import forget_log
 from diffir_sr.data.checks import check_dataset_options
 from diffir_sr.data.draws import DrawSampler, GrowingBatchSampler
+from diffir_sr.data.transport import SharedBatches
 from diffir_sr.devices import accelerator_count
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.files.atomic import save_text
@@ -258,6 +259,7 @@ def training_loader(
         dataset, section, num_gpu=opt["num_gpu"], dist=opt["dist"], sampler=sampler, seed=opt["manual_seed"]
     )
     loader.worker_init_fn = partial(start_worker, then=loader.worker_init_fn)
+    loader.collate_fn = SharedBatches()
     if len(loader) == 0:
         raise InputError(
             f"datasets.train: {len(dataset)} images x dataset_enlarge_ratio {section.get('dataset_enlarge_ratio', 1)} "
@@ -282,6 +284,7 @@ def _growing_loader(
             start_worker,
             then=partial(worker_init_fn, num_workers=workers, rank=opt["rank"], seed=opt["manual_seed"]),
         ),
+        collate_fn=SharedBatches(),
         pin_memory=bool(section.get("pin_memory")),
     )
     return loader, sampler
