@@ -123,14 +123,18 @@ def low_resolution(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def raindrop(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Drops on the lens: in each a blurred picture upside down of its surroundings, brighter below, darker above."""
+    """Drops on the lens: each shows its surroundings blurred and upside down, with a dark rim and a bright reflection.
+
+    The rim and the reflection are what makes a drop visible in front of an even wall or sky.
+    """
     height, width = image.shape[:2]
     soft = cv2.GaussianBlur(image, (0, 0), 2.5)
+    light = 0.25 + 0.75 * float(np.quantile(image, 0.98))  # what the drops reflect
     made = image.copy()
-    drops = max(3, round(height * width / 65536 * rng.uniform(8, 22)))
+    drops = max(3, round(height * width / 65536 * rng.uniform(10, 24)))
     y, x = np.mgrid[:height, :width].astype(np.float32)
     for _ in range(drops):
-        radius = np.exp(rng.uniform(np.log(5), np.log(22)))
+        radius = np.exp(rng.uniform(np.log(6), np.log(22)))
         top, left = rng.uniform(0, height), rng.uniform(0, width)
         tall, bent = rng.uniform(0.9, 1.5), rng.uniform(-0.3, 0.3)
         reach = int(radius * tall * 1.6) + 2
@@ -144,8 +148,10 @@ def raindrop(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         # A drop is a strong lens: it shows a wide part of the scene, turned around.
         from_y, from_x = np.clip(top - 3 * down, 0, height - 1), np.clip(left - 3 * side, 0, width - 1)
         seen = cv2.remap(soft, from_x.astype(np.float32), from_y.astype(np.float32), cv2.INTER_LINEAR)
-        shade = 1 + 0.35 * (down / radius)[..., None] * np.clip(distance, 0, 1)[..., None]
-        made[there] = made[there] * (1 - alpha) + np.clip(seen * shade, 0, 1) * alpha
+        shade = 1 + 0.35 * down / radius * np.clip(distance, 0, 1) - 0.45 * np.clip(distance, 0, 1) ** 6
+        spot = np.exp(-(((down / radius + 0.4) / 0.22) ** 2) - ((side / radius + 0.3) / 0.16) ** 2)[..., None]
+        shown = seen * shade[..., None] * (1 - 0.7 * spot) + 0.7 * light * spot
+        made[there] = made[there] * (1 - alpha) + np.clip(shown, 0, 1) * alpha
     return made
 
 
