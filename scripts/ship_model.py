@@ -27,10 +27,11 @@ MOST = 2e-3  # of 1: how far a picture may move by rounding the weights; half a 
 def stored(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Tensors as they are shipped: no second copies, float16 but for the schedule."""
     schedule = {f"diffusion.{name}" for name in schedule_constants(torch.full((4,), 0.1, dtype=torch.float64))}
+    # DiffIR's walk holds its prior encoder and its denoiser once more.
     kept = {
         name: tensor
         for name, tensor in tensors.items()
-        if name in schedule or not name.startswith("diffusion.")  # the parts of the walk are in the file once already
+        if name in schedule or not name.startswith(("diffusion.condition.", "diffusion.model."))
     }
     return {
         name: tensor.half() if tensor.is_floating_point() and name not in schedule else tensor
