@@ -1008,7 +1008,7 @@ def test_options_of_other_networks_and_data_without_labels_are_refused(tmp_path,
         del section["degradations"]
         section.pop("clean_share", None)
     assert run_training(options) == 1
-    assert "needs a dataset that says what is wrong with each picture" in capsys.readouterr().err
+    assert "needs a dataset with labels of the degradations" in capsys.readouterr().err
 
 
 def test_the_quick_start_trains_three_stages_and_restores_what_is_rainy_and_dark(tmp_path, monkeypatch):

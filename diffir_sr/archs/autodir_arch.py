@@ -1,4 +1,4 @@
-"""AutoDIR (Jiang et al. 2024): finds what is wrong with a picture, undoes it by latent diffusion, and looks again."""
+"""AutoDIR (Jiang et al. 2024): classifies the degradation of a picture, removes it by latent diffusion, and repeats."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ AUTOENCODER = {
     "up_block_types": ["UpDecoderBlock2D"] * 4,
 }
 SCALE_FACTOR = 0.18215  # of Stable Diffusion's latents
-_UNCORRECTED = {"low resolution": 0.0}  # what the published loop passes on as the diffusion made it
+_UNCORRECTED = {"low resolution": 0.0}  # as in the published loop
 
 
 class ShuffledPixels(nn.Module):
-    """Pixels folded into channels in place of an autoencoder: nothing learned, nothing lost."""
+    """Pixel unshuffle in place of an autoencoder: lossless, without parameters."""
 
     def __init__(self, factor: int) -> None:
         super().__init__()
         self.factor = factor
 
     def moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean (B, 3 f^2, H / f, W / f) of latents of pictures (B, 3, H, W) in [-1, 1], and deviation, which is 0."""
+        """Mean (B, 3 f^2, H / f, W / f) and standard deviation (zero) of the latents of pictures (B, 3, H, W)."""
         mean = F.pixel_unshuffle(image, self.factor)
         return mean, torch.zeros_like(mean)
 
@@ -90,10 +90,10 @@ class KLLatents(nn.Module):
 
 
 class Diffusion(nn.Module):
-    """A U-Net on latents, steered by the degraded picture's latent and by prompt states.
+    """A U-Net on latents, conditioned on the latents of the degraded picture and on prompt states.
 
-    `prediction` eps is the published one; v finds a mixture of noise and picture; difference finds what the clean
-    latents have more than the degraded ones, which small networks learn fastest, because they need not learn to copy.
+    `prediction` eps predicts the noise, as published; v a mixture of noise and picture; difference the clean latents
+    minus the degraded ones, which small networks learn fastest, because they need not learn to copy the input.
     """
 
     def __init__(
@@ -119,12 +119,12 @@ class Diffusion(nn.Module):
         self.sigmas = sigmas
 
     def target(self, image: Tensor, noise: Tensor) -> Tensor:
-        """Latents to restore, drawn with standard normal `noise`, of pictures (B, 3, H, W) in [-1, 1]."""
+        """Latents of clean pictures (B, 3, H, W) in [-1, 1], sampled with standard normal `noise`."""
         mean, deviation = self.latents.moments(image)
         return self.scale_factor * (mean + deviation * noise)
 
     def condition(self, image: Tensor) -> Tensor:
-        """The latents that steer, of degraded pictures (B, 3, H, W) in [-1, 1]: the mean, not scaled."""
+        """Conditioning latents of degraded pictures (B, 3, H, W) in [-1, 1]: the mean, not scaled."""
         return self.latents.moments(image)[0]
 
     def pictures(self, latent: Tensor) -> Tensor:
@@ -132,16 +132,16 @@ class Diffusion(nn.Module):
         return self.latents.decoded(latent / self.scale_factor)
 
     def forward(self, noisy: Tensor, condition: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """What the network finds in `noisy` (B, C, h, w) at t (B,), given a latent and prompt states (B, T, D)."""
+        """Prediction for `noisy` latents (B, C, h, w) at t (B,), given conditioning latents and states (B, T, D)."""
         return self.unet(torch.cat([noisy, condition], dim=1), t, encoder_hidden_states=context).sample
 
     def q_sample(self, clean: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """`clean` latents under noise at whole t (B,)."""
+        """`clean` latents with noise `eps` of integer t (B,)."""
         kept = self._kept(t, clean)
         return kept.sqrt() * clean + (1 - kept).sqrt() * eps
 
     def sought(self, clean: Tensor, eps: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """What the network is to find."""
+        """The training target of the network."""
         if self.prediction == "eps":
             return eps
         if self.prediction == "difference":
@@ -150,7 +150,7 @@ class Diffusion(nn.Module):
         return kept.sqrt() * eps - (1 - kept).sqrt() * clean
 
     def cleaned(self, noisy: Tensor, found: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """The guess of the clean latents that an answer at whole t (B,) amounts to."""
+        """The estimate of the clean latents that a prediction at integer t (B,) implies."""
         if self.prediction == "difference":
             return self.scale_factor * condition + found
         kept = self._kept(t, noisy)
@@ -171,13 +171,13 @@ Rounding = Literal["nearest", "floor"]
 
 @dataclass(frozen=True)
 class AutoDIRSettings:
-    """How pictures are restored, as option files and commands may ask.
+    """Settings of inference, from option files and commands.
 
-    `prompt` takes the assessor's place, once; `degradations` are undone one after the other, without asking it.
-    `structure` weighs the correction: a number, or one by category. `colour_fix` gives each picture of the diffusion
-    the means and deviations of the picture that went in. `view` is what the assessor sees, None as it was built.
-    `clamp` keeps pictures in range between rounds, and `rounding` floor truncates results to 8 bits; the published
-    loop does not clamp, and truncates.
+    `prompt` replaces the assessor and runs a single round; `degradations` are removed in the given order, without the
+    assessor. `structure` is the weight of the correction: a number, or a number per category. `colour_fix` transfers
+    the mean and standard deviation of each colour from the input of a round to its result. `view` is that of the
+    assessor, by default as it was built. `clamp` clips pictures between rounds, and `rounding` floor truncates results
+    to 8 bits; the published loop does not clip, and truncates.
     """
 
     prompt: str | None = None
@@ -210,13 +210,13 @@ class AutoDIRSettings:
             object.__setattr__(self, "structure", weights)
 
     def weight(self, category: str | None, default: float) -> float:
-        """Of the correction in a round."""
+        """The weight of the correction in a round."""
         if isinstance(self.structure, Mapping):
             return self.structure.get(category or "", default)
         return float(self.structure)
 
     def changed(self, **changes: Any) -> AutoDIRSettings:
-        """This with other values; None changes nothing. Raises OptionError for names that there are not."""
+        """A copy with other values; None keeps a value. Raises OptionError for unknown names."""
         known = [one.name for one in fields(AutoDIRSettings)]
         for name in changes:
             if name not in known:
@@ -233,8 +233,8 @@ class AutoDIRSettings:
 class Round:
     """One round of the loop; pictures are (1, 3, H, W) in about [-1, 1], not clipped.
 
-    `category` is None where the user's own words said what to undo. The last round of a picture with nothing wrong has
-    the category "no", and after is before.
+    `category` is None with a prompt of the user. The loop ends with a round of the category "no", whose `after` is its
+    `before`.
     """
 
     number: int
@@ -249,11 +249,11 @@ class Round:
 
 
 class AutoDIR(nn.Module):
-    """Assessor, latent diffusion and structure correction, in a loop that ends when nothing is wrong.
+    """Assessor, latent diffusion and structure correction, repeated until no degradation is found.
 
-    Without arguments the published sizes. `assessor`, `unet`, `autoencoder` and `correction` are arguments of the
-    parts; `pixels` (a factor) diffuses folded pixels instead of an autoencoder's latents. `restoring` is how pictures
-    are restored unless somebody asks otherwise (`AutoDIRSettings`).
+    The default sizes are the published ones. `assessor`, `unet`, `autoencoder` and `correction` are the arguments of
+    the parts; `pixels` (a factor) replaces the autoencoder by a pixel unshuffle. `restoring` holds the default settings
+    of inference (`AutoDIRSettings`).
     """
 
     conditions: frozenset[str] = frozenset()
@@ -287,14 +287,14 @@ class AutoDIR(nn.Module):
         self.restore_settings = AutoDIRSettings().changed(**(restoring or {}))
         self._built_view = self.assessor.view
         self.multiple_of = self.diffusion.multiple_of
-        self.watch: Callable[[Round], None] | None = None  # is shown each round
-        self.tile: tuple[int, int] | None = None  # side and overlap, pixels, of what the U-Net sees at a time
-        self.offload = False  # whether a part is on the accelerator only while it works
+        self.watch: Callable[[Round], None] | None = None  # called with each round
+        self.tile: tuple[int, int] | None = None  # side and overlap of the U-Net's tiles in pixels
+        self.offload = False  # whether parts are moved to the accelerator only while they run
 
     def adjust(self, *, offload: bool | None = None, **changes: Any) -> None:
         """Change fields of `AutoDIRSettings`; None keeps a field. Raises OptionError for invalid values.
 
-        `offload` keeps each part in the CPU's memory but while it works; it changes no result.
+        `offload` keeps each part in the CPU's memory except while it runs; it does not change results.
         """
         self.offload = self.offload if offload is None else offload
         settings = self.restore_settings.changed(**changes)
@@ -306,7 +306,7 @@ class AutoDIR(nn.Module):
         self.restore_settings = settings
 
     def settings(self) -> dict[str, Any]:
-        """What decides results, for their records."""
+        """The settings that determine results, for their records."""
         return {one.name: getattr(self.restore_settings, one.name) for one in fields(AutoDIRSettings)}
 
     def forward(self, lq: Tensor) -> Tensor:
@@ -330,7 +330,7 @@ class AutoDIR(nn.Module):
 
     @contextmanager
     def _at_work(self, part: nn.Module, device: torch.device) -> Iterator[None]:
-        """Where parts are offloaded, `part` is on `device` meanwhile."""
+        """With offloading, move `part` to `device` for the duration of the context."""
         if not self.offload:
             yield
             return
@@ -343,7 +343,7 @@ class AutoDIR(nn.Module):
     def rounds(self, image: Tensor, *, noise: Noise) -> Iterator[Round]:
         """The rounds of one picture (1, 3, H, W) in [-1, 1]. Every round starts from the same noise, as published.
 
-        A round whose result is not finite is the last, and what went into it is kept.
+        A round whose result is not finite ends the loop, and its input is kept.
         """
         settings, left = self.restore_settings, list(CATEGORIES)
         planned = None if settings.degradations is None else list(settings.degradations)
@@ -391,7 +391,7 @@ class AutoDIR(nn.Module):
                 return
 
     def undone(self, image: Tensor, context: Tensor, *, noise: Noise) -> Tensor:
-        """What the diffusion makes of a picture (1, 3, H, W) in [-1, 1] under prompt states (1, T, D)."""
+        """The result of the diffusion for a picture (1, 3, H, W) in [-1, 1] and prompt states (1, T, D)."""
         latents, device = self.diffusion.latents, image.device
         with self._at_work(latents, device):
             condition = self.diffusion.condition(image)
@@ -412,11 +412,11 @@ class AutoDIR(nn.Module):
             return self.diffusion.pictures(last)
 
     def predict_clean(self, condition: Tensor, context: Tensor) -> Callable[[Tensor, float], Tensor]:
-        """A function of x and sigma that guesses the clean latents, with the guidance that is wished for."""
+        """The function of x and sigma that estimates the clean latents, with the guidance of the settings."""
         settings, diffusion = self.restore_settings, self.diffusion
         plain = settings.text_scale == settings.image_scale == 1
         conditions, contexts = condition, context
-        if not plain:  # the three answers in one call
+        if not plain:  # three predictions in one call
             with self._at_work(self.assessor, condition.device):
                 nothing = self.assessor.text([""], mask_pads=False)[0].expand_as(context)
             conditions = torch.cat([condition, condition, torch.zeros_like(condition)])
@@ -434,7 +434,7 @@ class AutoDIR(nn.Module):
         return asked
 
     def _in_tiles(self, x: Tensor, condition: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """The U-Net's answer, of overlapping parts that fade into each other where pictures are larger than a tile."""
+        """The U-Net's prediction; pictures larger than a tile are processed in overlapping tiles that are blended."""
         if self.tile is None:
             return self.diffusion(x, condition, t, context)
         factor = self.diffusion.latents.factor
@@ -455,7 +455,7 @@ class AutoDIR(nn.Module):
 
 
 class _Row:
-    """The noise of one picture of a batch."""
+    """The noise of one row of a batch."""
 
     def __init__(self, noise: Noise, row: int, count: int) -> None:
         self._noise, self._row, self._count = noise, row, count

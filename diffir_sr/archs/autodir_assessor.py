@@ -1,8 +1,8 @@
-"""AutoDIR's quality assessor: names what is wrong with a picture, and speaks of it to the diffusion.
+"""AutoDIR's quality assessor: classifies the degradation of a picture and makes the prompt of the diffusion.
 
-CLIP's image tower is compared with its text tower's view of one prompt per category; the text tower's states, mixed by
-the probabilities, are what the diffusion is steered by. transformers and tokenizers (extra `autodir`) are imported when
-a network is built.
+The embedding of a picture by CLIP's image tower is compared with the text embeddings of one prompt per category. The
+hidden states of the prompts, weighted by the probabilities, condition the diffusion. transformers and tokenizers (extra
+`autodir`) are imported when a network is built.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ CLIP_VISION = {
 
 
 def prompt_of(category: str) -> str:
-    """What a category is called when the diffusion is spoken to."""
+    """The prompt of a category."""
     return f"A photo needs {category} artifact reduction"
 
 
@@ -65,7 +65,7 @@ def of_library(name: str) -> Any:
         raise InputError(f"AutoDIR needs {name.partition(':')[0]} ({error}): {INSTALL}") from error
 
 
-# What the assessor sees of a picture
+# Views of a picture
 
 
 def centre_view(image: Tensor, side: int) -> Tensor:
@@ -97,7 +97,7 @@ def grid_views(image: Tensor, side: int) -> Tensor:
 
 
 class WordTokens:
-    """Tokens of a small model: one per word, those of the categories apart and all others by their letters' sum."""
+    """Tokenizer of a small model: words of the category prompts have tokens of their own, others are hashed."""
 
     def __init__(self, size: int) -> None:
         known = sorted({word for category in CATEGORIES for word in prompt_of(category).lower().split()})
@@ -108,7 +108,7 @@ class WordTokens:
         self.start, self.end = size - 2, size - 1
 
     def __call__(self, text: str) -> list[int]:
-        """Tokens of a text between start and end."""
+        """Tokens of a text, without start and end."""
         words = re.findall(r"\w+|[^\w\s]", text.lower())
         return [
             self._known[word] if word in self._known else len(self._known) + zlib.crc32(word.encode()) % self._others
@@ -117,7 +117,7 @@ class WordTokens:
 
 
 class ClipTokens:
-    """CLIP's tokens: by `tokenizer.json` where it is given; the prompts of categories are known without it."""
+    """CLIP's tokenizer, read from `tokenizer.json`; the category prompts need no file."""
 
     start, end = _START, _END
 
@@ -142,7 +142,7 @@ class ClipTokens:
 
 
 def cut(tokens: Sequence[int], text: str) -> tuple[list[int], str | None]:
-    """Tokens that a prompt has room for, and what to tell where some are left out."""
+    """Tokens cut to the length of a prompt, and a warning if any were left out, else None."""
     room = LENGTH - 2
     if len(tokens) <= room:
         return list(tokens), None
@@ -155,10 +155,11 @@ def cut(tokens: Sequence[int], text: str) -> tuple[list[int], str | None]:
 
 
 class ConvEncoder(nn.Module):
-    """A small image tower: convolutions with strides, mean and largest value of each channel, and fixed statistics.
+    """A small image tower: strided convolutions, pooled by mean and maximum, beside fixed image statistics.
 
-    The convolutions see half the size, of the picture and of its fine detail (`fine_detail`, also its amount). Norms
-    hide how bright and how rough a picture is; the first two layers have none, and `statistics` go around them.
+    The input of the convolutions is the picture, its `fine_detail` and the absolute value of that, averaged to half the
+    size. Group norms remove brightness and contrast, which tell degradations apart, so the first level has none, and
+    `statistics` are concatenated after pooling.
     """
 
     def __init__(self, width: int, blocks: int) -> None:
@@ -180,9 +181,10 @@ class ConvEncoder(nn.Module):
 
 
 def fine_detail(pixels: Tensor) -> Tensor:
-    """What a binomial filter of 3 x 3 takes from `pixels` (B, C, H, W), normalised; small values are enlarged.
+    """Difference between `pixels` (B, C, H, W), normalised, and their 3 x 3 binomial average, compressed by asinh.
 
-    Linear up to about two levels of an 8-bit picture, logarithmic above: rounding, noise and edges are all in range.
+    Linear up to about two levels of an 8-bit picture and logarithmic above, so that quantization, noise and edges all
+    have a usable range.
     """
     smooth = F.pad(pixels, (1, 1, 1, 1), mode="replicate")
     smooth = (smooth[..., :-2] + 2 * smooth[..., 1:-1] + smooth[..., 2:]) / 4
@@ -198,13 +200,13 @@ STATISTICS = 4 * 3 + _SCALES * 2 * (3 * 3 + len(_LAGS) + len(_EDGES)) + 3 * len(
 
 
 def statistics(pixels: Tensor) -> Tensor:
-    """Numbers (B, STATISTICS) that tell faults apart without learning, each about 0 with a spread of about 1.
+    """Handcrafted features (B, STATISTICS) of `pixels` (B, 3, H, W), normalised; each about 0 with a spread of about 1.
 
-    Of `pixels` (B, 3, H, W), normalised: mean, deviation, least and largest value of each colour. At four scales,
-    across and down: how large differences of neighbours are in luma and two colour differences, by three means;
-    differences of luma over longer distances, and its second differences, cut at several sizes. And how many pixels are
-    brighter than several levels: by their least colour, by their largest, and by the least one around them, which is
-    dark but where there is haze (He et al. 2011).
+    Mean, standard deviation, minimum and maximum of each colour. At four scales, horizontally and vertically: the size
+    of differences between neighbours in luma and two colour differences, by three kinds of mean; differences of luma
+    over longer distances; and its second differences, clipped at several sizes. Finally the share of pixels above
+    several levels of the smallest and the largest colour and of the dark channel, which is dark without haze (He et al.
+    2011).
     """
     variance, mean = torch.var_mean(pixels, dim=(2, 3), correction=0)
     found = [mean, variance.sqrt() - 1, pixels.amin(dim=(2, 3)) + 1.5, pixels.amax(dim=(2, 3)) - 1.5]
@@ -233,12 +235,11 @@ def statistics(pixels: Tensor) -> Tensor:
 
 
 class Assessor(nn.Module):
-    """Probabilities of what is wrong with pictures, and states of prompts for the diffusion.
+    """Probabilities of the degradations of a picture, and prompt states for the diffusion.
 
-    `text` and `vision` are CLIP's own arguments (by default ViT-L/14's); `conv` (width, blocks) takes a small
-    convolutional image tower in place of CLIP's. `crop` is the side of what is seen, in pixels of the picture, which is
-    not resized; `biqa_view` center sees its middle as published, grid_mean squares all over it, whose probabilities are
-    averaged.
+    `text` and `vision` are CLIP's arguments (by default those of ViT-L/14); `conv` (width, blocks) builds a small
+    convolutional image tower instead of CLIP's. Pictures are not resized: `biqa_view` center assesses the central
+    square of `crop` pixels, as published; grid_mean averages the probabilities over squares that cover the picture.
     """
 
     def __init__(
@@ -283,9 +284,10 @@ class Assessor(nn.Module):
             self._tell_apart()
 
     def _tell_apart(self) -> None:
-        """Start values of a text tower that nobody has trained: with CLIP's, all prompts look the same.
+        """Initialize an untrained text tower so that the embeddings of the categories are orthogonal.
 
-        The categories' embeddings are at right angles then, so that the image tower alone has to learn.
+        With CLIP's initialization, all prompts have nearly the same embedding. With this one, only the image tower has
+        to be trained.
         """
         for module in self.clipmodel.text_model.modules():
             if isinstance(module, nn.Linear):
@@ -315,8 +317,8 @@ class Assessor(nn.Module):
     def text(self, prompts: Sequence[str], *, mask_pads: bool) -> tuple[Tensor, Tensor]:
         """States (K, 77, D) and embeddings (K, P) of prompts.
 
-        `mask_pads` hides positions after the end from each other; published for the categories and in training, not for
-        free and empty prompts when restoring.
+        `mask_pads` masks the positions after the end, as published for the category prompts and in training; free and
+        empty prompts in inference are not masked.
         """
         ids = self.ids(prompts)
         ends = (ids == self.tokens.end).int().argmax(dim=1, keepdim=True)
@@ -327,11 +329,11 @@ class Assessor(nn.Module):
     # Pictures
 
     def pixels(self, image: Tensor) -> Tensor:
-        """What the image tower sees of the middle of pictures in [0, 1]: (B, 3, crop, crop), normalised."""
+        """The central square (B, 3, crop, crop) of pictures in [0, 1], normalised."""
         return normalised(centre_view(image, self.crop))
 
     def embedded(self, pixels: Tensor) -> Tensor:
-        """Embeddings (B, P) of what the image tower sees."""
+        """Embeddings (B, P) of normalised `pixels` (B, 3, H, W)."""
         return self.clipmodel.visual_projection(self.clipmodel.vision_model(pixel_values=pixels).pooler_output)
 
     def likelihoods(self, image: Tensor, embeddings: Tensor) -> Tensor:

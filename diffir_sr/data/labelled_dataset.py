@@ -1,4 +1,4 @@
-"""Pairs with the name of what is wrong with the degraded picture."""
+"""Pairs of pictures with a label of their degradation."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from diffir_sr.option_types import Found, Names, Probability, View
 class LabelledOptions(PairedOptions):
     """Pairs of several degradations, a pair of roots for each."""
 
-    degradations: Names = Field(description="What is wrong with the pictures of each root, in the same order.")
+    degradations: Names = Field(description="The degradation of each root, in the same order.")
     clean_share: Probability = Field(
-        0.0, description="Share of training draws that show the ground truth as it is, labelled no."
+        0.0, description="Share of training samples that are unchanged ground truth, labelled no."
     )
     use_hflip: bool = Field(False, description="Whether training patches are mirrored at random.")
 
 
 def one_degradation_for_each_root(view: View, at: tuple[str, ...]) -> Found:
-    """Every root has its degradation."""
+    """Every root needs a degradation."""
     roots, names = view.get(*at, "dataroot_lq"), view.get(*at, "degradations", default=[])
     count = len(roots) if isinstance(roots, list) else 1
     if len(names) != count:
@@ -34,9 +34,9 @@ def one_degradation_for_each_root(view: View, at: tuple[str, ...]) -> Found:
 
 
 class LabelledPairsDataset(PairedDataset):
-    """`PairedDataset` (scale 1) whose samples also have `label`, the place of their degradation in `CATEGORIES`.
+    """`PairedDataset` (scale 1) whose samples also have `label`, the index of their degradation in `CATEGORIES`.
 
-    `diffir prepare degrade --kind` makes the pairs. A training patch that the degradation left as it was, such as one
+    `diffir prepare degrade --kind` makes the pairs. A training patch that the degradation did not change, such as one
     between raindrops or of a flat sky out of focus, is labelled no.
     """
 

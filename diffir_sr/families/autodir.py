@@ -1,7 +1,7 @@
-"""AutoDIR's record and NAFNet's, and the released checkpoint of AutoDIR as the parts of our network.
+"""The families AutoDIR and NAFNet, and the conversion of AutoDIR's released checkpoint.
 
-Names of latent diffusion become those of diffusers by diffusers' own functions, which are not part of its public
-interface: they are called here alone, and a test goes through them both ways.
+Tensors of latent diffusion are renamed by diffusers' own functions, which are not part of its public interface: only
+this module calls them, and a test compares the outputs before and after renaming.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from diffir_sr.weights_files import SUFFIX, read_card_file, write_card_file
 UNET, LATENTS = "model.diffusion_model.", "first_stage_model."
 CLIP, CORRECTION = "model_assessment.clipmodel.", "NAFNet."
 CARD, TOKENIZER = "autodir.json", "tokenizer.json"
-# Where the parts are in our network.
+# Prefixes of the parts in our network.
 PARTS = {
     "assessor": "assessor.clipmodel.",
     "unet": "diffusion.unet.",
@@ -40,7 +40,7 @@ _RENAMING = "diffusers.loaders.single_file_utils:convert_ldm_{}_checkpoint"
 
 
 def is_published(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether these are the tensors of AutoDIR's released checkpoint, or of one with its layout."""
+    """Whether tensors have the layout of AutoDIR's released checkpoint."""
     return f"{UNET}input_blocks.0.0.weight" in tensors and f"{CLIP}logit_scale" in tensors
 
 
@@ -52,10 +52,10 @@ def converted(
     vision: Mapping[str, Any] | None = None,
     crop: int = 224,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and constructor arguments of `AutoDIR` out of a checkpoint in the published layout.
+    """Tensors and constructor arguments of `AutoDIR` from a checkpoint in the published layout.
 
-    Sizes are read off the shapes; what they do not show is given: attention `heads` of the U-Net, CLIP's arguments.
-    Raises CheckpointError that names a part which is missing or tensors that belong nowhere.
+    Sizes are derived from shapes, except those that shapes do not show: attention `heads` of the U-Net and CLIP's
+    arguments. Raises CheckpointError, which names missing parts or unknown tensors.
     """
     parts = _parted(tensors)
     arguments: dict[str, Any] = {
@@ -102,7 +102,7 @@ def _parted(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _renamed(kind: str, tensors: dict[str, Tensor], sizes: Mapping[str, Any]) -> dict[str, Tensor]:
-    """By diffusers; raises CheckpointError where tensors are left over or a wanted one is missing."""
+    """Rename the tensors of a part with diffusers; raises CheckpointError for missing tensors and unused ones."""
     config = {**sizes, "class_embed_type": None, "addition_embed_type": None}
     given = dict(tensors)
     try:
@@ -112,7 +112,7 @@ def _renamed(kind: str, tensors: dict[str, Tensor], sizes: Mapping[str, Any]) ->
             f"the tensor {error.args[0]} of the {kind} is missing; copy or fetch the checkpoint again"
         ) from error
     taken = {id(tensor) for tensor in made.values()}
-    # Attention of the autoencoder is stored as convolutions, and becomes another tensor.
+    # Attention of the autoencoder is stored as convolutions, which are reshaped to new tensors.
     left = [name for name, tensor in tensors.items() if id(tensor) not in taken and ".mid.attn_" not in name]
     if left:
         raise CheckpointError(f"{len(left)} tensors of the {kind} have no place, such as {', '.join(left[:3])}")
@@ -123,7 +123,7 @@ def _renamed(kind: str, tensors: dict[str, Tensor], sizes: Mapping[str, Any]) ->
 
 
 def _numbers(tensors: Mapping[str, Tensor], pattern: str) -> list[int]:
-    """The numbers that stand in the group of `pattern`, sorted."""
+    """The numbers that the group of `pattern` matches, sorted."""
     found = (re.match(pattern, name) for name in tensors)
     return sorted({int(one.group(1)) for one in found if one})
 
@@ -208,23 +208,23 @@ def _assessor(
     }
 
 
-# The folder that `diffir weights convert` writes: a safetensors file per part, and what the network is as JSON.
+# The folder that `diffir weights convert` writes: a safetensors file per part, and the network's arguments as JSON.
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a path is a folder that was converted."""
+    """Whether a path is a converted folder."""
     try:
         return (path / CARD).is_file()
-    except OSError:  # a folder that may not be entered; reading it as a file names the cause
+    except OSError:  # a folder without permission; reading it as a file raises an error that names the cause
         return False
 
 
 def write_folder(
     tensors: Mapping[str, Tensor], arguments: Mapping[str, Any], folder: Path, *, vocabulary: Path | None, source: str
 ) -> list[Path]:
-    """Write what `converted` gave; `vocabulary` is CLIP's word list or tokenizer.json. The card comes last.
+    """Write the result of `converted`; `vocabulary` is CLIP's word list or tokenizer.json. The card is written last.
 
-    Raises InputError for a vocabulary that is none.
+    Raises InputError for an invalid vocabulary.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if vocabulary is not None:
@@ -253,9 +253,9 @@ def _write(card: Mapping[str, Any], tensors: Any, path: str) -> None:
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a converted folder under the names of our network, and its card; CheckpointError names what lacks.
+    """The tensors of a converted folder with the names of our network, and its card.
 
-    Nothing in the folder is executed.
+    Nothing in the folder is executed. Raises CheckpointError, which names missing files.
     """
     path = folder / CARD
     try:
@@ -279,7 +279,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _tokenizer_json(path: Path) -> bytes:
-    """CLIP's tokenizer as the library tokenizers stores it, out of its word list (.txt.gz) or as it is."""
+    """CLIP's tokenizer as tokenizer.json, converted from its word list (.txt.gz) if necessary."""
     if not path.is_file():
         raise InputError(f"--tokenizer: no such file: {path}")
     data = path.read_bytes()
@@ -296,7 +296,7 @@ def _tokenizer_json(path: Path) -> bytes:
         of_library("tokenizers:Tokenizer").from_str(data.decode("utf-8"))
     except InputError:
         raise
-    except Exception as error:  # the libraries raise whatever they like for another file
+    except Exception as error:  # the libraries raise various exceptions for other files
         raise InputError(
             f"--tokenizer: {path} is neither CLIP's word list (bpe_simple_vocab_16e6.txt.gz) nor a tokenizer.json "
             f"({str(error).splitlines()[0][:120]})"
@@ -304,27 +304,27 @@ def _tokenizer_json(path: Path) -> bytes:
     return data
 
 
-_MERGES = 49152 - 256 - 2  # of CLIP's word list, whose file is longer
+_MERGES = 49152 - 256 - 2  # lines of the word list that CLIP uses; the file is longer
 
 
 def _letters() -> list[str]:
-    """A visible letter for every byte, those that are visible themselves first: the alphabet of GPT-2 and CLIP."""
+    """A printable character for every byte, printable bytes first: the byte alphabet of GPT-2 and CLIP."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in shown]
     return [chr(byte) for byte in shown] + [chr(256 + number) for number in range(len(hidden))]
 
 
-# Blocks of released networks that are tested with local means: side of their training patches.
+# Encoder blocks of released networks that are tested with local means, and the side of their training patches.
 _LOCAL = {(1, 1, 1, 28): 256}
 _UNCONVERTED = "in the layout of its authors; write it as a folder first: diffir weights convert FILE -o FOLDER"
 _CORRECTS = "which corrects what a diffusion restored and restores no picture by itself; give the folder of an AutoDIR"
 
 
 def identify(tensors: Tensors, card: Mapping[str, Any]) -> Identity | None:
-    """The AutoDIR, NAFNet or structure correction that has these tensors, None for others.
+    """The AutoDIR, NAFNet or structure correction with these tensors, None for others.
 
-    The weights do not show whether means are local (`train_size`): a released GoPro network has them, others not.
-    Raises CheckpointError for weights of this family that have no possible size.
+    The weights do not show whether means are local (`train_size`): those of the released GoPro network are. Raises
+    CheckpointError for weights of this family with impossible sizes.
     """
     if is_published(tensors):
         return Identity("AutoDIR", {}, "AutoDIR as released", refuses=_UNCONVERTED)
@@ -359,7 +359,7 @@ def identify(tensors: Tensors, card: Mapping[str, Any]) -> Identity | None:
 
 
 def _system(tensors: Tensors, card: Mapping[str, Any]) -> Identity:
-    """The whole system; what its parts are built of is in the card alone."""
+    """The whole system; the arguments of its parts are only in the card."""
     counts = {
         part: sum(tensor.numel() for name, tensor in tensors.items() if name.startswith(prefix))
         for part, prefix in PARTS.items()
@@ -372,7 +372,7 @@ def _system(tensors: Tensors, card: Mapping[str, Any]) -> Identity:
 
 
 def _children(tensors: Tensors, prefix: str) -> int:
-    """How many numbered children of `prefix` there are."""
+    """The number of numbered children of `prefix`."""
     rests = (name.removeprefix(f"{prefix}.") for name in tensors if name.startswith(f"{prefix}."))
     return len({rest.split(".")[0] for rest in rests})
 

@@ -1,4 +1,4 @@
-"""`diffir assess`: what an AutoDIR's assessor finds wrong with pictures, as a table and as JSON."""
+"""`diffir assess`: the degradation of pictures by AutoDIR's assessor, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -22,24 +22,30 @@ def add_assess_parser(commands: Any) -> None:
     """Add `diffir assess`."""
     parser = commands.add_parser(
         "assess",
-        help="name what is wrong with pictures (AutoDIR's assessor)",
-        description="Tells the probability of noise, blur, rain, underexposure, haze, low resolution and raindrops for "
-        "each picture, or that nothing is wrong. Exit code 1 where pictures could not be read.",
+        help="classify the degradation of pictures (AutoDIR's assessor)",
+        description="Prints the probabilities of noise, blur, rain, underexposure, haze, low resolution, raindrops and "
+        "no degradation for each picture. The exit code is 1 if pictures could not be read.",
     )
     parser.add_argument("inputs", nargs="+", metavar="IN", help="files, folders, quoted globs")
-    parser.add_argument("-w", "--weights", type=Path, required=True, metavar="FILE", help="an AutoDIR: file or folder")
+    parser.add_argument(
+        "-w", "--weights", type=Path, metavar="FILE", help="an AutoDIR: file or folder (default: the shipped model)"
+    )
     parser.add_argument(
         "--view", choices=["center", "grid_mean"], help="the middle alone, or squares all over (model's)"
     )
     parser.add_argument(
         "--pairs",
         action="store_true",
-        help="IN are folders that 'diffir prepare degrade --kind' made: count what each kind and its ground truth is "
-        "called, as a Markdown table",
+        help="IN are folders made by 'diffir prepare degrade --kind': print the confusion table of the kinds and their "
+        "ground truth as Markdown",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps, xpu")
     parser.add_argument(
-        "--json", nargs="?", const="-", metavar="FILE", help="as JSON here; without a name to the terminal"
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="write JSON to this file, or without a name to the terminal",
     )
     add_accept_damaged(parser)
     parser.set_defaults(run=_assess)
@@ -48,11 +54,13 @@ def add_assess_parser(commands: Any) -> None:
 def _assess(args: argparse.Namespace) -> int:
     from diffir_sr.devices import device_of
     from diffir_sr.inference.files import plan_jobs
+    from diffir_sr.weights.registry import find
 
-    network = load_assessor(args.weights).to(device_of(args.device))
+    weights = args.weights or find("autodir").path
+    network = load_assessor(weights).to(device_of(args.device))
     if args.view:
         network.assessor.view = args.view
-    about: dict[str, Any] = {"weights": str(args.weights), "view": network.assessor.view}
+    about: dict[str, Any] = {"weights": str(weights), "view": network.assessor.view}
     if args.pairs:
         counts = counted(network, [Path(folder) for folder in args.inputs])
         _write(args.json, about | counts, confusion_of(counts))
@@ -118,7 +126,7 @@ def _said(network: AutoDIR, source: Path) -> dict[str, Any]:
 
 
 def counted(network: AutoDIR, folders: list[Path]) -> dict[str, Any]:
-    """What pictures of each kind are called; ground truths are counted once, under "no"."""
+    """Confusion counts of the kinds in folders of pairs; each ground truth is counted once, as "no"."""
     import torch
 
     from diffir_sr.archs.autodir_assessor import CATEGORIES, CLEAN
@@ -148,7 +156,7 @@ def counted(network: AutoDIR, folders: list[Path]) -> dict[str, Any]:
 
 
 def confusion_of(counts: dict[str, Any]) -> str:
-    """What `counted` found, as a Markdown table and a sentence."""
+    """The counts of `counted` as a Markdown table and a sentence."""
     import torch
 
     from diffir_sr.archs.autodir_assessor import confusion_table

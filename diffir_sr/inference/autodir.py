@@ -1,4 +1,4 @@
-"""AutoDIR in planned memory: whole pictures, or tiles of latents under one prompt; the record of its rounds."""
+"""Inference with AutoDIR within a memory limit, whole or with tiles of latents, and the trace of its rounds."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from diffir_sr.inference.plain import LivingBytes, PlainEngine, PlainPlan
 
 
 class AutoDIREngine(PlainEngine):
-    """`PlainEngine` whose tiles are those of the network: every round assesses the whole picture.
+    """`PlainEngine` whose tiles are applied inside the network, since every round assesses the whole picture.
 
-    Memory is measured as that of one call of each part, which is what a round needs at a time. Where the network
-    offloads, its parts stay in the CPU's memory, and each moves to the accelerator while it works.
+    Memory is measured with one call of each part. With offloading, the parts stay in the CPU's memory, and each is
+    moved to the accelerator while it runs.
     """
 
     def __init__(self, network: AutoDIR, *, tile_mode: str = "exact", **how: Any) -> None:
@@ -58,18 +58,18 @@ class AutoDIREngine(PlainEngine):
         return living.peak / side**2
 
 
-# What happened to a picture
+# The trace of a picture
 
 
 def trace_of(network: nn.Module) -> Trace:
-    """What collects the rounds of a network; OptionError for one that has none."""
+    """A `Trace` of the network; raises OptionError for networks without rounds."""
     if not isinstance(network, AutoDIR):
         raise OptionError(f"--trace: {type(network).__name__} restores without rounds; leave it out")
     return Trace(network)
 
 
 class Trace:
-    """Collects the rounds of one picture after the other, as the network shows them, until it is closed."""
+    """Collects the rounds of each picture that the network restores, until it is closed."""
 
     def __init__(self, network: AutoDIR) -> None:
         self.rounds: list[Round] = []
@@ -82,18 +82,18 @@ class Trace:
             self._before(one)
 
     def close(self) -> None:
-        """Let the network show its rounds to whom it showed them before."""
+        """Restore the previous callback of the network."""
         self._network.watch = self._before
 
     def take(self) -> list[Round]:
-        """The rounds since the last call."""
+        """The rounds since the last call, which are then forgotten."""
         rounds = self.rounds[:]
         self.rounds.clear()
         return rounds
 
 
 def write_trace(rounds: Sequence[Round], target: Path, settings: dict[str, Any]) -> None:
-    """Beside a result: <name>.trace.json, and <name>.trace.png with the picture before and after each round."""
+    """Write <name>.trace.json, and <name>.trace.png with the picture before and after each round, beside a result."""
     about = [
         {
             "round": one.number,
@@ -117,7 +117,7 @@ _SHOWN = 256  # pixels of the longer side
 
 
 def round_tiles(one: Round, *, side: int = _SHOWN) -> list[tuple[str, np.ndarray]]:
-    """What a round found and made, as labelled pictures (H, W, 3) uint8 of at most `side` pixels."""
+    """The category and the pictures of a round, as labelled pictures (H, W, 3) uint8 of at most `side` pixels."""
     p = one.probabilities.get(one.category or "")
     likely = f" {p:.0%}" if p is not None else ""
     name = f"{one.number}: {one.category or one.prompt}{likely}"

@@ -1,4 +1,4 @@
-"""Training of AutoDIR in three stages: assessor, diffusion, correction. Each leaves the other parts alone."""
+"""Training of AutoDIR in three stages: assessor, diffusion, correction. Each stage trains its part only."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ logger = logging.getLogger("basicsr")
 
 
 class StageOptions(Section):
-    """How validation restores."""
+    """Inference in validation."""
 
     steps: Annotated[Whole, Field(ge=1, le=1000)] | None = Field(None, description="Steps of the sampler.")
     structure: Number | None = Field(None, description="Factor on the correction; 0 shows the diffusion alone.")
     assess: bool = Field(
-        False, description="Whether the assessor finds out what is wrong; else the dataset's labels say it."
+        False, description="Whether the assessor chooses the degradations; by default the dataset's labels do."
     )
 
 
 def is_autodir(view: View, at: tuple[str, ...]) -> Found:
-    """The stages train one network."""
+    """All stages train AutoDIR."""
     if view.get("network_g", "type", default="AutoDIR").removesuffix("_basicsr") != "AutoDIR":
         yield ("network_g", "type"), f"{view.model} trains AutoDIR, found {view.get('network_g', 'type')!r}"
 
 
 class _Stage(RestorationModel):
-    """What the stages share: one network, of which a part learns, and labelled pairs."""
+    """Base of the stages: one network, of which a part is trained, and labelled pairs."""
 
     VAL_OPTIONS: ClassVar[Any] = StageOptions
     RULES = (is_autodir,)
@@ -59,14 +59,14 @@ class _Stage(RestorationModel):
 
     @property
     def system(self) -> AutoDIR:
-        """The bare network that is trained."""
+        """The network without wrappers."""
         net = self.get_bare_model(self.net_g)
         if not isinstance(net, AutoDIR):
             raise OptionError(f"network_g: {type(self).__name__} trains AutoDIR, found {type(net).__name__}")
         return net
 
     def learning(self, system: AutoDIR) -> list[nn.Module]:
-        """The parts that learn."""
+        """The parts to train."""
         raise NotImplementedError
 
     def setup_optimizers(self) -> None:
@@ -85,7 +85,7 @@ class _Stage(RestorationModel):
         """One-hot labels (B, 8) of the batch; raises InputError for a dataset without."""
         if self.label is None:
             raise InputError(
-                f"{type(self).__name__} needs a dataset that says what is wrong with each picture: LabelledPairsDataset"
+                f"{type(self).__name__} needs a dataset with labels of the degradations: LabelledPairsDataset"
             )
         return F.one_hot(self.label, len(CATEGORIES)).float()
 
@@ -94,7 +94,7 @@ class _Stage(RestorationModel):
         return self.gt
 
     def states(self, system: AutoDIR) -> Tensor:
-        """Prompt states (9, T, D) of the categories and, last, of the empty prompt, as trainings encode them."""
+        """Prompt states (9, T, D) of the categories and, last, of the empty prompt, encoded as in training."""
         with torch.no_grad():
             return system.assessor.text([*map(prompt_of, CATEGORIES), ""], mask_pads=True)[0]
 
@@ -112,18 +112,18 @@ class AssessorOptions(Section):
     """Training of the assessor."""
 
     semantic_agnostic_weight: NotNegative = Field(
-        1.0, description="Factor on how likely the fault is found in the clean counterpart of a degraded picture."
+        1.0, description="Weight of the probability of the degradation in the clean counterpart of a picture."
     )
     clean_weight: NotNegative = Field(
-        0.0, description="Factor on the loss of the ground truth of degraded pictures, which is to be called no."
+        0.0, description="Weight of the loss on the ground truth of degraded pictures, whose category is no."
     )
     train_text: bool = Field(
-        False, description="Whether the text tower learns as well; published towers know the words already."
+        False, description="Whether the text tower is trained, too; published towers need no training."
     )
 
 
 class AutoDIRAssessorModel(_Stage):
-    """Stage 1: the assessor learns to name the fault. `train.pixel_opt` is FidelityLoss or CategoryCrossEntropy."""
+    """Stage 1: training of the assessor. `train.pixel_opt` is FidelityLoss or CategoryCrossEntropy."""
 
     TITLE: ClassVar[str] = "the assessor's stage"
     OPTIONS: ClassVar[Any] = AssessorOptions
@@ -132,7 +132,7 @@ class AutoDIRAssessorModel(_Stage):
         clip = system.assessor.clipmodel
         parts = [clip.vision_model, clip.visual_projection]
         if AssessorOptions.of(self.opt["train"]).train_text:
-            parts = [clip]  # the scale of the logits as well
+            parts = [clip]  # including the scale of the logits
         return parts
 
     def compute_losses(self, current_iter: int) -> tuple[Losses, Losses]:
@@ -152,7 +152,7 @@ class AutoDIRAssessorModel(_Stage):
         return losses, {"right": right}
 
     def nondist_validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool) -> None:
-        """Name the fault of every picture and its ground truth's, and count what is called what."""
+        """Classify every picture and its ground truth, and log the confusion table."""
         dataset, net = dataloader.dataset, self.evaluated_net
         was_training = net.training
         net.eval()
@@ -209,13 +209,13 @@ class DropoutOptions(Section):
 
     cfg_dropout: Literal["independent", "shared", "none"] = Field(
         "independent",
-        description="How text and picture are left out in 10 % of the samples each: by a draw of its own for each "
-        "(published), or by one draw for both; none leaves nothing out, for a network that restores without guidance.",
+        description="How text and picture are dropped in 10 % of the samples each: independently (published), or by "
+        "one shared draw; none drops nothing, for a network that is used without guidance.",
     )
 
 
 class AutoDIRDiffusionModel(_Stage):
-    """Stage 2: the U-Net learns to find the noise in restored latents. `train.pixel_opt` is the distance (MSELoss)."""
+    """Stage 2: training of the U-Net to predict the noise in restored latents. `train.pixel_opt` is its loss."""
 
     TITLE: ClassVar[str] = "the diffusion's stage"
     MADE_BY: ClassVar[Mapping[str, str]] = {"network_g": "AutoDIRAssessorModel"}
@@ -232,14 +232,14 @@ class AutoDIRDiffusionModel(_Stage):
         return {"l_noise": self.cri_pix(found, diffusion.sought(clean, eps, t, condition))}, {}
 
     def answer(self, noisy: Tensor, condition: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """The U-Net's answer in the precision of `train.autocast`."""
+        """The U-Net's prediction in the precision of `train.autocast`."""
         from diffir_sr.models.optimization import Acceleration, in_precision
 
         autocast = Acceleration.of(self.opt["train"]).autocast
         return in_precision(lambda: self.system.diffusion(noisy, condition, t, context), autocast, self.device)
 
     def prepared(self, noise: Noise, *, t_max: int | None = None) -> tuple[Tensor, ...]:
-        """Noisy latents, condition, t, prompt states after dropping, eps, clean latents of the batch."""
+        """Noisy latents, condition, t, prompt states after dropout, eps and clean latents of the batch."""
         system = self.system
         diffusion, labels, count = system.diffusion, self.labels(), len(self.lq)
         uniform = torch.special.ndtr(noise.normal((count, 3), "draws").double())
@@ -263,12 +263,12 @@ class CorrectionOptions(Section):
 
     scm_t_max: Annotated[Whole, Field(ge=1, le=1000)] = Field(
         1000,
-        description="t is drawn below this. Published 1000, where one step from noise alone gives pictures of no use.",
+        description="Upper bound of t. At the published 1000, one-step estimates from almost pure noise are useless.",
     )
 
 
 class AutoDIRCorrectionModel(AutoDIRDiffusionModel):
-    """Stage 3: the correction learns on pictures that one step of the diffusion makes of noisy latents."""
+    """Stage 3: training of the correction on one-step estimates of the diffusion from noisy latents."""
 
     TITLE: ClassVar[str] = "the correction's stage"
     MADE_BY: ClassVar[Mapping[str, str]] = {"network_g": "AutoDIRDiffusionModel"}

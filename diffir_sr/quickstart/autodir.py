@@ -1,4 +1,4 @@
-"""`diffir quickstart --task autodir`: data, what each stage has learned, and a photograph that is rainy and dark."""
+"""`diffir quickstart --task autodir`: data, measurement of each stage, and rainy and dark photographs restored."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from diffir_sr.quickstart.tasks import DATA, HELD_OUT_DATA, TRAIN_DATA
 RESULTS = Path("results/quickstart_autodir")
 WEIGHTS = Path("experiments/quickstart_autodir_correction/models/net_g_latest.safetensors")
 PAIRS = DATA / "autodir"
-_BOTH = ("rain", "underexposure")  # of the photographs that are restored in two rounds
+_BOTH = ("rain", "underexposure")  # degradations of the photographs that are restored in two rounds
 DATA_COMMANDS = (
     f"diffir prepare subimages {TRAIN_DATA}/photos -o {TRAIN_DATA}/squares --size 256 --step 128",
     f"diffir prepare subimages {HELD_OUT_DATA}/photos -o {HELD_OUT_DATA}/squares --size 256 --step 256",
@@ -37,8 +37,8 @@ DATA_COMMANDS = (
 def write_autodir_report(*, weights: Path = WEIGHTS, pairs: Path = PAIRS / "heldout", folder: Path = RESULTS) -> str:
     """Measure a small AutoDIR on held-out pairs; write report.md and traces to `folder` and return the tables.
 
-    `pairs` has a folder per kind of degradation, and one of both rain and underexposure. Raises InputError where there
-    are none, or no weights.
+    `pairs` has a folder per kind of degradation, and one with both rain and underexposure. Raises InputError if the
+    pairs or the weights are missing.
     """
     restorer = load_restorer(weights, device="cpu")
     network = restorer.network
@@ -60,7 +60,7 @@ def _rainy_and_dark(pairs: Path) -> list[tuple[str, Path]]:
 
 
 def _in_rounds(restorer: Restorer, network: AutoDIR, path: Path, folder: Path) -> list[Round]:
-    """The rounds of one picture, whose trace is written."""
+    """The rounds of one picture; also writes its trace."""
     trace = Trace(network)
     restorer(decode(read_file(path), where=str(path)))
     rounds = trace.take()
@@ -70,7 +70,7 @@ def _in_rounds(restorer: Restorer, network: AutoDIR, path: Path, folder: Path) -
 
 
 def restoration_table(restorer: Restorer, network: AutoDIR, pairs: Path) -> str:
-    """PSNR and LPIPS of each kind under `pairs`, as Markdown: the input, the diffusion alone, and corrected."""
+    """PSNR and LPIPS of each kind in `pairs` as Markdown: of the input, of the diffusion alone, and corrected."""
     lines = [
         "| kind | pictures | input | diffusion | corrected |",
         "| --- | --: | --: | --: | --: |",
