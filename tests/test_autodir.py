@@ -676,10 +676,10 @@ def test_published_quirks_are_options():
     assert clamped[1].before.abs().amax() <= 1
     asked, seen = small(), []
     asked.assessor.likelihoods = lambda image, embeddings: seen.append(asked.assessor.view) or torch.eye(8)[7:]
-    for view in ("grid_mean", "center"):
+    for view in ("grid_mean", "center", "grid_geometric"):
         asked.adjust(view=view)
         asked.restore(lq, noise=PictureNoise(lq))
-    assert seen == ["grid_mean", "center"]
+    assert seen == ["grid_mean", "center", "grid_geometric"]
 
 
 def test_offloaded_parts_are_on_the_accelerator_one_at_a_time_and_only_to_work(monkeypatch):
@@ -875,6 +875,20 @@ def test_views_of_a_grid_cover_the_picture():
     assert views.shape == (2 * 3, 1, 3, 32, 32)
     assert set(views[:, 0, 0].flatten().tolist()) == set(image[0, 0].flatten().tolist())
     assert torch.equal(grid_views(image[..., :20, :20], 32)[0], centre_view(image[..., :20, :20], 32))
+
+
+def test_squares_are_averaged_by_the_mean_or_the_geometric_mean():
+    assessor = small().assessor
+    image = torch.rand(1, 3, assessor.crop, 2 * assessor.crop)
+    each = []
+    for half in image.chunk(2, dim=-1):
+        assessor.view = "center"
+        each.append(assessor(half))
+    assessor.view = "grid_mean"
+    assert worst(assessor(image), (each[0] + each[1]) / 2) < 1e-6
+    assessor.view = "grid_geometric"
+    product = (each[0] * each[1]).sqrt()
+    assert worst(assessor(image), product / product.sum()) < 1e-6
 
 
 # Training

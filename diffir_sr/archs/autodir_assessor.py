@@ -25,7 +25,7 @@ CATEGORIES: tuple[str, ...] = ("noise", "blur", "rain", "underexposure", "haze",
 CLEAN = "no"  # the category of pictures with nothing wrong
 LENGTH = 77  # tokens of a prompt
 INSTALL = "pip install 'diffir_sr[autodir]'"
-View = Literal["center", "grid_mean"]
+View = Literal["center", "grid_mean", "grid_geometric"]
 _MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training pictures, R, G, B
 _STD = (0.26862954, 0.26130258, 0.27577711)
 # CLIP's tokens of the prompts between start and end, so that the assessor needs no vocabulary file.
@@ -239,7 +239,8 @@ class Assessor(nn.Module):
 
     `text` and `vision` are CLIP's arguments (by default those of ViT-L/14); `conv` (width, blocks) builds a small
     convolutional image tower instead of CLIP's. Pictures are not resized: `biqa_view` center assesses the central
-    square of `crop` pixels, as published; grid_mean averages the probabilities over squares that cover the picture.
+    square of `crop` pixels, as published; grid_mean and grid_geometric take the mean, or the normalised geometric mean,
+    of the probabilities of squares that cover the picture.
     """
 
     def __init__(
@@ -343,7 +344,9 @@ class Assessor(nn.Module):
             return probabilities(self.embedded(self.pixels(image)), embeddings, scale)
         views = grid_views(image, self.crop)
         each = [probabilities(self.embedded(normalised(view)), embeddings, scale) for view in views]
-        return torch.stack(each).mean(dim=0)
+        if self.view == "grid_mean":
+            return torch.stack(each).mean(dim=0)
+        return torch.stack(each).clamp(min=1e-12).log().mean(dim=0).softmax(dim=-1)
 
     def forward(self, image: Tensor) -> Tensor:
         """Probabilities (B, 8) of `CATEGORIES`, in their order."""

@@ -31,7 +31,9 @@ def add_assess_parser(commands: Any) -> None:
         "-w", "--weights", type=Path, metavar="FILE", help="an AutoDIR: file or folder (default: the shipped model)"
     )
     parser.add_argument(
-        "--view", choices=["center", "grid_mean"], help="the middle alone, or squares all over (model's)"
+        "--view",
+        choices=["center", "grid_mean", "grid_geometric"],
+        help="assess the centre, or squares that cover the picture (default: the model's)",
     )
     parser.add_argument(
         "--pairs",

@@ -217,8 +217,9 @@ def _add_autodir(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--view",
-        choices=["center", "grid_mean"],
-        help="AutoDIR: what is assessed: the middle, or squares all over (model's)",
+        choices=["center", "grid_mean", "grid_geometric"],
+        help="AutoDIR: assess the centre, or squares that cover the picture, by the arithmetic or geometric mean of "
+        "their probabilities (default: the model's)",
     )
     parser.add_argument(
         "--rounding", choices=["nearest", "floor"], help="AutoDIR: floor truncates results to 8 bits, as published"
