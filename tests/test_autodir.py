@@ -7,6 +7,7 @@ import shlex
 import zlib
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -33,7 +34,15 @@ from diffir_sr.checkpoints import load_network  # noqa: E402
 from diffir_sr.cli import basicsr_main, main  # noqa: E402
 from diffir_sr.data.labelled_dataset import is_unchanged  # noqa: E402
 from diffir_sr.diffusion.noise import START, PictureNoise  # noqa: E402
-from diffir_sr.diffusion.sampling import Sigmas, denoised, dropped, euler_ancestral, guided  # noqa: E402
+from diffir_sr.diffusion.sampling import (  # noqa: E402
+    Prediction,
+    Sigmas,
+    combined,
+    denoised,
+    dropped,
+    euler_ancestral,
+    guided,
+)
 from diffir_sr.diffusion.schedule import scaled_linear_betas, schedule_constants  # noqa: E402
 from diffir_sr.errors import CheckpointError, InputError, OptionError  # noqa: E402
 from diffir_sr.families.autodir import (  # noqa: E402
@@ -133,6 +142,25 @@ def test_a_network_that_finds_v_guesses_the_same_picture():
     x = x0 + sigma * eps
     assert worst(denoised(x, sigma, v, prediction="v", degraded=x), x0) < 1e-5
     assert worst(denoised(x, sigma, eps, prediction="eps", degraded=x), x0) < 1e-5
+
+
+def test_what_a_network_is_trained_to_find_gives_the_clean_latents_at_every_level():
+    unet = dict(in_channels=24, out_channels=12, block_out_channels=[8], layers_per_block=1, cross_attention_dim=8)
+    unet |= dict(norm_num_groups=4, down_block_types=["DownBlock2D"], up_block_types=["UpBlock2D"])
+    sigmas = Sigmas()
+    clean, degraded, eps = torch.randn(3, 3, 12, 8, 8)
+    t = torch.tensor([0, 500, 999])
+    for prediction in get_args(Prediction):
+        diffusion = Diffusion(unet=unet, pixels=2, prediction=prediction, sigmas=sigmas)
+        found = diffusion.sought(clean, eps, t, degraded)
+        assert worst(diffusion.cleaned(diffusion.q_sample(clean, eps, t), found, t, degraded), clean) < 1e-4
+        for row, sigma in enumerate(sigmas.all[t].tolist()):
+            x = clean[row] + sigma * eps[row]
+            assert (
+                worst(denoised(x, sigma, found[row], prediction=prediction, degraded=degraded[row]), clean[row]) < 1e-4
+            )
+    assert worst(combined(clean, 1e-4, degraded), clean) < 1e-4
+    assert worst(combined(clean + 1e4 * eps, 1e4, degraded), degraded) < 1e-2
 
 
 def test_conditions_are_dropped_as_often_as_said():

@@ -26,7 +26,7 @@ from diffir_sr.archs.autodir_assessor import (
 from diffir_sr.archs.geometry import check_image
 from diffir_sr.archs.nafnet_arch import NAFNetSCM
 from diffir_sr.diffusion.noise import START, Noise
-from diffir_sr.diffusion.sampling import Prediction, Sigmas, denoised, euler_ancestral, guided
+from diffir_sr.diffusion.sampling import Prediction, Sigmas, combined, denoised, euler_ancestral, guided
 from diffir_sr.diffusion.schedule import STORED_CONSTANTS
 from diffir_sr.errors import OptionError
 
@@ -93,7 +93,9 @@ class Diffusion(nn.Module):
     """A U-Net on latents, conditioned on the latents of the degraded picture and on prompt states.
 
     `prediction` eps predicts the noise, as published; v a mixture of noise and picture; difference the clean latents
-    minus the degraded ones, which small networks learn fastest, because they need not learn to copy the input.
+    minus the degraded ones. With residual, the network sees the best linear estimate from noisy and degraded latents
+    (`sampling.combined`) in place of the noisy ones and predicts its error: at high noise it needs to ignore nothing,
+    at low noise to copy nothing, so small networks learn fastest.
     """
 
     def __init__(
@@ -133,7 +135,12 @@ class Diffusion(nn.Module):
 
     def forward(self, noisy: Tensor, condition: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """Prediction for `noisy` latents (B, C, h, w) at t (B,), given conditioning latents and states (B, T, D)."""
-        return self.unet(torch.cat([noisy, condition], dim=1), t, encoder_hidden_states=context).sample
+        seen = self._combined(noisy, condition, t) if self.prediction == "residual" else noisy
+        return self.unet(torch.cat([seen, condition], dim=1), t, encoder_hidden_states=context).sample
+
+    def _combined(self, noisy: Tensor, condition: Tensor, t: Tensor) -> Tensor:
+        sigma = self.sigmas.at(t).to(noisy)[:, None, None, None]
+        return combined(noisy * (sigma**2 + 1).sqrt(), sigma, self.scale_factor * condition)
 
     def q_sample(self, clean: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """`clean` latents with noise `eps` of integer t (B,)."""
@@ -146,6 +153,8 @@ class Diffusion(nn.Module):
             return eps
         if self.prediction == "difference":
             return clean - self.scale_factor * condition
+        if self.prediction == "residual":
+            return clean - self._combined(self.q_sample(clean, eps, t), condition, t)
         kept = self._kept(t, clean)
         return kept.sqrt() * eps - (1 - kept).sqrt() * clean
 
@@ -153,6 +162,8 @@ class Diffusion(nn.Module):
         """The estimate of the clean latents that a prediction at integer t (B,) implies."""
         if self.prediction == "difference":
             return self.scale_factor * condition + found
+        if self.prediction == "residual":
+            return self._combined(noisy, condition, t) + found
         kept = self._kept(t, noisy)
         if self.prediction == "eps":
             return (noisy - (1 - kept).sqrt() * found) / kept.sqrt()
@@ -268,7 +279,7 @@ class AutoDIR(nn.Module):
         autoencoder: Mapping[str, Any] | None = None,
         pixels: int | None = None,
         correction: Mapping[str, Any] | None = None,
-        prediction: Literal["eps", "v", "difference"] = "eps",
+        prediction: Prediction = "eps",
         scale_factor: float | None = None,
         restoring: Mapping[str, Any] | None = None,
     ) -> None:

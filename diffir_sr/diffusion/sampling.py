@@ -381,9 +381,10 @@ class PriorDiffusion(nn.Module):
         return {argument: cast(Tensor, getattr(self, name))[t] for argument, name in names.items()}
 
 
-Prediction = Literal["eps", "v", "difference"]
+Prediction = Literal["eps", "v", "difference", "residual"]
 Dropout = Literal["independent", "shared", "none"]
 START, END, STEPS = 0.00085, 0.012, 1000  # of Stable Diffusion's schedule, linear in the root of beta
+DEGRADED_SPREAD = 0.25  # of pictures in [-1, 1]
 
 
 @dataclass(frozen=True)
@@ -413,6 +414,12 @@ class Sigmas:
         t = np.linspace(self.steps - 1, 0, count)
         return np.append(np.exp(np.interp(t, np.arange(self.steps), np.log(self.all, dtype=np.float64))), 0.0)
 
+    def at(self, t: Tensor) -> Tensor:
+        """Sigmas at t (B,), which may be fractional; interpolated in their logarithm."""
+        places = t.detach().cpu().double().numpy()
+        logarithms = np.log(self.all, dtype=np.float64)
+        return torch.from_numpy(np.exp(np.interp(places, np.arange(self.steps), logarithms))).to(t.device)
+
     def t_of(self, sigma: float) -> float:
         """The t, not rounded, at which the schedule has this sigma."""
         return float(np.interp(math.log(sigma), np.log(self.all), np.arange(self.steps)))
@@ -427,8 +434,20 @@ def denoised(x: Tensor, sigma: float, found: Tensor, *, prediction: Prediction, 
         return x - sigma * found
     if prediction == "difference":
         return degraded + found
+    if prediction == "residual":
+        return combined(x, sigma, degraded) + found
     # v = sqrt(abar) eps - sqrt(1 - abar) x_0 (Salimans and Ho 2022), abar = 1 / (1 + sigma^2).
     return (x / math.sqrt(sigma**2 + 1) - sigma * found) / math.sqrt(sigma**2 + 1)
+
+
+def combined(x: Tensor, sigma: Number, degraded: Tensor) -> Tensor:
+    """The best linear estimate of x_0 from `x` = x_0 + sigma eps and from a degraded x_0, weighted by their variances.
+
+    It is nearly `degraded` where sigma is large and nearly `x` where it is small. `DEGRADED_SPREAD` is the assumed
+    standard deviation of the error of `degraded`.
+    """
+    variance = sigma**2
+    return (DEGRADED_SPREAD**2 * x + variance * degraded) / (DEGRADED_SPREAD**2 + variance)
 
 
 def guided(both: Tensor, picture: Tensor, none: Tensor, *, text_scale: float, image_scale: float) -> Tensor:

@@ -30,6 +30,7 @@ TASK_TITLES = {
     "realsr": "super-resolution of real photographs",
     "deblur": "removal of motion blur",
     "inpaint": "inpainting of missing pixels",
+    "all": "removal of unknown degradations",
 }
 _Sha256 = Annotated[str, Field(pattern="^([0-9a-f]{8,64})?$")]
 _Url = Annotated[str, Field(pattern="^(https?|hf)://.+/.+")]
@@ -64,7 +65,7 @@ class Entry(_Strict):
     packages: tuple[Packaged, ...] = ()
     torch_cache: str = ""  # path under TORCH_HOME used by other programs
     licence: str = "not stated"
-    task: Literal["sr", "realsr", "deblur", "inpaint"] | None = None
+    task: Literal["sr", "realsr", "deblur", "inpaint", "all"] | None = None
     scale: int | None = Field(default=None, ge=1)
     card: str = ""
     paper: str = ""
