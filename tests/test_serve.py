@@ -30,7 +30,7 @@ from gradio_client.exceptions import AppError  # noqa: E402
 from diffir_sr.archs.diffir_arch import DiffIRS2  # noqa: E402
 from diffir_sr.cli import main  # noqa: E402
 from diffir_sr.errors import InputError  # noqa: E402
-from diffir_sr.files.images import read_picture  # noqa: E402
+from diffir_sr.files.images import inspect, read_picture  # noqa: E402
 from diffir_sr.files.picture import Picture, encode, encode_png  # noqa: E402
 from diffir_sr.serve.page import finished, launch  # noqa: E402
 from diffir_sr.serve.service import Limits, Service, Stopped, Wish  # noqa: E402
@@ -526,3 +526,23 @@ def test_limits_and_names_from_outside(tmp_path):
     assert sorted(path.name for path in (task.folder / "out").glob("*.png")) == ["2-small.png", "small.png"]
     service.end("one", task)
     assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_a_mask_and_the_pixels_choose_the_model(tmp_path, monkeypatch):
+    monkeypatch.setattr("diffir_sr.serve.service._LARGE", 300)
+    sizes = {"small.png": (16, 12), "large.png": (24, 16)}
+    for name, (height, width) in sizes.items():
+        (tmp_path / name).write_bytes(photo(height, width))
+    service = Service(tmp_path / "work")
+
+    def made(wish, *names):
+        task = ended(service.begin("one", [str(tmp_path / name) for name in names], wish))
+        assert task.error is None, task.error
+        found = {path.name: inspect(path.read_bytes(), where=path.name) for path in (task.folder / "out").glob("*.png")}
+        return {name: (one.height, one.width) for name, one in found.items()}
+
+    assert made(Wish(), "small.png") == {"small.png": (64, 48)}
+    assert made(Wish(), "large.png") == {"large.png": (48, 32)}
+    assert made(Wish(), *sizes) == {"small.png": (32, 24), "large.png": (48, 32)}  # one model for all of a task
+    assert made(Wish(sharpness=0.5), "large.png") == {"large.png": (96, 64)}  # the dial is that of x4
+    assert made(Wish(mask=tmp_path / "large.png"), "large.png") == {"large.png": (24, 16)}

@@ -31,6 +31,8 @@ from diffir_sr.inference.runner import RunSummary, map_name
 from diffir_sr.weights.registry import Entry, choose, locate, registry
 
 AUTOMATIC = "automatic"
+# Images of more pixels are enlarged by this model if the choice is automatic: x4 would make 16 times as many.
+_LARGE, _FOR_LARGE = 2**20, "sr_x2"
 _SHOWN = 1600  # pixels: largest side of images on the screen
 _ROUNDS_SHOWN, _MOST_SHOTS = 768, 60
 _LOADED = 3  # models that are kept in memory
@@ -128,7 +130,7 @@ class Task:
         self.done = 0  # inputs
         self.stopping = False
         self.began: float | None = None
-        self._pixels, self._work, self._line = pixels, work, line
+        self.pixels, self._work, self._line = tuple(pixels), work, line
         self._last = 0.0  # when the last input was finished
         self._lock = threading.Lock()
         self._interruptible, self._over, self._discarded = False, False, False
@@ -176,7 +178,7 @@ class Task:
         """What `Restorer.files` reports to."""
         if done > self.done:
             now = time.monotonic()
-            self.rate = (now - (self.began or now)) / max(1, sum(self._pixels[:done]))
+            self.rate = (now - (self.began or now)) / max(1, sum(self.pixels[:done]))
             self.done, self._last = done, now
         return not self.stopping
 
@@ -204,11 +206,11 @@ class Task:
         if self.began is None:
             before = self._line.before(self)
             return f"waiting for {before} restoration{'s' if before > 1 else ''} of others" if before else "starting"
-        now, total = time.monotonic(), len(self._pixels)
+        now, total = time.monotonic(), len(self.pixels)
         of = f"{self.done} of {total} restored" if self.done else f"restoring {total} image{'s' if total > 1 else ''}"
         if self.rate is None:
             return f"{of}, {now - self.began:.0f} s so far"
-        left = self.rate * sum(self._pixels[self.done :]) - (now - self._last)
+        left = self.rate * sum(self.pixels[self.done :]) - (now - self._last)
         return f"{of}, about {max(1, left):.0f} s left" if left > 0 else f"{of}, {now - self.began:.0f} s so far"
 
 
@@ -348,9 +350,7 @@ class Service:
 
     def _restore(self, task: Task, *, inputs: Sequence[Path], mask: str | None, wish: Wish) -> RunSummary:
         """The work of a task, in its thread."""
-        path = self._given.get(wish.model)
-        if path is None:
-            path = choose(None, None if wish.model == AUTOMATIC else wish.model, masked=wish.masked).path
+        path = self._given.get(wish.model) or self._named(wish, task.pixels)
         sharper = self._sharper_file(wish)
         task.rate = self._rates.get(path)
         restorer = self._restorer(path, sharper, wish.sharpness if sharper else 0.0)
@@ -374,6 +374,14 @@ class Service:
         if task.rate is not None and wish.samples == 1:
             self._rates[path] = task.rate
         return made
+
+    def _named(self, wish: Wish, pixels: Sequence[int]) -> Path:
+        """The file of the named model, or of the one for these images: a mask and their pixels decide."""
+        name = None if wish.model == AUTOMATIC else wish.model
+        if name is None and not wish.masked and not wish.sharpness and max(pixels) > _LARGE:
+            known = registry().get(_FOR_LARGE)
+            name = _FOR_LARGE if known is not None and locate(known) is not None else None
+        return choose(None, name, masked=wish.masked).path
 
     def _sharper_file(self, wish: Wish) -> Path | None:
         if not wish.sharpness:
