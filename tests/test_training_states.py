@@ -233,6 +233,17 @@ def test_a_training_that_is_done_ends_well_without_work(inside, total, message):
     assert "Network:" not in log_of()
 
 
+def test_a_training_that_is_shortened_gets_its_final_networks(inside):
+    models = Path("experiments/toy_s1/models")
+    trained = {file.suffix: file.read_bytes() for file in models.glob("net_g_4.*")}
+    for file in models.glob("*_latest.*"):
+        file.unlink()
+    assert run_training(train_options("s1", iterations=3), "--auto_resume") == 0
+    assert "toy_s1 is at iteration 4: its networks become the final ones" in log_of()
+    assert {file.suffix: file.read_bytes() for file in models.glob("net_g_latest.*")} == trained
+    assert not list(models.glob("net_g_3.*"))
+
+
 @pytest.mark.parametrize(("launcher", "given", "missing"), [
     ("slurm", {}, "SLURM_PROCID, SLURM_NTASKS, SLURM_NODELIST"),
     ("slurm", {"SLURM_PROCID": "0"}, "SLURM_NTASKS, SLURM_NODELIST"),

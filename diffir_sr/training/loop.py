@@ -145,10 +145,13 @@ def _train(opt: dict[str, Any], loaded: LoadedOptions) -> None:
         logger.info(f"Removed {file}, which a killed run left half written")
     logger.info(dict2str(opt))
     done, total = resumed.iteration if resumed else 0, int(opt["train"]["total_iter"])
-    if done > total:
-        logger.info(f"train.total_iter is {total:,d}, and {home.name} is at iteration {done:,d}: nothing to do")
-        return
     evaluations = evaluation_loaders(opt, ("val",))
+    if done > total:  # it was shortened, perhaps because the networks are good enough
+        past = f"train.total_iter is {total:,d}, and {home.name} is at iteration {done:,d}"
+        if is_complete(opt, evaluations, done=done):
+            logger.info(f"{past}: nothing to do")
+            return
+        logger.info(f"{past}: its networks become the final ones")
     if resumed:
         for change in changes(opt, resumed):
             logger.warning(f"Changed option {change}")
