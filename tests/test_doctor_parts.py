@@ -201,3 +201,6 @@ def test_an_index_finds_what_pair_by_pair_finds_in_the_same_order(seed, monkeypa
     assert len(expected[0]) >= 300
     assert near_within(hashes[:0]) is not None
     assert list(near_within(hashes[:0])) == list(near(hashes, others[:0])) == []
+    for band in images._Index(others, bits).bands:  # the costs, which bound the memory, are those of each hash
+        costs = band.costs(hashes)
+        assert all(costs[place] == band.costs(hashes[place : place + 1])[0] for place in range(0, len(hashes), 97))

@@ -375,7 +375,7 @@ def near_within(hashes: np.ndarray) -> Iterator[tuple[int, int]]:
 
 _MOST_PAIRWISE = 20_000**2  # comparisons; above it, an index is faster
 _AT_ONCE = 2**25  # comparisons of hashes in one step, which bounds the memory
-_ROWS_AT_ONCE = 2**16  # hashes searched for in one step: their buckets fit into the cache of a processor
+_ROWS_AT_ONCE = 2**16  # hashes whose candidates are counted in one step
 
 
 class _Index:
@@ -399,18 +399,19 @@ class _Index:
 
     def near(self, hashes: np.ndarray, *, later: bool = False) -> Iterator[tuple[int, int]]:
         """The pairs of `hashes` with those of the index, in order; with `later`, only with those of higher number."""
-        start = 0
-        while start < len(hashes):
-            costs = np.cumsum(
-                np.sum([band.costs(hashes[start : start + _ROWS_AT_ONCE]) for band in self.bands], axis=0)
-            )
-            stop = start + max(1, int(np.searchsorted(costs, _AT_ONCE, side="right")))
-            rows, columns = self._near(hashes[start:stop], start)
-            if later:
-                rows, columns = rows[columns > rows], columns[columns > rows]
-            order = np.lexsort((columns, rows))
-            yield from zip(rows[order].tolist(), columns[order].tolist(), strict=True)
-            start = stop
+        for first in range(0, len(hashes), _ROWS_AT_ONCE):
+            block = hashes[first : first + _ROWS_AT_ONCE]
+            ends = np.cumsum(np.sum([band.costs(block) for band in self.bands], axis=0))
+            start = 0
+            while start < len(block):
+                before = ends[start - 1] if start else 0
+                stop = max(start + 1, int(np.searchsorted(ends, before + _AT_ONCE, side="right")))
+                rows, columns = self._near(block[start:stop], first + start)
+                if later:
+                    rows, columns = rows[columns > rows], columns[columns > rows]
+                order = np.lexsort((columns, rows))
+                yield from zip(rows[order].tolist(), columns[order].tolist(), strict=True)
+                start = stop
 
     def _near(self, hashes: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
         found: list[tuple[np.ndarray, np.ndarray]] = []
@@ -447,11 +448,14 @@ class _Band:
 
     def costs(self, hashes: np.ndarray) -> np.ndarray:
         """The number of candidates of each hash."""
-        keys = np.sort(self._keys(hashes))
-        total = np.zeros(len(keys), np.int64)
+        keys = self._keys(hashes)
+        order = np.argsort(keys, kind="stable")  # neighbours look into neighbouring buckets
+        keys, total = keys[order], np.zeros(len(keys), np.int64)
         for flip in self._flips:
             total += self._counts[keys ^ flip]
-        return total
+        costs = np.empty_like(total)
+        costs[order] = total
+        return costs
 
     def close(self, hashes: np.ndarray, bits: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Index pairs of `hashes` and those of the index that differ in at most `bits` bits, few of them in the band.
@@ -459,7 +463,7 @@ class _Band:
         A table of pairs for each way to differ in the band.
         """
         keys = self._keys(hashes)
-        order = np.argsort(keys, kind="stable")  # neighbours look into neighbouring buckets
+        order = np.argsort(keys, kind="stable")
         keys, hashes = keys[order], hashes[order]
         for flip in self._flips:
             buckets = keys ^ flip
