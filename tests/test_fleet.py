@@ -6,9 +6,9 @@ twice the whole fleet, until it is through.
 
 import errno
 import json
-import multiprocessing
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -36,7 +36,6 @@ from diffir_sr import fleet  # noqa: E402 - only with the packages above
 
 ALL = os.environ.get("DIFFIR_FLEET") == "all"
 COUNT, WORKER_KILLS, FLEET_KILLS = (2000, 12, 2) if ALL else (40, 1, 0)
-FORK = multiprocessing.get_context("fork")
 SEED = int(os.environ.get("DIFFIR_FLEET_SEED", "0"))
 
 
@@ -110,15 +109,6 @@ def results():
     return len(list(Path("out/results").rglob("*.[pj][np]g")))
 
 
-def speaking_to_a_file(words):
-    """The command, in a process that has imported already what it needs."""
-    with open("said.txt", "w", buffering=1) as said:
-        os.dup2(said.fileno(), 1)
-        os.dup2(said.fileno(), 2)
-        sys.stdout = sys.stderr = said
-        sys.exit(main(words))
-
-
 @pytest.mark.slow
 def test_every_picture_is_once_in_the_manifest_with_the_bytes_of_restore_whatever_is_killed(tmp_path):
     make(tmp_path, COUNT)
@@ -129,13 +119,13 @@ def test_every_picture_is_once_in_the_manifest_with_the_bytes_of_restore_whateve
     ends = sorted(draw.sample(range(total // 10, total - 20), FLEET_KILLS))
     killed = 0
     for stop in [*ends, None]:
-        process = FORK.Process(target=speaking_to_a_file, args=(words,))
-        process.start()
-        while process.is_alive():
+        with open("said.txt", "w") as said:
+            process = subprocess.Popen([sys.executable, "-m", "diffir_sr", *words], stdout=said, stderr=said)
+        while process.poll() is None:
             count = results()
             if stop is not None and count >= stop:
-                process.kill()
-                process.join()
+                process.send_signal(signal.SIGKILL)
+                process.wait()
                 break
             if moments and count >= moments[0] and (alive := workers_of(process)):
                 draw.choice(alive).kill()
@@ -144,7 +134,7 @@ def test_every_picture_is_once_in_the_manifest_with_the_bytes_of_restore_whateve
             time.sleep(0.02)
     assert killed >= min(1, WORKER_KILLS)
     said = Path("said.txt").read_text()
-    assert process.exitcode == 1, said  # one picture is damaged
+    assert process.returncode == 1, said  # one picture is damaged
     assert "bad.png: damaged or truncated" in said
     assert "Traceback" not in said
     every_picture_is_there_once(COUNT)

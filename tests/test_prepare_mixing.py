@@ -284,4 +284,4 @@ def test_lmdbs_are_checked_as_folders_are(capsys):
     assert "gt.lmdb[b]: no degraded image b" in capsys.readouterr().err
     assert run("pairs", "lq.lmdb", "gt", "--scale", 4, "--skip-bad") == 0
     assert run("pairs", "lq.lmdb", "gt", "--scale", 4, "--skip-bad", "-o", "clean") == 1
-    assert "LMDBs can only be checked" in capsys.readouterr().err
+    assert "LMDBs and shards can only be checked" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tarfile
 from pathlib import Path
 
 import cv2
@@ -42,8 +43,18 @@ def test_the_commands_make_what_the_option_files_name():
         cv2.imwrite(f"mine/{split}/b.png", np.tile(photo, (2, 2, 1))[:540, :540])
     Path("datasets/Places/val").mkdir(parents=True)
     cv2.imwrite("datasets/Places/val/a.png", photo[:200, :300])
+    Path("datasets/others").mkdir()
+    with tarfile.open("datasets/others/00000.tar", "w") as tar:
+        tar.add("mine/photos/a.png", "0.gt.png")
+        tar.add("mine/photos_small/a_small.png", "0.lq.png")
     for words in commands():
         assert main([*words[1:], "--jobs", "1"]) == 0
+    shards = [
+        {f"dataroot_{side}": f"datasets/{place}" for side, place in zip(("lq", "gt"), places, strict=True)}
+        for places in (("others/lq", "others/gt"), ("DF2K/LR_shards", "DF2K/HR_shards"))
+    ]
+    for roots in shards:
+        check_dataset_options(dict(type="PairedDataset", scale=4, phase="val", **roots))
     checked = []
     for recipe in ("train_DiffIRS1_x4", "realsr/train_DiffIRS1_x4", "deblur/train_DiffIRS1", "deblur/test_DiffIRS2"):
         path = REPO / f"options/{recipe}.yml"
