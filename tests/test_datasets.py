@@ -401,8 +401,8 @@ def distorted_plainly(steps, image, *, size, rng):
         factor = (1 + k * r2 + k * r2 * r2) * wide
         x, y = centre_x + dx * factor, centre_y + dy * factor
     x, y = x - (wide - width) // 2, y - (high - height) // 2
-    back = np.linalg.inv(steps._warp(height, width, rng))
-    u, v, w = (a * x + (b * y + c) for a, b, c in back)
+    warp = steps._warp(height, width, rng)
+    u, v, w = (a * x + (b * y + c) for a, b, c in np.linalg.inv(np.eye(3) if warp is None else warp))
     maps = ((one / w).astype(np.float32) for one in (u, v))
     image = cv2.remap(image, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     if rng.random() < 0.5:

@@ -234,14 +234,19 @@ class Distortions:
         """Convert an image of 8 or 16 bits (H, W, C) to uint8 RGB (size, size, 3)."""
         height, width = image.shape[:2]
         x, y = self._places(height, width, size, rng)
-        # OpenCV reads four channels more than twice as fast as three, with the same result.
-        square = cv2.remap(_as_rgba(image), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        if x.ndim == 1:
+            left, top = int(x[0]), int(y[0])
+            square = _as_rgba(image[top : top + size, left : left + size])
+        else:
+            # OpenCV reads four channels more than twice as fast as three, with the same result.
+            square = cv2.remap(_as_rgba(image), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
         return self._recoloured(cv2.cvtColor(square, cv2.COLOR_RGBA2RGB), rng)
 
     def _places(self, height: int, width: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Where in the image each pixel of the square comes from: x and y, float32 (size, size).
 
-        Computed in float64 and in few passes over whole maps, since each pass costs as much as reading the image.
+        If that is a square of the image as it is: x of the columns and y of the rows, whole numbers, (size,). Computed
+        in float64 and in few passes over whole maps, since each pass costs as much as reading the image.
         """
         canvas_h, canvas_w = max(height, size), max(width, size)
         top, left = int(rng.integers(canvas_h - size + 1)), int(rng.integers(canvas_w - size + 1))
@@ -251,7 +256,10 @@ class Distortions:
         if rng.random() < _CHANCE:
             factor, centre = self._through_a_lens(x, y, canvas_h, canvas_w, rng)
         centre -= (canvas_w - width) // 2, (canvas_h - height) // 2
-        inverse = np.linalg.inv(self._warp(height, width, rng))
+        warp = self._warp(height, width, rng)
+        if factor is None and warp is None and (canvas_h, canvas_w) == (height, width):
+            return x, y
+        inverse = np.eye(3) if warp is None else np.linalg.inv(warp)
         inverse[:, 2] += inverse[:, :2] @ centre
         u, v = (_along(row, x, y, factor) for row in inverse[:2])
         if tuple(inverse[2]) != (0, 0, 1):
@@ -278,16 +286,17 @@ class Distortions:
         factor += 1 - k / 4
         return factor, centre
 
-    def _warp(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-        """The 3 x 3 matrix of perspective and affine warp, from the image to the warped image."""
-        warp = np.eye(3)
+    def _warp(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray | None:
+        """The 3 x 3 matrix of perspective and affine warp, from the image to the warped image; None without either."""
+        warp = None
         if rng.random() < _CHANCE:
             corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
             inwards = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]])
             moved = np.abs(rng.normal(0, rng.uniform(0, self.perspective), (4, 2))).clip(max=0.24) * (width, height)
             warp = cv2.getPerspectiveTransform((corners + inwards * moved).astype(np.float32), corners)
         if rng.random() < _CHANCE:
-            warp = self._affine(height, width, rng) @ warp
+            affine = self._affine(height, width, rng)
+            warp = affine if warp is None else affine @ warp
         return warp
 
     def _affine(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
