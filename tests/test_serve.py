@@ -536,7 +536,7 @@ def test_a_mask_and_the_pixels_choose_the_model(tmp_path, monkeypatch):
     sizes = {"small.png": (16, 12), "large.png": (24, 16)}
     for name, (height, width) in sizes.items():
         (tmp_path / name).write_bytes(photo(height, width))
-    service = Service(tmp_path / "work")
+    service = Service(tmp_path / "work", Limits(file_bytes=10**6, pixels=10**6, files=2))
 
     def made(wish, *names):
         task = ended(service.begin("one", [str(tmp_path / name) for name in names], wish))
