@@ -22,7 +22,7 @@ def add_assess_parser(commands: Any) -> None:
     """Add `diffir assess`."""
     parser = commands.add_parser(
         "assess",
-        help="classify the degradation of pictures (AutoDIR's assessor)",
+        help="name what is wrong with pictures (AutoDIR's assessor)",
         description="Prints the probabilities of noise, blur, rain, underexposure, haze, low resolution, raindrops and "
         "no degradation for each picture. The exit code is 1 if pictures could not be read.",
     )
