@@ -48,7 +48,7 @@ from diffir_sr.prepare.lmdb_build import check_partner
 from diffir_sr.prepare.stored import PrepareJob, StoredImage, storable, underway
 
 _BLOCK = tarfile.BLOCKSIZE
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_UNITS = ["", "k", "m", "g", "t"]
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<unit>[kmgt]?)(?P<binary>i?)b?", re.IGNORECASE)
 
 
@@ -80,8 +80,7 @@ def bytes_of(text: str) -> int:
     found = _SIZE.fullmatch(text.strip())
     if found is None:
         raise InputError(f"--shard-size: expected a size such as 1GB or 500MB, got {text!r}")
-    unit = found["unit"].lower()
-    scale = 1024 ** "kmgt".find(unit) * 1024 if found["binary"] and unit else _UNITS[unit]
+    scale = (1024 if found["binary"] else 1000) ** _UNITS.index(found["unit"].lower())
     size = int(float(found["number"]) * scale)
     if size < _BLOCK:
         raise InputError(f"--shard-size: {text} is less than one image needs; give 1GB, for example")
@@ -149,7 +148,7 @@ class ShardWriter:
         self.folder, self.limit = folder, limit
         self.members: list[Member] = []  # of the shards that exist, then of those that are written
         self.dropped_alpha = 0
-        self._number = 0
+        self.count = 0
 
     def take_existing(self) -> None:
         """Count the images of existing shards as done, and index a shard whose index was not written any more."""
@@ -157,10 +156,10 @@ class ShardWriter:
             if not index_path(shard).is_file():
                 write_index(shard, scan(shard)[0])
             self.members += read_index(shard).members
-            self._number += 1
+            self.count += 1
 
     def _path(self) -> Path:
-        return self.folder / f"{self._number:05d}.tar"
+        return self.folder / f"{self.count:05d}.tar"
 
     def write(self, images: Iterator[Encoded]) -> None:
         """Write images to new shards, in their order; raises the errors of the images, and OSError."""
@@ -174,7 +173,7 @@ class ShardWriter:
                     following = next(images, None)
             write_index(shard, members)
             self.members += members
-            self._number += 1
+            self.count += 1
 
     def _fits(self, tar: tarfile.TarFile, image: Encoded) -> bool:
         ends = tar.offset + _padded(image.member.size) + 3 * _BLOCK  # a header, and two blocks at the end
@@ -237,7 +236,7 @@ def command(args: argparse.Namespace) -> int:
                     "again, which continues"
                 ) from error
         entries = [StoredImage(_entry(one), number >= kept) for number, one in enumerate(writer.members)]
-        notes = [f"{writer._number} shards"]
+        notes = [f"{writer.count} shards"]
         notes += [f"alpha dropped in {writer.dropped_alpha}"] if writer.dropped_alpha else []
         notes += [f"paired with {args.pair_with}"] if args.pair_with else []
         job.finish(entries, notes=notes)
