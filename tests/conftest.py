@@ -29,6 +29,14 @@ def _own_folder(tmp_path, monkeypatch):
 _skipped: dict[str, str] = {}
 
 
+def pytest_collection_modifyitems(config, items):
+    asked = {True: [], False: []}
+    for item in items:
+        asked[all(os.environ.get(mark.args[0]) == "all" for mark in item.iter_markers("long"))].append(item)
+    config.hook.pytest_deselected(items=asked[False])
+    items[:] = asked[True]
+
+
 def _note_skip(report):
     if report.skipped and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)

@@ -7,6 +7,7 @@ import torch
 from basicsr.archs import build_network
 from pictures import photo
 
+from diffir_sr.inference.videos.writing import Scheduling
 from diffir_sr.weights_files import write_card_file
 
 
@@ -47,6 +48,7 @@ def film(
 
     `others` gives a list of (stream, packets) of further tracks.
     """
+    scheduling = Scheduling()
     with av.open(str(file), "w", container_options=container or {}) as output:
         stream = output.add_stream(codec, rate=rate, options={"threads": "1", **(options or {})})
         (stream.height, stream.width), stream.pix_fmt = size, form
@@ -64,6 +66,7 @@ def film(
             for packet in packets:
                 packet.stream = track
                 output.mux_one(packet)
+    scheduling.restore()
     return str(file)
 
 

@@ -162,7 +162,7 @@ def every_picture_is_there_once(count):
     assert not list(Path("out").rglob(".*partial*"))
 
 
-@pytest.mark.skipif(not ALL, reason="DIFFIR_FLEET=all; it starts three nodes of a cluster")
+@pytest.mark.long("DIFFIR_FLEET")  # it starts three nodes of a cluster
 def test_a_lost_node_loses_no_picture(tmp_path):
     from ray.cluster_utils import Cluster
 

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +18,7 @@ from pictures import photo
 from diffir_sr import load_restorer
 from diffir_sr.cli import main
 from diffir_sr.errors import InputError
+from diffir_sr.inference.videos.writing import Scheduling
 
 LOSSLESS = ("--quality", "100")
 
@@ -681,3 +683,28 @@ def test_a_long_name_is_restored():
     film(name, 2)
     assert restore(name, "-o", "out") == 0
     assert files("out") == [name]
+
+
+def test_an_encoder_leaves_the_scheduling_of_threads_alone():
+    """SVT-AV1 makes them real-time threads as root; the policy for batches, which anybody may set, stands in for it."""
+    stop, numbers = threading.Event(), []
+
+    def wait():
+        numbers.append(threading.get_native_id())
+        stop.wait()
+
+    scheduling = Scheduling()
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while not numbers:
+        time.sleep(0.01)
+    assert os.sched_getscheduler(numbers[0]) == os.SCHED_BATCH
+    scheduling.restore()
+    assert {os.sched_getscheduler(number) for number in (0, numbers[0])} == {os.SCHED_OTHER}
+    stop.set()
+    thread.join()
+    film("in.webm", 2, size=(64, 64), codec="libsvtav1", form="yuv420p10le", rate=100)
+    assert restore("in.webm", "-o", "out") == 0
+    policies = {os.sched_getscheduler(int(number)) for number in os.listdir("/proc/self/task")}
+    assert policies == {os.SCHED_OTHER}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import io
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -231,6 +233,30 @@ def _set_up(context: Any, encoding: Encoding) -> None:
         context.codec_tag = "hvc1"  # required by Apple's players
 
 
+class Scheduling:
+    """How the threads of an encoder are to be scheduled: as the thread that makes it.
+
+    SVT-AV1 gives that thread and its own the highest real-time priority where it may, as root, some of them a while
+    after it was opened. They would never give the processor to another process, the calling thread not even after the
+    encoder is closed, and later threads inherit it.
+    """
+
+    _TASKS = Path("/proc/self/task")  # of Linux, which alone has this
+
+    def __init__(self) -> None:
+        self._before: set[str] = set()
+        if self._TASKS.is_dir():
+            self._policy, self._parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+            self._before = set(os.listdir(self._TASKS)) - {str(threading.get_native_id()), str(os.getpid())}
+
+    def restore(self) -> None:
+        """Schedule the main thread, this one, and those that began since, as this one was."""
+        for number in set(os.listdir(self._TASKS)) - self._before if self._TASKS.is_dir() else ():
+            with contextlib.suppress(OSError):  # it has ended
+                if os.sched_getscheduler(int(number)) != self._policy:
+                    os.sched_setscheduler(int(number), self._policy, self._parameters)
+
+
 class Encoder:
     """Encodes one segment, independent of the previous and the next one."""
 
@@ -245,6 +271,7 @@ class Encoder:
         self._time_base = encoding.time_base
         if av.format.ContainerFormat(encoding.container, "w").flags & av.format.Flags.global_header.value:
             self._context.flags |= av.codec.context.Flags.global_header
+        self._scheduling = Scheduling()
         try:
             self._context.open()
         except av.FFmpegError as error:
@@ -253,6 +280,8 @@ class Encoder:
                 f"{where}: {encoding.codec} does not encode {width}x{height} {encoding.colours.format} "
                 f"({words_of(error)}); choose another container or a smaller video"
             ) from error
+        finally:
+            self._scheduling.restore()
 
     def add(self, frame: Any, pts: int, duration: int) -> None:
         """Encode a frame, with increasing time stamps in units of the time base of the encoding."""
@@ -273,6 +302,8 @@ class Encoder:
                 self._packets.append(Packet(bytes(packet), packet.pts, duration, packet.is_keyframe))
         except av.FFmpegError as error:
             raise InputError(f"{self._where}: encoding failed ({words_of(error)})") from error
+        finally:
+            self._scheduling.restore()
 
 
 # Other tracks
@@ -379,7 +410,9 @@ def write_video(
                 _add_cover(output, source, number)
             if container.chapters():
                 output.set_chapters(container.chapters())
-            output.start_encoding()
+            scheduling = Scheduling()
+            output.start_encoding()  # opens an encoder, of which the headers alone are needed
+            scheduling.restore()
             timed = _timed(packets, stamps, pictures, encoding)
             others = _copied(container, copies)
             for _, _, packet in heapq.merge(timed, others, key=lambda entry: entry[:2]):
