@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffir_sr.errors import CheckpointError, OptionError
+from diffir_sr.errors import CheckpointError, InputError, OptionError
 from diffir_sr.weights.download import sha256_of
 from diffir_sr.weights.registry import TASK_TITLES, Entry, Place, check, entry_of, find, locate, places, registry
 
@@ -185,7 +185,11 @@ def _convert(args: argparse.Namespace) -> int:
 def describe(args: argparse.Namespace) -> int:
     """`diffir describe`."""
     from diffir_sr.checkpoints import description, facts, read_weights
+    from diffir_sr.data.sources import shards_at
 
+    for path in (args.file, args.file.parent) if args.file.suffix == ".tar" else (args.file,):
+        if shards_at(path):
+            raise InputError(f"{args.file}: shards of images, not weights; to examine them: diffir doctor data {path}")
     weights = read_weights(args.file)
     if args.json:
         _write_json(facts(weights))

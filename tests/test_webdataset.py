@@ -1,5 +1,6 @@
 """Shards: tar files that other tools read, written whole or not at all, and every fault of one named."""
 
+import gc
 import hashlib
 import io
 import json
@@ -8,6 +9,7 @@ import os
 import pickle
 import tarfile
 import time
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -15,19 +17,21 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
-from toy import write_pairs
+from toy import train_options, write_options, write_pairs
 
 from diffir_sr.cli import main
 from diffir_sr.data.checks import check_dataset_options
 from diffir_sr.data.labelled_dataset import LabelledPairsDataset
 from diffir_sr.data.pairs import PairedDataset, SingleDataset
-from diffir_sr.data.sources import ShardSource, check_backend, open_source
+from diffir_sr.data.sources import FolderSource, ShardSource, check_backend, open_source
 from diffir_sr.errors import InputError
 from diffir_sr.files import shards as shard_files
 from diffir_sr.files.picture import encode_png
+from diffir_sr.inference.files import input_files
 from diffir_sr.options.load import load_options
 from diffir_sr.prepare import shards as prepare_shards
 from diffir_sr.prepare.shards import bytes_of, encode
+from diffir_sr.training import plan as plans
 
 
 def image(number, size=48):
@@ -153,6 +157,8 @@ def test_shards_of_others_are_indexed_and_their_samples_taken_apart(capsys):
         open_source("data")
     with pytest.raises(InputError, match="no sample has an image 'mask', only gt, lq"):
         open_source("data/mask")
+    with pytest.raises(InputError, match=r"a-000\.tar: a single shard; give the folder of the shards, data"):
+        open_source("data/a-000.tar")
     data = PairedDataset(dict(dataroot_gt="data/gt", dataroot_lq="data/lq", scale=4, phase="val", name="x"))
     assert len(data) == 6
     assert data[4]["lq_path"] == data[4]["gt_path"] == "000004"
@@ -178,6 +184,92 @@ def test_names_that_tar_writes_with_dots_and_slashes_are_plain():
     assert np.array_equal(open_source("data").read(f"{long}/b"), image(0))
 
 
+def test_names_may_contain_any_byte_and_separators_of_lines(capsys):
+    names = ["a\u2028b", "c\x85d", "e\nf", os.fsdecode(b"\xff\xfe"), "g\\h"]
+    Path("in").mkdir()
+    for number, name in enumerate(names):
+        Path("in", f"{name}.png").write_bytes(encode_png(image(number)))
+    foreign("data/0.tar", {f"{name}.png": encode_png(image(number)) for number, name in enumerate(names)})
+    assert main(["prepare", "index", "data", "--jobs", "1"]) == 0
+    assert main(["prepare", "lmdb", "in", "-o", "in.lmdb", "--jobs", "1"]) == 0
+    for _ in range(2):  # made, then kept
+        assert prepare() == 0
+    for place in ("data", "out", "out.manifest.jsonl", "in.lmdb", "in.lmdb.manifest.jsonl"):
+        source = open_source(place)
+        assert sorted(source.names) == sorted(names)
+        for number, name in enumerate(names):
+            assert np.array_equal(source.read(name), image(number))
+    capsys.readouterr()
+    assert main(["doctor", "data", "out"]) in (0, 3)
+    assert "manifest" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["../up", "a/../../up", "/abs/x", "%2E%2E%2Fup", "%2E%2E", "nul%00"])
+def test_names_that_lead_out_of_a_folder_are_refused(name):
+    foreign("data/0.tar", {f"{name}.png": encode_png(image(0)), "fine.png": encode_png(image(1))})
+    assert main(["prepare", "index", "data", "--jobs", "1"]) == 0
+    with pytest.raises(
+        InputError, match=r"data: 1 names are not paths inside a folder: '.*'; store these images again"
+    ):
+        open_source("data")
+    write_pairs("toy", count=1)
+    meta = Path("toy/gt.lmdb/meta_info.txt")
+    meta.write_text(meta.read_text().replace("p0", name))
+    with pytest.raises(InputError, match="names are not paths inside a folder"):
+        open_source("toy/gt.lmdb")
+
+
+def test_an_archive_beside_the_images_that_were_unpacked_from_it_is_no_shard():
+    folder("photos/unpacked")
+    foreign("photos/all.tar", {"a.png": encode_png(image(0))})
+    Path("photos/other.tar.gz").touch()
+    assert open_source("photos").describe().startswith("folder ")
+    Path("photos/other.tar.gz").unlink()
+    assert main(["prepare", "index", "photos", "--jobs", "1"]) == 0  # which says what is meant
+    assert open_source("photos").names == ["a"]
+    Path("photos/preview.png").write_bytes(encode_png(image(1)))
+    with pytest.raises(InputError, match=r"1 images beside the shards \(preview\.png\); move them"):
+        open_source("photos")
+    foreign("shards/0.tar", {"a.png": encode_png(image(0))})
+    Path("shards/logs").mkdir()
+    with pytest.raises(InputError, match="1 of 1 shards have no index"):
+        open_source("shards")
+    assert main(["prepare", "index", "shards", "--jobs", "1"]) == 0
+    with pytest.raises(
+        InputError, match=r"shards/lq: does not exist, and the shards .* one image per sample; give shards"
+    ):
+        open_source("shards/lq")
+
+
+def test_memory_does_not_grow_with_the_members_that_were_scanned(monkeypatch):
+    foreign("data/0.tar", samples(40, size=8))
+    alive = []
+
+    def describe(*args, **options):
+        if options["name"] == "000039.lq.png":
+            alive.extend(one for one in gc.get_objects() if type(one) is tarfile.TarInfo)
+        return (8, 8, 3), True
+
+    monkeypatch.setattr(shard_files, "describe", describe)
+    assert len(shard_files.scan(Path("data/0.tar"))[0]) == 80
+    assert 0 < len(alive) < 10
+
+
+def test_a_folder_of_many_images_takes_few_bytes_for_each(monkeypatch):
+    paths = [f"v1.0/{number // 100:04d}/photo {number:08d}.png" for number in range(20_000)]
+    monkeypatch.setattr("diffir_sr.data.sources._image_files", lambda folder: iter(paths))
+    tracemalloc.start()
+    try:
+        source = open_source(Path.cwd())
+        assert isinstance(source, FolderSource)
+        wanted = prepare_shards.plan(source, codec="keep", compress_level=1, to_8bit=False)
+        taken = tracemalloc.get_traced_memory()[0] / len(wanted)
+    finally:
+        tracemalloc.stop()
+    assert taken < 500
+    assert wanted[7].where == str(Path.cwd() / paths[7])
+
+
 @pytest.mark.parametrize(
     ("text", "expected"), [("1GB", 10**9), ("500 mb", 5 * 10**8), ("2GiB", 2**31), ("1.5k", 1500), ("4KiB", 4096)]
 )
@@ -196,6 +288,8 @@ def test_sizes_that_are_none_are_refused(text):
 
 def test_a_killed_job_leaves_whole_shards_and_continues_to_the_same_bytes(monkeypatch):
     folder(count=14)
+    Path("in/a b").mkdir()
+    Path("in/a b/p.png").write_bytes(encode_png(image(20)))
     words = ["prepare", "shards", "in", "--jobs", "1", "--shard-size", "12kB"]
 
     def slow(one):
@@ -213,7 +307,7 @@ def test_a_killed_job_leaves_whole_shards_and_continues_to_the_same_bytes(monkey
     process.join()
     with pytest.raises(InputError, match="has not finished; .* run the same command again"):
         open_source("out")
-    Path("out/00001.tar.index.jsonl").unlink()  # killed between a shard and its index
+    Path("out/00000.tar.index.jsonl").unlink()  # killed between a shard and its index
     whole = {name: data for name, data in state().items() if name.endswith(".tar")}
     assert main([*words, "-o", "out"]) == 0
     assert main([*words, "-o", "other"]) == 0
@@ -222,8 +316,9 @@ def test_a_killed_job_leaves_whole_shards_and_continues_to_the_same_bytes(monkey
     assert {k: v for k, v in made.items() if k.endswith(".tar")} == {
         k: v for k, v in state("other").items() if k.endswith(".tar")
     }
+    assert Path("out.manifest.jsonl").read_bytes() == Path("other.manifest.jsonl").read_bytes()
     assert not [name for name in os.listdir("out") if name.startswith(".")]
-    assert len(open_source("out").names) == 15
+    assert len(open_source("out").names) == 16
 
 
 def test_more_images_become_more_shards_and_other_parameters_are_refused(capsys):
@@ -241,6 +336,10 @@ def test_more_images_become_more_shards_and_other_parameters_are_refused(capsys)
     assert open_source("out").names == open_source("in").names
     assert prepare("--codec", "raw") == 1
     assert "made with other parameters (codec 'keep', now 'raw')" in capsys.readouterr().err
+    folder("elsewhere", count=2)
+    for words in ([], ["--overwrite"]):  # its p0 is another image
+        assert prepare(*words, source="elsewhere") == 1
+        assert f"(source '{Path('in').absolute()}', now '{Path('elsewhere').absolute()}')" in capsys.readouterr().err
     assert prepare("--codec", "raw", "--overwrite") == 0
     assert all(open_source("out").stored(name)[1].is_raw for name in open_source("in").names)
     assert main(["prepare", "shards", "out", "-o", "more"]) == 1
@@ -331,6 +430,7 @@ def test_a_missing_shard_or_index_is_named(shards):
         lambda lines: [*lines[:-1], lines[-1][: len(lines[-1]) // 2]],
         lambda lines: [lines[0], *(line.replace('"start": ', '"start": 9999999') for line in lines[1:])],
         lambda lines: [lines[0], *(line.replace('"sha256": "', '"sha256": "x') for line in lines[1:])],
+        lambda lines: [lines[0], *(line.replace('"shape": [48', f'"shape": [{2**32}') for line in lines[1:])],
         lambda lines: [lines[0].replace('"diffir_shard": 1', '"diffir_shard": 2'), *lines[1:]],
         lambda lines: [],
     ],
@@ -450,6 +550,102 @@ def test_an_option_file_takes_shards(tmp_path):
         )
         values = load_options("x.yml", is_train=False, check_files=False).values
         assert values["datasets"]["test_1"]["io_backend"] == {"type": "webdataset"}
+
+
+# Commands on shards
+
+
+@pytest.fixture
+def kinds():
+    """Roots of the same pairs, (lq, gt): in folders, LMDBs, shards of one image per sample, and shards of two."""
+    write_pairs("data", count=5, size=128)
+    both = {}
+    for side in ("gt", "lq"):
+        photo = cv2.imread(f"data/{side}/p4.png")
+        Path(f"data/{side}/p4.png").unlink()
+        cv2.imwrite(f"data/{side}/p4.jpg", photo, [cv2.IMWRITE_JPEG_QUALITY, 30])
+        assert prepare(source=f"data/{side}", out=f"shards/{side}") == 0
+        files = sorted(Path("data", side).iterdir())
+        both |= {f"{file.stem}.{side}{file.suffix}": file.read_bytes() for file in files}
+    foreign("both/0.tar", dict(sorted(both.items())))
+    assert main(["prepare", "index", "both", "--jobs", "1"]) == 0
+    names = {"folder": "data/{}", "LMDB": "data/{}.lmdb", "shards": "shards/{}", "fields": "both/{}"}
+    return {kind: (name.format("lq"), name.format("gt")) for kind, name in names.items()}
+
+
+def test_evaluate_measures_shards_like_their_folder(kinds, capsys):
+    lq, gt = kinds["folder"]
+    Path("restored").mkdir()
+    for file in Path(gt).iterdir():
+        noisy = cv2.imread(str(file)).astype(int) + np.random.default_rng(0).integers(-9, 9, (128, 128, 3))
+        Path("restored", f"{file.stem}_x.png").write_bytes(encode_png(noisy.clip(0, 255).astype(np.uint8)))
+    assert prepare("--codec", "raw", source="restored", out="stored") == 0
+    found = {}
+    for kind in ("folder", "shards", "fields"):
+        for restored in ("restored", "stored"):
+            words = ["evaluate", restored, kinds[kind][1], "--preset", "sr", "--metrics", "psnr", "ssim"]
+            assert main([*words, "--json", "out.json"]) == 0
+            found[kind, restored] = json.loads(Path("out.json").read_text())
+    assert len({json.dumps(one) for one in found.values()}) == 1
+    assert found["fields", "stored"]["images"] == 5
+    capsys.readouterr()
+    words = ["evaluate", "stored", "both", "--preset", "sr"]
+    assert main(words) == 1
+    assert "consist of several images (gt, lq); choose one, such as both/gt or both/lq" in capsys.readouterr().err
+
+
+def test_doctor_finds_in_shards_what_it_finds_in_their_folder(kinds):
+    found = {}
+    for kind in ("folder", "shards", "fields"):
+        lq, gt = kinds[kind]
+        code = main(["doctor", "data", "--lq", lq, "--gt", gt, "--scale", "4", "--jobs", "1", "--json", "out.json"])
+        report = json.loads(Path("out.json").read_text())
+        findings = [(one["check"], one["dataset"], one["found"]) for one in report["findings"]]
+        found[kind] = (code, report["checked"]["images"], report["checked"]["pairs"], findings)
+    assert found["shards"] == found["fields"] == found["folder"]
+    assert found["folder"][1:3] == (10, 5)
+
+
+def test_plan_counts_and_loads_shards_like_their_folder(kinds, monkeypatch):
+    monkeypatch.setattr(plans, "_foresee", lambda plan, opt, device, base: plans._batch(plan, opt))
+    found = {}
+    for kind, (lq, gt) in kinds.items():
+        options = train_options("s1", name="x")
+        for section in options["datasets"].values():
+            section |= dict(dataroot_lq=lq, dataroot_gt=gt)
+        plan = plans.plan_training(write_options(options, "x.yml"))
+        assert not (plan.missing, plan.warnings, plan.notes)[0]
+        found[kind] = (list(plan.data_bytes.values()), plan.notes)
+    size = {side: sum(file.stat().st_size for file in Path("data", side).iterdir()) for side in ("gt", "lq")}
+    assert found["folder"] == found["fields"] == ([size["gt"], size["lq"]], [])
+    assert all(stored > size[side] for stored, side in zip(found["shards"][0], ("gt", "lq"), strict=True))
+    assert found["shards"][1] == found["LMDB"][1] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["describe", "both"], "both: shards of images, not weights; to examine them: diffir doctor data both"),
+        (["describe", "both/lq"], "shards of images, not weights"),
+        (["describe", "both/0.tar"], "to examine them: diffir doctor data both"),
+        (["restore", "both", "-o", "out"], "a folder of shards; unpack their images first: tar -xf FILE -C FOLDER"),
+        (["prepare", "subimages", "both/lq", "-o", "out"], "is a folder of shards; expected a folder of image files"),
+    ],
+)
+def test_commands_that_take_no_shards_say_what_to_do(words, sentence, capsys):
+    foreign("both/0.tar", samples())
+    assert main(["prepare", "index", "both", "--jobs", "1"]) == 0
+    assert main(words) == 1
+    assert sentence in capsys.readouterr().err
+
+
+def test_input_files_of_a_large_folder_are_listed_in_linear_time(monkeypatch):
+    names = [f"{number:06d}.png" for number in range(20_000)]
+    Path("in").mkdir()
+    monkeypatch.setattr("diffir_sr.inference.files._under", lambda folder: iter(names))
+    started = time.process_time()
+    assert len(list(input_files("in"))) == len(names)
+    assert time.process_time() - started < 2
 
 
 # Samples

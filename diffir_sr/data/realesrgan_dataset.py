@@ -157,7 +157,7 @@ class RealESRGANPairedDataset(PairedDataset):
 def _listed_pairs(listing: Path, lq: ImageSource, gt: ImageSource) -> list[Pair]:
     """The pairs of a list, with names as in the two sources, regardless of how an editor or system wrote them."""
     try:
-        lines = [line.strip() for line in listing.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [line.strip() for line in listing.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"meta_info {listing.absolute()}: cannot be read as a list of pairs ({error})") from error
     parts = [line.split(", ") for line in lines]

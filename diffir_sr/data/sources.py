@@ -11,12 +11,13 @@ import math
 import os
 import posixpath
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote, unquote
 
@@ -80,7 +81,8 @@ def write_manifest(output: Path, manifest: Manifest) -> Path:
     }
     lines = [head, *map(_line, sorted(manifest.entries, key=lambda entry: entry.name))]
     path = manifest_path(output)
-    write_atomically("".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines).encode(), path)
+    text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
+    write_atomically(text.encode(errors="surrogateescape"), path)
     return path
 
 
@@ -92,7 +94,7 @@ def _line(entry: Entry) -> dict[str, Any]:
 def read_manifest(path: Path) -> Manifest:
     """The manifest in a file; raises InputError if it is not a manifest, truncated or empty."""
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = records_in(path)
         head, entries = lines[0], [_entry(line) for line in lines[1:]]
         if head["diffir_manifest"] != _FORMAT or head["count"] != len(entries):
             raise ValueError(f"format {head['diffir_manifest']}, {len(entries)} of {head['count']} images")
@@ -106,6 +108,15 @@ def read_manifest(path: Path) -> Manifest:
     if not found.entries:
         raise InputError(f"{path.absolute()}: lists 0 images; make it again with 'diffir prepare'")
     return found
+
+
+def records_in(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one JSON object per line; raises OSError and ValueError.
+
+    Names in it may contain separators of lines other than LF, and bytes that are not UTF-8.
+    """
+    text = path.read_bytes().decode(errors="surrogateescape")
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 def _entry(line: Mapping[str, Any]) -> Entry:
@@ -185,12 +196,23 @@ _LISTS = (".txt", ".jsonl")
 
 def key_of(relative: str) -> str:
     """The LMDB key of a relative path without extension: ASCII, no dots, no spaces; `name_of` is the inverse."""
-    return quote(relative.replace(os.sep, "/"), safe=_SAFE).replace(".", "%2E")
+    return quote(relative.replace(os.sep, "/"), safe=_SAFE, errors="surrogateescape").replace(".", "%2E")
 
 
 def name_of(key: str) -> str:
     """The relative path (without extension) of a key."""
-    return unquote(key)
+    return unquote(key, errors="surrogateescape")
+
+
+def _check_names(names: Sequence[str], where: Path) -> None:
+    """Raise InputError for names of stored images that are no paths below a folder, since results are named by them."""
+    paths = ((name, PurePath(name)) for name in names)
+    wrong = [repr(name) for name, path in paths if ".." in path.parts or path.anchor or "\0" in name or not name]
+    if wrong:
+        raise InputError(
+            f"{where.resolve()}: {len(wrong)} names are not paths inside a folder: {some(wrong, shown=3)}; store these "
+            "images again under other names"
+        )
 
 
 class Picture(Protocol):
@@ -291,7 +313,7 @@ class FolderSource(ImageSource):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._files: dict[str, Path] = {}
+        self._suffixes: dict[str, str] = {}  # rather than paths, of which a million would take half a gigabyte
         self.left_out: list[str] = []  # images of unsupported formats
         twins = []
         for relative in sorted(_image_files(path)):
@@ -299,30 +321,36 @@ class FolderSource(ImageSource):
                 self.left_out.append(relative)
                 continue
             name = without_suffix(relative)
-            if name in self._files:
-                twins.append(f"{self._files[name].relative_to(path).as_posix()} and {relative}")
-            self._files.setdefault(name, path / relative)
+            suffix = sys.intern(relative[len(name) :])
+            first = self._suffixes.setdefault(name, suffix)
+            if first != suffix:
+                twins.append(f"{name}{first} and {relative}")
         if twins:
             raise InputError(
                 f"two images of {path.resolve()} have the same name without extension: {some(twins)}; rename or remove "
                 "one"
             )
-        if not self._files:
+        if not self._suffixes:
             raise InputError(f"no images under {path.resolve()}; expected {' '.join(SUFFIXES)}; check the path")
-        self.names = sorted(self._files)
+        self.names = sorted(self._suffixes)
 
     def file(self, name: str) -> Path:
-        return self._files[name]
+        return self.path / self.relative(name)
+
+    def relative(self, name: str) -> str:
+        """The path of an image below the folder."""
+        return name + self._suffixes[name]
 
     def view(self, name: str) -> np.ndarray:
-        return decode(read_file(self._files[name]), where=str(self._files[name]))
+        file = self.file(name)
+        return decode(read_file(file), where=str(file))
 
     def shape(self, name: str) -> tuple[int, int, int]:
-        found = header(self._files[name])
+        found = header(self.file(name))
         return found.height, found.width, found.channels
 
     def location(self, name: str) -> str:
-        return str(self._files[name])
+        return str(self.file(name))
 
     def describe(self) -> str:
         left_out = f" (left out, not read: {some(self.left_out, shown=3)})" if self.left_out else ""
@@ -393,6 +421,7 @@ class LmdbSource(ImageSource):
             if line.raw:
                 self._raw.add(name_of(key))
         self.names = sorted(self._keys)
+        _check_names(self.names, path)
         self._data.check()  # now rather than in the middle of a run
 
     @property
@@ -443,14 +472,19 @@ class ShardSource(ImageSource):
         self._shards = Shards(path)
         samples = [sample for sample in map(sample_of, self._shards.names) if sample is not None]
         fields = sorted({its_field for _, its_field in samples})
+        found = some([one or "without a field" for one in fields], shown=5)
         if field is None and len(fields) > 1:
             ways = " or ".join(f"{path}/{one}" for one in fields[:3] if one)
             raise InputError(
-                f"{path.absolute()}: its samples consist of several images ({some(fields, shown=5)}); choose one, such "
-                f"as {ways}"
+                f"{path.absolute()}: its samples consist of several images ({found}); choose one, such as {ways}"
+            )
+        if fields == [""] and field is not None:
+            raise InputError(
+                f"{self.path.absolute()}: does not exist, and the shards of {path.absolute()} have one image per "
+                f"sample; give {path}"
             )
         if field is not None and field not in fields:
-            raise InputError(f"{path.absolute()}: no sample has an image {field!r}, only {some(fields, shown=5)}")
+            raise InputError(f"{path.absolute()}: no sample has an image {field!r}, only {found}")
         self._places: dict[str, int] = {}
         twins = []
         for place, (key, its_field) in enumerate(samples):
@@ -464,6 +498,7 @@ class ShardSource(ImageSource):
                 "one of them, or move shards into folders of their own, which a list of roots mixes"
             )
         self.names = sorted(self._places)
+        _check_names(self.names, path)
         self.is_8bit = self._shards.are_8bit(list(self._places.values()))
 
     @property
@@ -482,6 +517,11 @@ class ShardSource(ImageSource):
         """The shard of an image, and its place in it."""
         place = self._places[name]
         return self._shards.shard(place), self._shards.member(place)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the images as they are stored."""
+        return self._shards.bytes_of(list(self._places.values()))
 
     def shape(self, name: str) -> tuple[int, int, int]:
         return self._shards.shape(self._places[name])
@@ -545,6 +585,8 @@ def _opened(path: Path, meta_info: str | Path | None) -> ImageSource:
         raise InputError(f"no such folder or LMDB: {path.absolute()}; prepare it or correct the path")
     listed = None
     if path.exists() and not path.is_dir():
+        if path.suffix == ".tar":
+            raise InputError(f"{path.absolute()}: a single shard; give the folder of the shards, {path.parent}")
         if path.suffix not in _LISTS:
             raise InputError(
                 f"{path.absolute()}: expected a folder of images, an LMDB folder, or a list of images "

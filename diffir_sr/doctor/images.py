@@ -25,7 +25,6 @@ from diffir_sr.files.shards import DIFFERS
 _FLAT = 2  # largest range of grey levels in an image of a single colour
 _SHIFT_PX = 0.3  # of the degraded image
 _OTHER_PICTURE = 0.3  # correlation below which partners show different content
-_LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -146,8 +145,7 @@ def _faults_of_picture(unit: Unit, role: str, image: np.ndarray, grey: np.ndarra
         return
     if _is_flat(image):
         yield "constant", f"{'black' if grey.max() <= _FLAT else 'one colour'}, brightness {grey.mean():.0f} of 255"
-    lossless = unit.members[role].key is not None or unit.members[role].path.suffix.lower() in _LOSSLESS
-    if role == "gt" and lossless and has_jpeg_grid(grey):
+    if role == "gt" and unit.members[role].is_lossless and has_jpeg_grid(grey):
         yield "jpeg traces", "steps on a grid of 8 x 8 pixels"
 
 

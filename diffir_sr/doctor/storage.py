@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from dataclasses import dataclass, field, replace
@@ -11,12 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from diffir_sr.data.sources import FolderSource, ShardSource, is_lmdb, name_of, open_source, read_meta, shards_at
+from diffir_sr.data.sources import (
+    FolderSource,
+    ShardSource,
+    is_lmdb,
+    name_of,
+    open_source,
+    read_meta,
+    records_in,
+    shards_at,
+)
 from diffir_sr.doctor.findings import Finding
 from diffir_sr.errors import InputError
 from diffir_sr.files.images import decode_with_notes, read_file, without_suffix
 from diffir_sr.files.lmdb_file import LmdbFile
-from diffir_sr.files.shards import read_span, reading
+from diffir_sr.files.shards import RAW, read_span, reading
+
+_LOSSLESS = (".png", ".bmp", ".tif", ".tiff", RAW)
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,12 @@ class StoredImage:
     @property
     def where(self) -> str:
         return str(self.path) if self.key is None else f"{self.path}[{self.key}]"
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether the image is stored without loss, by its name; an LMDB stores PNG or raw pixels."""
+        name = self.path.name if self.key is None else self.key
+        return (self.key is not None and self.span is None) or name.lower().endswith(_LOSSLESS)
 
     def read(self) -> bytes:
         """The bytes as they are stored; raises InputError."""
@@ -165,7 +181,7 @@ def _name_in(storage: Storage, written: str) -> str:
 
 
 def _read_manifest(path: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = records_in(path)
     if not lines or "diffir_manifest" not in lines[0]:
         raise ValueError("the first line is not the header of a manifest")
     return [line for line in lines[1:] if "name" in line and "sha256" in line]

@@ -51,12 +51,12 @@ _LARGE = 2**28  # bytes of pixels above which free memory is checked first
 
 
 def is_image_name(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and not Path(name).name.startswith(".")
+    return name.lower().endswith(SUFFIXES) and not os.path.basename(name).startswith(".")
 
 
 def is_picture_not_read(name: str) -> bool:
     """Whether a file is, by its name, an image of an unsupported format, which listings leave out."""
-    return name.lower().endswith(NOT_READ) and not Path(name).name.startswith(".")
+    return name.lower().endswith(NOT_READ) and not os.path.basename(name).startswith(".")
 
 
 def without_suffix(name: str) -> str:

@@ -34,6 +34,7 @@ RAW = ".npy"
 _FORMAT = 1
 _BLOCK = tarfile.BLOCKSIZE
 _MOST_OPEN = 64  # files per reader and process
+_PACKED = (".tar.gz", ".tgz", ".tar.zst")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _SHOWN = 5
 DIFFERS = "its sha256 differs from that in the index, so the shard is damaged, or was replaced after it was indexed"
@@ -82,27 +83,41 @@ def index_path(shard: Path) -> Path:
 
 
 def is_shards(path: Path) -> bool:
-    """Whether a path is a folder of .tar files without images beside them."""
-    found = False
-    with contextlib.suppress(NotADirectoryError, FileNotFoundError), os.scandir(path) as entries:
-        for entry in entries:
-            name = entry.name.lower()
-            if name.startswith("."):
-                continue
-            if name.endswith(SUFFIXES):
-                return False
-            found = found or name.endswith((".tar", f".tar{INDEX}", ".tar.gz", ".tgz", ".tar.zst"))
-    return found
+    """Whether a path is a folder of .tar files: one with an index, or one without images under it.
+
+    Archives from which a folder of images was unpacked often stay beside the images; they have no index.
+    """
+    try:
+        names = [name.lower() for name in os.listdir(path) if not name.startswith(".")]
+    except (NotADirectoryError, FileNotFoundError):
+        return False
+    if any(name.endswith(f".tar{INDEX}") for name in names):
+        return True
+    return any(name.endswith((".tar", *_PACKED)) for name in names) and not _has_images(path)
+
+
+def _has_images(folder: Path) -> bool:
+    for _, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if any(name.lower().endswith(SUFFIXES) and not name.startswith(".") for name in files):
+            return True
+    return False
 
 
 def shards_of(folder: Path) -> list[Path]:
-    """The shards of a folder by name; raises InputError for compressed ones, or if there are none."""
+    """The shards of a folder by name; raises InputError for none, compressed ones, or images beside them."""
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
-    wrong = [name for name in names if name.lower().endswith((".tar.gz", ".tgz", ".tar.zst"))]
+    wrong = [name for name in names if name.lower().endswith(_PACKED)]
     if wrong:
         raise InputError(
             f"{folder.absolute()}: {_some(wrong)} compressed, which allows no access to single images; decompress "
             "to .tar files"
+        )
+    beside = [name for name in names if name.lower().endswith(SUFFIXES)]
+    if beside:
+        raise InputError(
+            f"{folder.absolute()}: {len(beside)} images beside the shards ({_some(beside)}); move them or the shards "
+            "to a folder of their own"
         )
     found = [folder / name for name in names if name.lower().endswith(".tar")]
     if not found:
@@ -171,6 +186,7 @@ def scan(shard: Path) -> tuple[list[Member], list[str]]:
             file.seek(0)
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for entry in tar:
+                    tar.members.clear()  # type: ignore[attr-defined] - a kilobyte for each
                     if is_picture_not_read(entry.name):
                         left_out.append(entry.name)
                     if sample_of(entry.name) is None or entry.isdir():
@@ -239,7 +255,7 @@ def read_index(shard: Path) -> Index:
     path = index_path(shard)
     again = f"make it again with: diffir prepare index {shard.parent}"
     try:
-        lines = path.read_bytes().decode(errors="surrogateescape").splitlines()
+        lines = path.read_bytes().decode(errors="surrogateescape").rstrip("\n").split("\n")
         head, *rows = json.loads(f"[{','.join(lines)}]")
         if head["diffir_shard"] != _FORMAT or head["count"] != len(rows):
             raise ValueError(f"format {head['diffir_shard']}, {len(rows)} of {head['count']} images")
@@ -257,7 +273,7 @@ def _member(row: dict[str, Any], *, limit: int) -> Member:
         str(row["name"]), int(row["start"]), int(row["bytes"]), (high, wide, channels), row["is_8bit"] is True,
         str(row["sha256"]), str(row.get("from", "")),
     )  # fmt: skip
-    if sample_of(made.name) is None or min(made.shape) < 1:
+    if sample_of(made.name) is None or not 1 <= min(made.shape) <= max(made.shape) < 2**31:
         raise ValueError(f"{made.name!r} of {made.shape} is not an image")
     if not _BLOCK <= made.start <= made.start + made.size <= limit or (made.is_raw and made.pixels_from < made.start):
         raise ValueError(f"{made.name!r} lies outside the shard or is too small")
@@ -271,7 +287,8 @@ def _check_shard(shard: Path, members: list[Member], size: int) -> None:
     folder = shard.parent
     with reading(shard), open(shard, "rb", buffering=0) as file:
         found = os.fstat(file.fileno()).st_size
-        file.seek(members[-1].start - _BLOCK if members else 0)
+        if found == size:
+            file.seek(members[-1].start - _BLOCK if members else 0)
         head = file.read(_BLOCK)
     if found < size:
         raise InputError(
@@ -333,6 +350,10 @@ class Shards:
     def are_8bit(self, places: Sequence[int]) -> bool:
         """Whether images have at most 8 bits per channel."""
         return bool(self._shapes[places, 3].all())
+
+    def bytes_of(self, places: Sequence[int]) -> int:
+        """Bytes of images as they are stored."""
+        return int(self._spans[places, 2].sum())
 
     def where(self, place: int) -> str:
         """The shard and name of an image, for messages."""

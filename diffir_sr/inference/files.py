@@ -22,6 +22,7 @@ from diffir_sr.files.atomic import write_atomically
 from diffir_sr.files.decoders import format_of_content
 from diffir_sr.files.images import SUFFIXES, is_image_name, is_picture_not_read, without_suffix
 from diffir_sr.files.picture import FORMATS
+from diffir_sr.files.shards import is_shards
 from diffir_sr.inference.inputs import is_mask_of_another
 
 logger = logging.getLogger("diffir_sr.inference")
@@ -153,7 +154,10 @@ def input_files(given: str) -> Iterator[tuple[Path, str]]:
     if path.is_dir():
         everything = sorted(_under(path))
         names = [name for name in everything if is_restored(name) or (path / name).is_dir()]
-        _tell_left_out(str(path), [name for name in everything if name not in set(names)])
+        known = set(names)
+        _tell_left_out(str(path), [name for name in everything if name not in known])
+        if not names and is_shards(path):
+            raise InputError(f"{path.resolve()}: a folder of shards; unpack their images first: tar -xf FILE -C FOLDER")
         if not names:
             raise InputError(f"{path.resolve()}: no images or videos; supported: {' '.join((*SUFFIXES, *VIDEOS))}")
         yield from ((path / name, name) for name in names)
@@ -165,11 +169,11 @@ def input_files(given: str) -> Iterator[tuple[Path, str]]:
         yield path, path.name
     elif glob.has_magic(given):
         matches = sorted(glob.glob(str(path), recursive=True))
-        known = [Path(match) for match in matches if Path(match).suffix.lower() in (*SUFFIXES, *VIDEOS)]
+        fitting = [Path(match) for match in matches if Path(match).suffix.lower() in (*SUFFIXES, *VIDEOS)]
         _tell_left_out(given, matches)
-        if not known:
+        if not fitting:
             raise InputError(f"{given}: matches no image or video (and {len(matches)} other files)")
-        yield from ((match, match.name) for match in known)
+        yield from ((match, match.name) for match in fitting)
     else:
         raise InputError(f"{path.absolute()}: no such file or folder; correct the path")
 

@@ -76,7 +76,7 @@ def plan_entries(source: FolderSource, *, compress_level: int, to_8bit: bool, ra
     entries = [
         Wanted(
             source.file(name),
-            source.file(name).relative_to(source.path).as_posix(),
+            source.relative(name),
             key_of(name),
             compress_level,
             to_8bit,

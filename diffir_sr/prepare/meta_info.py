@@ -28,7 +28,7 @@ def write_meta(source: ImageSource, output: Path, *, jobs: int) -> int:
     if isinstance(source, FolderSource):
         files = [source.file(name) for name in source.names]
         shapes = run_all(_shape, files, jobs=jobs, label="meta")
-        names = [file.relative_to(source.path).as_posix() for file in files]
+        names = [source.relative(name) for name in source.names]
         lines = [f"{name} {shape}\n" for name, shape in zip(names, shapes, strict=True)]
     else:
         lines = [f"{name}.png ({','.join(map(str, source.shape(name)))})\n" for name in source.names]

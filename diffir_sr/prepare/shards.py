@@ -9,7 +9,7 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,18 +52,25 @@ _UNITS = ["", "k", "m", "g", "t"]
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<unit>[kmgt]?)(?P<binary>i?)b?", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions
 class Wanted:
-    """One image to store: a file, or a key of an LMDB (`shape` if its pixels are raw); `origin` is for the manifest."""
+    """One image to store: `origin` is the relative path of a file in the folder `root`, or a key of the LMDB `root`.
 
-    path: Path
+    `shape` is given if the pixels of the LMDB are raw.
+    """
+
+    root: Path
     key: str
     origin: str
     codec: str
     compress_level: int
     to_8bit: bool
-    lmdb_key: str | None = None
+    is_file: bool
     shape: tuple[int, int, int] | None = None
+
+    @property
+    def where(self) -> str:
+        return str(self.root / self.origin) if self.is_file else f"{self.root}[{self.origin}]"
 
 
 @dataclass(frozen=True)
@@ -95,24 +102,20 @@ def plan(source: FolderSource | LmdbSource, *, codec: str, compress_level: int, 
     for name in source.names:
         key = key_of(name)
         if isinstance(source, FolderSource):
-            file = source.file(name)
-            origin = file.relative_to(source.path).as_posix()
-            made.append(Wanted(file, key, origin, codec, compress_level, to_8bit))
+            made.append(Wanted(source.path, key, source.relative(name), codec, compress_level, to_8bit, True))
         else:
             shape = source.shape(name) if source.stores_raw(name) else None
-            stored = source.location(name)
-            made.append(Wanted(source.path, key, stored, codec, compress_level, to_8bit, stored, shape))
+            made.append(Wanted(source.path, key, source.location(name), codec, compress_level, to_8bit, False, shape))
     return made
 
 
 def encode(wanted: Wanted) -> Encoded:
     """The image as it is stored, after decoding it once; raises InputError if it is damaged."""
-    where, data = str(wanted.path), b""
-    if wanted.lmdb_key is None:
-        data = read_file(wanted.path)
+    where = wanted.where
+    if wanted.is_file:
+        data = read_file(wanted.root / wanted.origin)
     else:
-        where = f"{wanted.path}[{wanted.lmdb_key}]"
-        found = LmdbFile(wanted.path).get(wanted.lmdb_key.encode())
+        found = LmdbFile(wanted.root).get(wanted.origin.encode())
         if found is None:
             raise InputError(f"{where}: the data does not contain this key; build the LMDB again")
         data = found
@@ -124,7 +127,7 @@ def encode(wanted: Wanted) -> Encoded:
         else:
             data, suffix = raw_bytes(image), RAW
     elif wanted.codec == "keep":
-        suffix = wanted.path.suffix.lower() if wanted.lmdb_key is None else f".{inspect(data, where=where).format}"
+        suffix = Path(wanted.origin).suffix.lower() if wanted.is_file else f".{inspect(data, where=where).format}"
     else:
         stored = storable(data, where=where, to_8bit=wanted.to_8bit)
         dropped = stored.dropped_alpha
@@ -150,11 +153,15 @@ class ShardWriter:
         self.dropped_alpha = 0
         self.count = 0
 
-    def take_existing(self) -> None:
-        """Count the images of existing shards as done, and index a shard whose index was not written any more."""
+    def take_existing(self, origins: Mapping[str, str]) -> None:
+        """Count the images of existing shards as done, and index a shard whose index was not written any more.
+
+        `origins` maps the key of every image to the path that it was made from.
+        """
         while (shard := self._path()).is_file():
             if not index_path(shard).is_file():
-                write_index(shard, scan(shard)[0])
+                found = scan(shard)[0]
+                write_index(shard, [one._replace(origin=origins.get(key_in_shards(one.name), "")) for one in found])
             self.members += read_index(shard).members
             self.count += 1
 
@@ -210,8 +217,10 @@ def command(args: argparse.Namespace) -> int:
     wanted = plan(source, codec=args.codec, compress_level=args.compress_level, to_8bit=args.to_8bit)
     if args.pair_with:
         check_partner(args.input, args.pair_with, scale=args.scale)
+    # With the source: an image of the same name in another folder is another image, and shards cannot replace one.
     parameters = {
-        "shard_size": limit, "codec": args.codec, "compress_level": args.compress_level, "to_8bit": args.to_8bit,
+        "source": args.input.resolve().as_posix(), "shard_size": limit, "codec": args.codec,
+        "compress_level": args.compress_level, "to_8bit": args.to_8bit,
     }  # fmt: skip
     job = PrepareJob(args.output, "shards", parameters, args.input)
     job.check(overwrite=args.overwrite)
@@ -223,7 +232,7 @@ def command(args: argparse.Namespace) -> int:
         sweep(args.output)
         _check_content(args.output, overwrite=args.overwrite)
         writer = ShardWriter(args.output, limit=limit)
-        writer.take_existing()
+        writer.take_existing({one.key: one.origin for one in wanted})
         kept = len(writer.members)
         done = {key_in_shards(member.name) for member in writer.members}
         images = stream(encode, [one for one in wanted if one.key not in done], jobs=args.jobs, label="shards")

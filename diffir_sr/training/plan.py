@@ -22,6 +22,7 @@ from basicsr.models import build_model
 from torch.utils.data import default_collate
 
 from diffir_sr.data.draws import curriculum_from_options
+from diffir_sr.data.sources import ShardSource, shards_at
 from diffir_sr.devices import default_device
 from diffir_sr.errors import DiffIRError
 from diffir_sr.families.base import WalksInSteps
@@ -326,7 +327,12 @@ def _data_bytes(opt: Mapping[str, Any]) -> dict[str, int]:
         for root in _ROOTS:
             named = section.get(root)
             for path in named if isinstance(named, list) else [named]:
-                if isinstance(path, str) and expanded(path).exists():
+                if not isinstance(path, str):
+                    continue
+                shards = shards_at(expanded(path))
+                if shards and shards[1] is not None:  # one of the images of each sample
+                    found[path] = ShardSource(shards[0], field=shards[1]).bytes
+                elif expanded(path).exists():
                     files = expanded(path).rglob("*") if expanded(path).is_dir() else [expanded(path)]
                     found[path] = sum(one.stat().st_size for one in files if one.is_file())
     return found
