@@ -167,21 +167,24 @@ class Worker:
     def _row(self, image: Image) -> dict[str, Any]:
         """The row of an image; raises InputError if continuing is pointless (the disk is full)."""
         self._notes.clear()
-        tries, begun_before = self._begin(image)
-        row: dict[str, Any] = {"source": image.source, **self._constant, "tries": tries}
+        row: dict[str, Any] = {"source": image.source, **self._constant}
         job = Job(Path(image.source), None, image.relative)
-        if tries > _TRIES:
-            row["error"] = (
-                f"{image.source}: {_TRIES} workers died while restoring it (killed by the system for lack of memory, "
-                "or a crash); look at the image, or give each worker more memory"
-            )
-        else:
-            try:
+        try:
+            row["tries"], begun_before = self._begin(image)
+            found = os.stat(image.source)  # before it is read, so that a later change is noticed
+            row |= {"source_bytes": found.st_size, "source_mtime_ns": found.st_mtime_ns}
+            if row["tries"] > _TRIES:
+                row["error"] = (
+                    f"{image.source}: {_TRIES} workers died while restoring it (killed by the system for lack of "
+                    "memory, or a crash); look at the image, or give each worker more memory"
+                )
+            else:
                 row |= self._restored(job, begun_before=begun_before)
-            except Exception as error:
-                row["error"] = self._failure(error, job)
+        except Exception as error:
+            row["error"] = self._failure(error, job)
         row["notes"] = "; ".join(self._notes) or None
-        _attempt(self._order.output, image).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # attempts of other runs do not count
+            _attempt(self._order.output, image).unlink(missing_ok=True)
         return row
 
     def _begin(self, image: Image) -> tuple[int, bool]:
@@ -200,7 +203,7 @@ class Worker:
     def _restored(self, job: Job, *, begun_before: bool) -> dict[str, Any]:
         settings = self._order.restore
         assert job.source is not None
-        data, found = read_file(job.source), job.source.stat()
+        data = read_file(job.source)
         mask = None if settings.mask is None else find_mask(settings.mask, job.relative, job.source)
         source = digest(data) + mask_digest(mask)
         suffix = Path(result_name(job.relative, settings.form)).suffix.lower()
@@ -215,8 +218,7 @@ class Worker:
             write_atomically(content, target)
             seconds = round(time.perf_counter() - started, 3)
         size = inspect(content, where=str(target))
-        row = {"source_digest": source, "source_bytes": found.st_size, "source_mtime_ns": found.st_mtime_ns}
-        row |= {"output": name, "output_digest": digest(content), "output_bytes": len(content)}
+        row = {"source_digest": source, "output": name, "output_digest": digest(content), "output_bytes": len(content)}
         return row | {"height": size.height, "width": size.width, "seconds": seconds}
 
     def _existing(self, target: Path) -> bytes | None:
@@ -410,7 +412,7 @@ class Plan:
 
 
 def plan(images: Sequence[Image], rows: pa.Table, output: Path, *, settings: str, retry: bool) -> Plan:
-    """The images that have no row, changed since, lost their result, or (with `retry`) failed.
+    """The images that have no row, changed since (also those that failed), lost their result, or with `retry` failed.
 
     Raises InputError if the manifest has rows of other settings or weights.
     """
@@ -427,15 +429,16 @@ def plan(images: Sequence[Image], rows: pa.Table, output: Path, *, settings: str
         row = before.get(image.source)
         if row is None:
             return "todo"
-        size, changed, result, error = row
-        if error is not None:
-            return "todo" if retry else "failed"
-        if not (output / result).exists():
+        *known, result, error = row
+        if error is not None and retry:
             return "todo"
         with contextlib.suppress(OSError):  # an image that was removed when it was done stays done
             found = os.stat(image.source)
-            return "done" if (found.st_size, found.st_mtime_ns) == (size, changed) else "todo"
-        return "done"
+            if [found.st_size, found.st_mtime_ns] != known:
+                return "todo"
+        if error is not None:
+            return "failed"
+        return "done" if (output / result).exists() else "todo"
 
     with ThreadPoolExecutor(_LOOKUPS) as pool:
         states = list(pool.map(state, images)) if before else ["todo"] * len(images)

@@ -247,6 +247,18 @@ def test_a_full_disk_stops_all_with_the_rows_so_far(tmp_path, monkeypatch):
     assert work(given(images()))["stop"].null_count == 0  # and does nothing more
 
 
+def test_a_full_disk_stops_all_where_attempts_are_counted(tmp_path, monkeypatch):
+    make(tmp_path, 2)
+    work, order = worker()
+
+    def begin(self, image):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(fleet._attempt(order.output, image)))
+
+    monkeypatch.setattr(fleet.Worker, "_begin", begin)
+    (said,) = work(given(images()))["stop"].drop_null().to_pylist()
+    assert "No space left on device" in said
+
+
 def test_a_machine_with_other_weights_is_refused(tmp_path):
     make(tmp_path, 2)
     _, order = worker()
@@ -286,6 +298,23 @@ def test_notes_of_restore_are_in_the_row(tmp_path):
     assert "its transparency is kept" in row["notes"]
 
 
+def test_an_image_that_changes_while_it_is_read_is_taken_again(tmp_path, monkeypatch):
+    make(tmp_path, 2)
+    work, order = worker()
+    plain = fleet.read_file
+
+    def read(path):
+        data = plain(path)
+        os.utime(path, (1, 1))
+        return data
+
+    monkeypatch.setattr(fleet, "read_file", read)
+    pictures = [picture for picture in images() if "bad" not in picture.source]
+    made = work(given(pictures)).drop_columns(["stop"])
+    settings = json.dumps(order.settings, sort_keys=True)
+    assert len(fleet.plan(pictures, made, Path("out").absolute(), settings=settings, retry=False).todo) == len(pictures)
+
+
 def test_what_is_left_to_do(tmp_path):
     make(tmp_path, 4)
     work, order = worker()
@@ -306,6 +335,12 @@ def test_what_is_left_to_do(tmp_path):
 
     assert plan() == (0, 5, 1)
     assert plan(retry=True) == (1, 5, 0)
+    bad = Path("in/bad.png")
+    whole, times = bad.read_bytes(), (bad.stat().st_atime_ns, bad.stat().st_mtime_ns)
+    bad.write_bytes(Path("in/p0.jpg").read_bytes())  # copied again, so that it may work now
+    assert plan() == (1, 5, 0)
+    bad.write_bytes(whole)
+    os.utime(bad, ns=times)
     changed = Path("in/sub/p3.jpg")
     changed.write_bytes(changed.read_bytes() + b"\0")
     assert plan() == (1, 4, 1)
