@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from test_metrics_perceptual import needs_weights
 from toy import run_training, train_options, write_options, write_pairs
 
 from diffir_sr.cli import basicsr_main, main
+from diffir_sr.data.sources import ImageSource
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.evaluation.measure import pair_up
 from diffir_sr.evaluation.presets import PRESETS, plan_measurement
@@ -95,6 +97,32 @@ def test_what_does_not_pair_is_listed():
     store("restored_two", {"a_x": PHOTO, "a_y": PHOTO})
     with pytest.raises(InputError, match="several suffixes: _x, _y; choose one with --suffix"):
         pair_up("restored_two", "gt_one")
+
+
+def test_many_names_are_paired_in_linear_time(monkeypatch):
+    gt = [f"{number:05d}" for number in range(10_000)]
+    for ending, names in (("_run", [f"{name}_run" for name in gt]), ("_x", [f"{name}_x" for name in gt[1:]])):
+        sources = iter([FakeSource(names), FakeSource(gt)])
+        monkeypatch.setattr("diffir_sr.evaluation.measure.open_source", lambda path, sources=sources: next(sources))
+        started = time.process_time()
+        if ending == "_run":
+            assert pair_up("restored", "gt").ending == "_run"
+        else:
+            with pytest.raises(InputError, match="1 of 10000 images .* no restored partner .*: 00000; "):
+                pair_up("restored", "gt")
+        assert time.process_time() - started < 2
+
+
+class FakeSource(ImageSource):
+    """Names without images."""
+
+    view = location = describe = None
+
+    def __init__(self, names):
+        self.names, self.path = names, Path("fake")
+
+    def shape(self, name):
+        return 8, 8, 3
 
 
 def test_a_ground_truth_may_be_larger_only_where_the_scale_leaves_a_rest(capsys):

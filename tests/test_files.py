@@ -61,6 +61,19 @@ def test_temporary_names_fit_every_file_system(name, tmp_path, dead):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, partial])
 
 
+def test_processes_of_one_number_on_two_machines_write_one_file(tmp_path, monkeypatch):
+    path = tmp_path / "result.png"
+    with replacing(path) as ours:
+        ours.write_bytes(b"whole")
+        monkeypatch.setattr("platform.node", lambda: "another")
+        with replacing(path) as theirs:
+            theirs.write_bytes(b"wh")  # and is killed there, or goes on
+            assert ours.read_bytes() == b"whole"
+            theirs.write_bytes(b"whole")
+    assert path.read_bytes() == b"whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_an_error_leaves_what_was_there_and_names_the_result(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     write_report("before", path)

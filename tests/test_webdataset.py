@@ -23,7 +23,16 @@ from diffir_sr.cli import main
 from diffir_sr.data.checks import check_dataset_options
 from diffir_sr.data.labelled_dataset import LabelledPairsDataset
 from diffir_sr.data.pairs import PairedDataset, SingleDataset
-from diffir_sr.data.sources import FolderSource, ShardSource, check_backend, open_source
+from diffir_sr.data.sources import (
+    Entry,
+    FolderSource,
+    Manifest,
+    ShardSource,
+    check_backend,
+    open_source,
+    read_manifest,
+    write_manifest,
+)
 from diffir_sr.errors import InputError
 from diffir_sr.files import shards as shard_files
 from diffir_sr.files.picture import encode_png
@@ -268,6 +277,26 @@ def test_a_folder_of_many_images_takes_few_bytes_for_each(monkeypatch):
         tracemalloc.stop()
     assert taken < 500
     assert wanted[7].where == str(Path.cwd() / paths[7])
+
+
+def test_a_manifest_is_written_and_read_in_the_memory_of_its_entries():
+    entries = [
+        Entry(f"photos/{number:08d}", f"photos/{number:08d}.png", (480, 480, 3), number, f"{number:064x}")
+        for number in range(20_000)
+    ]
+    made = Manifest("shards", {}, "photos", "1", entries)
+    tracemalloc.start()
+    try:
+        path = write_manifest(Path("out"), made)
+        written = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        found = read_manifest(path)
+        kept, read = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found == made
+    assert written < 50 * len(entries)
+    assert read < kept + 50 * len(entries)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path, PurePath
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote, unquote
@@ -24,7 +25,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from diffir_sr.errors import InputError
-from diffir_sr.files.atomic import write_atomically
+from diffir_sr.files.atomic import replacing
 from diffir_sr.files.images import (
     SUFFIXES,
     decode,
@@ -42,7 +43,7 @@ _FORMAT = 1
 Field = TypeVar("Field")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions
 class Entry:
     """One image: its relative path (or LMDB key), that of its source, (height, width, channels), bytes as stored."""
 
@@ -79,10 +80,10 @@ def write_manifest(output: Path, manifest: Manifest) -> Path:
         "version": manifest.version,
         "count": len(manifest.entries),
     }
-    lines = [head, *map(_line, sorted(manifest.entries, key=lambda entry: entry.name))]
     path = manifest_path(output)
-    text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
-    write_atomically(text.encode(errors="surrogateescape"), path)
+    with replacing(path) as partial, partial.open("wb") as file:
+        for line in chain([head], map(_line, sorted(manifest.entries, key=lambda entry: entry.name))):
+            file.write(f"{json.dumps(line, ensure_ascii=False)}\n".encode(errors="surrogateescape"))
     return path
 
 
@@ -95,7 +96,7 @@ def read_manifest(path: Path) -> Manifest:
     """The manifest in a file; raises InputError if it is not a manifest, truncated or empty."""
     try:
         lines = records_in(path)
-        head, entries = lines[0], [_entry(line) for line in lines[1:]]
+        head, entries = next(lines, {}), [_entry(line) for line in lines]
         if head["diffir_manifest"] != _FORMAT or head["count"] != len(entries):
             raise ValueError(f"format {head['diffir_manifest']}, {len(entries)} of {head['count']} images")
         job, source, version = _typed(str, *(head[key] for key in ("job", "source", "version")))
@@ -110,13 +111,13 @@ def read_manifest(path: Path) -> Manifest:
     return found
 
 
-def records_in(path: Path) -> list[dict[str, Any]]:
+def records_in(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a file with one JSON object per line; raises OSError and ValueError.
 
     Names in it may contain separators of lines other than LF, and bytes that are not UTF-8.
     """
-    text = path.read_bytes().decode(errors="surrogateescape")
-    return [json.loads(line) for line in text.split("\n") if line.strip()]
+    with path.open("rb") as file:
+        yield from (json.loads(line.decode(errors="surrogateescape")) for line in file if line.strip())
 
 
 def _entry(line: Mapping[str, Any]) -> Entry:

@@ -181,7 +181,7 @@ def _name_in(storage: Storage, written: str) -> str:
 
 
 def _read_manifest(path: Path) -> list[dict[str, Any]]:
-    lines = records_in(path)
+    lines = list(records_in(path))
     if not lines or "diffir_manifest" not in lines[0]:
         raise ValueError("the first line is not the header of a manifest")
     return [line for line in lines[1:] if "name" in line and "sha256" in line]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,8 @@ def _ending(called: dict[str, str], restored: ImageSource, suffix: str | None) -
     elif all(stem in restored for stem in called.values()):
         return ""
     else:
-        candidates = _shared_endings(list(called.values()), restored.names)
+        longest = max(called.values(), key=len)  # fewest names begin with it
+        candidates = {name[len(longest) :] for name in restored.names if name.startswith(longest)}
     fitting = sorted(end for end in candidates if all(stem + end in restored for stem in called.values()))
     if len(fitting) > 1:
         raise InputError(
@@ -231,18 +233,10 @@ def _ending(called: dict[str, str], restored: ImageSource, suffix: str | None) -
     return fitting[0] if fitting else None
 
 
-def _shared_endings(stems: list[str], names: list[str]) -> set[str]:
-    shared: set[str] | None = None
-    for stem in stems:
-        endings = {name[len(stem) :] for name in names if name.startswith(stem)}
-        shared = endings if shared is None else shared & endings
-        if not shared:
-            return set()
-    return shared or set()
-
-
 def _no_pairs(restored: ImageSource, gt: ImageSource, suffix: str | None) -> InputError:
-    alone = [name for name in gt.names if not any(other.startswith(name) for other in restored.names)] or gt.names
+    others = [*sorted(restored.names), ""]  # names that begin with another follow it
+    following = ((name, others[bisect_left(others, name, hi=len(others) - 1)]) for name in gt.names)
+    alone = [name for name, other in following if not other.startswith(name)] or gt.names
     ending = "with a common suffix" if suffix is None else f"followed by {suffix!r} or {'_' + suffix!r}"
     return InputError(
         f"{len(alone)} of {len(gt.names)} images of gt {gt.path.resolve()} have no restored partner in "

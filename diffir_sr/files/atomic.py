@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
+import platform
 import re
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from diffir_sr.errors import SaveFailed
 from diffir_sr.files.processes import is_running, short_name
 
-_PARTIAL = re.compile(r"\..+\.partial-(?P<process>\d+)(\.\w+)?", re.DOTALL)
+_PARTIAL = re.compile(r"\..+\.partial-(?P<process>\d+)(-[a-p]{6})?(\.\w+)?", re.DOTALL)
 
 
 def partial_name(name: str, *, suffix: str = "") -> str:
-    """The temporary name of this process for the file `name`; some programs need a suffix at its end."""
-    return f"{partial_prefix(name)}{os.getpid()}{suffix}"
+    """The temporary name of this process for the file `name`; some programs need a suffix at its end.
+
+    Processes on two machines, or in two containers, often have the same number.
+    """
+    return f"{partial_prefix(name)}{os.getpid()}-{_machine(platform.node())}{suffix}"
+
+
+@cache
+def _machine(node: str) -> str:
+    digest = hashlib.blake2b(node.encode(errors="surrogateescape"), digest_size=3).hexdigest()
+    return digest.translate(str.maketrans("0123456789abcdef", "abcdefghijklmnop"))  # no digits, as in a process number
 
 
 def partial_prefix(name: str) -> str:
