@@ -155,29 +155,41 @@ def cut(tokens: Sequence[int], text: str) -> tuple[list[int], str | None]:
 
 
 class ConvEncoder(nn.Module):
-    """A small image tower: strided convolutions, pooled by mean and maximum, beside fixed image statistics.
+    """A small image tower: convolutions, pooled by mean and maximum, beside fixed image statistics.
 
-    The input of the convolutions is the picture, its `fine_detail` and the absolute value of that, averaged to half the
-    size. Group norms remove brightness and contrast, which tell degradations apart, so the first level has none, and
-    `statistics` are concatenated after pooling.
+    The input of the convolutions is the picture and its `fine_detail`, folded by two (a space-to-depth transform, which
+    keeps what an average of neighbours would lose: the period of an enlarged picture, for example). Group norms remove
+    brightness and contrast, which tell degradations apart, so the first level has none, and `statistics` are
+    concatenated after pooling.
     """
 
     def __init__(self, width: int, blocks: int) -> None:
         super().__init__()
-        channels = [9, *(width * min(2**level, 4) for level in range(blocks))]
-        layers: list[nn.Module] = []
-        for level, (seen, made) in enumerate(zip(channels, channels[1:], strict=False)):
-            for convolution in (nn.Conv2d(seen, made, 3, 2, 1), nn.Conv2d(made, made, 3, 1, 1)):
-                layers += [convolution, *([nn.GroupNorm(8, made)] if level else []), nn.SiLU()]
-        self.body = nn.Sequential(*layers)
+        channels = [width * min(2**level, 4) for level in range(blocks)]
+        self.stem = nn.Sequential(nn.Conv2d(2 * 3 * 2 * 2, width, 3, 1, 1), nn.SiLU(), nn.Conv2d(width, width, 3, 1, 1))
+        self.levels = nn.ModuleList(
+            nn.ModuleDict({"down": nn.Conv2d(seen, made, 3, 2, 1), "block": _residual_branch(made)})
+            for seen, made in zip(channels, channels[1:], strict=False)
+        )
         self.width = 2 * channels[-1]
         self.head = nn.Sequential(nn.Linear(self.width + STATISTICS, self.width), nn.SiLU())
 
     def forward(self, pixel_values: Tensor) -> SimpleNamespace:
-        fine = fine_detail(pixel_values)
-        features = self.body(F.avg_pool2d(torch.cat([pixel_values, fine, fine.abs()], dim=1), 2))
+        height, width = pixel_values.shape[-2:]
+        even = F.pad(pixel_values, (0, width % 2, 0, height % 2), mode="replicate")
+        features = self.stem(F.pixel_unshuffle(torch.cat([even, fine_detail(even)], dim=1), 2))
+        for level in self.levels:
+            features = level["down"](F.silu(features))
+            features = features + level["block"](features)
         pooled = [features.mean(dim=(2, 3)), features.amax(dim=(2, 3)), statistics(pixel_values)]
         return SimpleNamespace(pooler_output=self.head(torch.cat(pooled, dim=1)))
+
+
+def _residual_branch(channels: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(2):
+        layers += [nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, 1, 1)]
+    return nn.Sequential(*layers)
 
 
 def fine_detail(pixels: Tensor) -> Tensor:
