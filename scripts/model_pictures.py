@@ -4,6 +4,7 @@ Photographs of scikit-image (public domain, CC0), which no model was trained on,
 docs/sr_x4.jpg is at the top of README.md; docs/models_TASK.jpg show every shipped model of a task in docs/models.md.
 """
 
+import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import skimage.data
 from PIL import Image, ImageDraw, ImageFont
 
+from diffir_sr.cli import main as diffir
 from diffir_sr.data.masks import evaluation_mask
 from diffir_sr.inference.restorer import load_restorer
 from diffir_sr.prepare.shake import camera_path, exposure
@@ -43,6 +45,21 @@ def enlarged(original: np.ndarray, *, scale: int, models: list[str]) -> Cells:
         "bicubic": bicubic_resize(small, scale=scale),
     }
     return cells | {model: restored(model, small) for model in models if is_there(model)}
+
+
+def as_found(original: np.ndarray, name: str) -> Cells:
+    """Degraded by blur, noise and JPEG, twice, as real-world super-resolution assumes."""
+    with tempfile.TemporaryDirectory() as folder:
+        given, made = Path(folder, "given"), Path(folder, "made")
+        given.mkdir()
+        Image.fromarray(original).save(given / f"{name}.png")
+        recipe = "options/shipped/realsr_x4/train_S1.yml"
+        if diffir(["prepare", "degrade", str(given), "-o", str(made), "--opt", recipe]):
+            raise SystemExit(1)
+        small = np.asarray(Image.open(made / f"{name}.png"))
+    cells = {f"input, {SIDE // 4} x {SIDE // 4}": small.repeat(4, axis=0).repeat(4, axis=1)}
+    cells["bicubic"] = bicubic_resize(small, scale=4)
+    return cells | {model: restored(model, small) for model in ("sr_x4", "realsr_x4")}
 
 
 def shaken(original: np.ndarray, name: str) -> Cells:
@@ -82,6 +99,8 @@ def main() -> None:
     save(Path("docs/models_x4.jpg"), lambda image, _: enlarged(image, scale=4, models=["sr_x4", "sr_x4_sharp"]), names)
     if is_there("sr_x2"):
         save(Path("docs/models_x2.jpg"), lambda image, _: enlarged(image, scale=2, models=["sr_x2"]), names[:2])
+    if is_there("realsr_x4"):
+        save(Path("docs/models_realsr.jpg"), as_found, names)
     if is_there("deblur"):
         save(Path("docs/models_deblur.jpg"), shaken, names)
     if is_there("inpaint"):

@@ -167,9 +167,8 @@ class ConvEncoder(nn.Module):
         super().__init__()
         channels = [width * min(2**level, 4) for level in range(blocks)]
         self.stem = nn.Sequential(nn.Conv2d(2 * 3 * 2 * 2, width, 3, 1, 1), nn.SiLU(), nn.Conv2d(width, width, 3, 1, 1))
-        self.levels = nn.ModuleList(
-            nn.ModuleDict({"down": nn.Conv2d(seen, made, 3, 2, 1), "block": _residual_branch(made)})
-            for seen, made in zip(channels, channels[1:], strict=False)
+        self.levels = nn.Sequential(
+            *(_ResidualLevel(seen, made) for seen, made in zip(channels, channels[1:], strict=False))
         )
         self.width = 2 * channels[-1]
         self.head = nn.Sequential(nn.Linear(self.width + STATISTICS, self.width), nn.SiLU())
@@ -177,19 +176,25 @@ class ConvEncoder(nn.Module):
     def forward(self, pixel_values: Tensor) -> SimpleNamespace:
         height, width = pixel_values.shape[-2:]
         even = F.pad(pixel_values, (0, width % 2, 0, height % 2), mode="replicate")
-        features = self.stem(F.pixel_unshuffle(torch.cat([even, fine_detail(even)], dim=1), 2))
-        for level in self.levels:
-            features = level["down"](F.silu(features))
-            features = features + level["block"](features)
+        features = self.levels(self.stem(F.pixel_unshuffle(torch.cat([even, fine_detail(even)], dim=1), 2)))
         pooled = [features.mean(dim=(2, 3)), features.amax(dim=(2, 3)), statistics(pixel_values)]
         return SimpleNamespace(pooler_output=self.head(torch.cat(pooled, dim=1)))
 
 
-def _residual_branch(channels: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for _ in range(2):
-        layers += [nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, 1, 1)]
-    return nn.Sequential(*layers)
+class _ResidualLevel(nn.Module):
+    """Half the size, then two convolutions beside the identity."""
+
+    def __init__(self, seen: int, made: int) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(seen, made, 3, 2, 1)
+        layers: list[nn.Module] = []
+        for _ in range(2):
+            layers += [nn.GroupNorm(8, made), nn.SiLU(), nn.Conv2d(made, made, 3, 1, 1)]
+        self.block = nn.Sequential(*layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = self.down(F.silu(features))
+        return features + self.block(features)
 
 
 def fine_detail(pixels: Tensor) -> Tensor:

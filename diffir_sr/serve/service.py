@@ -241,12 +241,19 @@ class Service:
 
     def sharper(self, model: str) -> Entry | None:
         """The model at the other end of the dial between fidelity and sharpness, if this one has such an end."""
+        return self._dial(model)[1]
+
+    def _dial(self, model: str) -> tuple[Entry | None, Entry | None]:
+        """Both ends of the dial; for the automatic choice, of the default model or else the first that has two."""
         if model in self._given:
-            return None
+            return None, None
         known = registry()
-        entry = choose(masked=False).entry if model == AUTOMATIC else known.get(model)
-        other = known.get(entry.sharper) if entry else None
-        return other if other is not None and locate(other) is not None else None
+        models = [choose(masked=False).entry, *known.values()] if model == AUTOMATIC else [known.get(model)]
+        for entry in models:
+            other = known.get(entry.sharper) if entry is not None and locate(entry) is not None else None
+            if other is not None and locate(other) is not None:
+                return entry, other
+        return None, None
 
     def check(self, path: Path) -> int:
         """The pixels of a file; raises InputError for one that is too large, or no image, before it is decoded."""
@@ -378,7 +385,10 @@ class Service:
     def _named(self, wish: Wish, pixels: Sequence[int]) -> Path:
         """The file of the named model, or of the one for these images: a mask and their pixels decide."""
         name = None if wish.model == AUTOMATIC else wish.model
-        if name is None and not wish.masked and not wish.sharpness and max(pixels) > _LARGE:
+        if name is None and wish.sharpness and not wish.masked:
+            faithful, _ = self._dial(AUTOMATIC)
+            name = faithful.name if faithful is not None else None
+        elif name is None and not wish.masked and max(pixels) > _LARGE:
             known = registry().get(_FOR_LARGE)
             name = _FOR_LARGE if known is not None and locate(known) is not None else None
         return choose(None, name, masked=wish.masked).path
