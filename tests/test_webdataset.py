@@ -233,6 +233,10 @@ def test_an_archive_beside_the_images_that_were_unpacked_from_it_is_no_shard():
     foreign("photos/all.tar", {"a.png": encode_png(image(0))})
     Path("photos/other.tar.gz").touch()
     assert open_source("photos").describe().startswith("folder ")
+    Path("photos/unpacked").rename("elsewhere")
+    Path("photos/unpacked").symlink_to(Path("elsewhere").absolute())
+    Path("elsewhere/up").symlink_to(Path("photos").absolute())
+    assert open_source("photos").describe().startswith("folder ")
     Path("photos/other.tar.gz").unlink()
     assert main(["prepare", "index", "photos", "--jobs", "1"]) == 0  # which says what is meant
     assert open_source("photos").names == ["a"]

@@ -97,8 +97,11 @@ def is_shards(path: Path) -> bool:
 
 
 def _has_images(folder: Path) -> bool:
-    for _, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    seen = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        seen.add(real)
         if any(name.lower().endswith(SUFFIXES) and not name.startswith(".") for name in files):
             return True
     return False
