@@ -14,7 +14,7 @@ import pytest
 import skimage.data
 import torch
 from PIL import Image
-from toy import run_training, train_options
+from toy import rows, run_training, train_options
 
 pytest.importorskip("transformers", reason="needs the extra autodir")
 pytest.importorskip("diffusers", reason="needs the extra autodir")
@@ -992,6 +992,26 @@ def test_three_stages_train_their_part_alone_one_after_the_other(tmp_path, monke
     loaded = load_network("experiments/correction/models/net_g_latest.safetensors")
     assert type(loaded.network) is AutoDIR
     assert loaded.network.restore(torch.rand(1, 3, 16, 16), noise=PictureNoise(torch.rand(1, 3, 16, 16))).shape == (1, 3, 16, 16)  # fmt: skip  # noqa: E501
+
+
+def test_with_the_relative_loss_every_kind_counts_alike(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_kinds(tmp_path)
+    start = AutoDIR(**SMALL | dict(prediction="difference"))
+    torch.nn.init.zeros_(start.diffusion.unet.conv_out.weight)
+    torch.nn.init.zeros_(start.diffusion.unet.conv_out.bias)
+    torch.save(dict(params=start.state_dict()), "start.pth")
+    losses = {}
+    for name, relative in {"plain": False, "relative": True}.items():
+        options = recipe(name, "AutoDIRDiffusionModel", loss=dict(type="L1Loss", loss_weight=1.0), iterations=1,
+                         relative_loss=relative, cfg_dropout="none")  # fmt: skip
+        options["network_g"]["prediction"] = "difference"
+        options["datasets"]["train"]["clean_share"] = 0
+        options["path"] = dict(pretrain_network_g="start.pth", param_key_g="params", strict_load_g=True)
+        assert run_training(options) == 0
+        losses[name] = rows(name, "training.jsonl")[0]["l_noise"]
+    assert losses["relative"] == pytest.approx(1, abs=1e-4)  # of a network that answers nothing
+    assert losses["plain"] < 0.9
 
 
 def test_a_training_starts_from_a_converted_folder(tmp_path, monkeypatch):

@@ -214,12 +214,27 @@ class DropoutOptions(Section):
     )
 
 
+class DiffusionOptions(DropoutOptions):
+    """Training of the diffusion."""
+
+    relative_loss: bool = Field(
+        False,
+        description="Divide what the network answers and what is sought, in each sample, by the mean magnitude of the "
+        "latter. Without it a degradation that changes every pixel by much, such as darkness, determines how a small "
+        "network learns, and blur or noise, where little is to do, come last. For `prediction: residual` or "
+        "`difference`.",
+    )
+
+
+_LEAST = 0.02  # of the range [-1, 1]: magnitudes below it count as this
+
+
 class AutoDIRDiffusionModel(_Stage):
     """Stage 2: training of the U-Net to predict the noise in restored latents. `train.pixel_opt` is its loss."""
 
     TITLE: ClassVar[str] = "the diffusion's stage"
     MADE_BY: ClassVar[Mapping[str, str]] = {"network_g": "AutoDIRAssessorModel"}
-    OPTIONS: ClassVar[Any] = DropoutOptions
+    OPTIONS: ClassVar[Any] = DiffusionOptions
 
     def learning(self, system: AutoDIR) -> list[nn.Module]:
         return [system.diffusion.unet]
@@ -229,7 +244,11 @@ class AutoDIRDiffusionModel(_Stage):
         noisy, condition, t, context, eps, clean = self.prepared(self.noise_at(current_iter))
         diffusion = self.system.diffusion
         found = self.answer(noisy, condition, t, context)
-        return {"l_noise": self.cri_pix(found, diffusion.sought(clean, eps, t, condition))}, {}
+        sought = diffusion.sought(clean, eps, t, condition)
+        if DiffusionOptions.of(self.opt["train"]).relative_loss:
+            magnitude = sought.abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=_LEAST)
+            found, sought = found / magnitude, sought / magnitude
+        return {"l_noise": self.cri_pix(found, sought)}, {}
 
     def answer(self, noisy: Tensor, condition: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """The U-Net's prediction in the precision of `train.autocast`."""
