@@ -653,6 +653,10 @@ def test_plan_counts_and_loads_shards_like_their_folder(kinds, monkeypatch):
     assert found["folder"] == found["fields"] == ([size["gt"], size["lq"]], [])
     assert all(stored > size[side] for stored, side in zip(found["shards"][0], ("gt", "lq"), strict=True))
     assert found["shards"][1] == found["LMDB"][1] == []
+    Path("both/0.tar.index.jsonl").unlink()
+    (note,) = plans.plan_training("x.yml").notes
+    assert "no data was loaded" in note
+    assert "make it with: diffir prepare index both" in note
 
 
 @pytest.mark.parametrize(
