@@ -12,6 +12,7 @@ from basicsr.models import build_model
 from toy import ADAM, S1, train_options, write_options, write_pairs
 
 from diffir_sr.cli import main
+from diffir_sr.diffusion.noise import PictureNoise
 from diffir_sr.options import load_options
 from diffir_sr.options.recipes import recipes_folder
 from diffir_sr.training import plan as plans
@@ -111,6 +112,31 @@ def test_a_convolution_is_counted_by_hand():
             return self.layer(x)
 
     assert multiplications(Three()) == (256 * 256 * 3 * 5 * 9, "")
+
+
+def test_a_counted_network_still_computes():
+    class Caching(torch.nn.Module):
+        cached = None
+
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            if self.cached is None:
+                self.cached = torch.ones(3, 1, 1)
+            return self.layer(x) * self.cached
+
+    unet = dict(inner_channel=8, norm_groups=4, channel_mults=(1, 2), attn_res=(), res_blocks=1)
+    walking = build_network(dict(type="SR3", scale=2, sampling=dict(steps=2, sampler="ddim"), **unet)).eval()
+    for net in (Caching(), walking):
+        count, why = multiplications(net)
+        assert count, why
+        lq = torch.rand(1, 3, 32, 32)
+        with torch.no_grad():
+            made = net(lq) if isinstance(net, Caching) else net.restore(lq, noise=PictureNoise(lq))
+        assert bool(made.isfinite().all())
+    assert "FakeTensor" not in repr(walking.visited_schedule.kept)
 
 
 def test_a_plan_shows_cost_and_what_is_missing(capsys):

@@ -117,9 +117,10 @@ def transformed(weight: Tensor) -> Tensor:
 
 
 @cache
-def _two_dimensional() -> tuple[Tensor, Tensor]:
+def _two_dimensional() -> tuple[np.ndarray, np.ndarray]:
+    """Of the output and of the input; arrays, as a tensor made while shapes alone are computed would have no values."""
     output, _, source = _matrices()
-    return tuple(torch.from_numpy(np.kron(one, one).astype(np.float32)) for one in (output, source))  # pyright: ignore[reportReturnType]
+    return np.kron(output, output).astype(np.float32), np.kron(source, source).astype(np.float32)
 
 
 def winograd(x: Tensor, filters: Tensor, bias: Tensor | None) -> Tensor:
@@ -127,7 +128,7 @@ def winograd(x: Tensor, filters: Tensor, bias: Tensor | None) -> Tensor:
 
     `filters` are `transformed`.
     """
-    output, source = _two_dimensional()
+    output, source = map(torch.from_numpy, _two_dimensional())
     count, inside, height, width = x.shape
     outside = filters.shape[2]
     rows, columns = -(-height // _OUT), -(-width // _OUT)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -153,15 +152,15 @@ class Schedule:
     """A forward diffusion by its betas (T,), float64; `kept[t]` is abar_t for t = 0 (no noise) to T."""
 
     betas: Tensor
+    kept: Tensor = field(init=False)
+    """Shares of the squared signal, (T + 1,): abar_0 = 1 to abar_T."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kept", torch.cat([self.betas.new_ones(1), torch.cumprod(1 - self.betas, 0)]))
 
     @property
     def steps(self) -> int:
         return len(self.betas)
-
-    @cached_property
-    def kept(self) -> Tensor:
-        """Shares of the squared signal, (T + 1,): abar_0 = 1 to abar_T."""
-        return torch.cat([self.betas.new_ones(1), torch.cumprod(1 - self.betas, 0)])
 
     def respaced(self, steps: int) -> Schedule:
         """The schedule that visits `steps` evenly spaced levels of this one, its last level among them."""

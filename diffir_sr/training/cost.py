@@ -25,6 +25,7 @@ def multiplications(network: nn.Module, *, one_step: bool = False) -> tuple[floa
     A network that restores in steps is counted with all of them, or with `one_step`.
     """
     noise = PictureNoise(torch.zeros(1, 3, 8, 8))
+    network = copy.deepcopy(network)  # what it caches in this run has no values
     try:
         shapes, counter = FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False)
         with shapes, _LivingOnShapes(), counter, torch.no_grad():
