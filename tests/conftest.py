@@ -19,6 +19,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
+def _one_thread():
+    """Processes that tests fork would wait forever for threads that computed beside the parent's."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch):
     """Every test runs in a folder of its own: runs write experiments/ and results/ where they are started."""
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,6 @@
 """A toy world for training tests: photographs cut small, networks of a few thousand numbers, option files."""
 
+import faulthandler
 import json
 import os
 import signal
@@ -154,6 +155,7 @@ def killed_at(number, run):
                     os.kill(os.getpid(), signal.SIGKILL)
 
         code = 99
+        faulthandler.dump_traceback_later(300, exit=True)  # a child that hangs fails the test
         try:
             sys.addaudithook(hook)
             code = run()
