@@ -25,8 +25,8 @@ def multiplications(network: nn.Module, *, one_step: bool = False) -> tuple[floa
     A network that restores in steps is counted with all of them, or with `one_step`.
     """
     noise = PictureNoise(torch.zeros(1, 3, 8, 8))
-    network = copy.deepcopy(network)  # what it caches in this run has no values
     try:
+        network = copy.deepcopy(network)  # what it caches in this run has no values
         shapes, counter = FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False)
         with shapes, _LivingOnShapes(), counter, torch.no_grad():
             lq = torch.zeros(1, 3, COUNTED_SIDE, COUNTED_SIDE, device=next(network.parameters()).device)
