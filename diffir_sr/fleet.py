@@ -411,10 +411,13 @@ class Plan:
     failed: int
 
 
-def plan(images: Sequence[Image], rows: pa.Table, output: Path, *, settings: str, retry: bool) -> Plan:
+def plan(
+    images: Sequence[Image], rows: pa.Table, output: Path, *, settings: str, retry: bool, mask: str | None = None
+) -> Plan:
     """The images that have no row, changed since (also those that failed), lost their result, or with `retry` failed.
 
-    Raises InputError if the manifest has rows of other settings or weights.
+    With `mask`, a file, a folder or a colour, an image has changed if its mask has. Raises InputError if the manifest
+    has rows of other settings or weights.
     """
     others = [one for one in rows["settings"].unique().to_pylist() if one != settings]
     if others:
@@ -422,14 +425,14 @@ def plan(images: Sequence[Image], rows: pa.Table, output: Path, *, settings: str
             f"{output / MANIFEST} has results of other settings or weights ({_difference(others[0], settings)}); "
             "choose another folder"
         )
-    known = ("source", "source_bytes", "source_mtime_ns", "output", "error")
+    known = ("source", "source_bytes", "source_mtime_ns", "output", "error", "source_digest")
     before = {row[0]: row[1:] for row in zip(*(rows[name].to_pylist() for name in known), strict=True)}
 
     def state(image: Image) -> str:
         row = before.get(image.source)
         if row is None:
             return "todo"
-        *known, result, error = row
+        *known, result, error, source = row
         if error is not None and retry:
             return "todo"
         with contextlib.suppress(OSError):  # an image that was removed when it was done stays done
@@ -438,12 +441,22 @@ def plan(images: Sequence[Image], rows: pa.Table, output: Path, *, settings: str
                 return "todo"
         if error is not None:
             return "failed"
+        if mask is not None and not source.endswith(_mask_digest(mask, image)):
+            return "todo"
         return "done" if (output / result).exists() else "todo"
 
     with ThreadPoolExecutor(_LOOKUPS) as pool:
         states = list(pool.map(state, images)) if before else ["todo"] * len(images)
     todo = [image for image, found in zip(images, states, strict=True) if found == "todo"]
     return Plan(todo, states.count("done"), states.count("failed"))
+
+
+def _mask_digest(mask: str, image: Image) -> str:
+    """What its mask adds to the digest of an image, `+` at least; a mask that is not there differs from any other."""
+    try:
+        return mask_digest(find_mask(mask, image.relative, Path(image.source)))
+    except (OSError, InputError):
+        return "+"
 
 
 def _difference(before: str, now: str) -> str:
@@ -634,7 +647,7 @@ def run(args: argparse.Namespace) -> int:
     settings = json.dumps(order.settings, sort_keys=True)
     with hold(output):
         rows = Rows(output)
-        work = plan(images, rows.read(), output, settings=settings, retry=args.retry_errors)
+        work = plan(images, rows.read(), output, settings=settings, retry=args.retry_errors, mask=order.restore.mask)
         started = time.perf_counter()
         workers = _work(args, work, order, rows) if work.todo else None
         manifest = rows.merge()

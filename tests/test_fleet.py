@@ -354,6 +354,47 @@ def test_what_is_left_to_do(tmp_path):
         rows.read()
 
 
+def test_an_image_whose_mask_changed_is_taken_again(tmp_path):
+    make(tmp_path, 2)
+    masks = tmp_path / "masks"
+    (masks / "sub").mkdir(parents=True)
+    everything = [one for one in images() if not one.source.endswith("bad.png")]
+
+    def write_mask(image, value):
+        path = masks / Path(image.relative).with_suffix(".png")
+        path.write_bytes(encode_png(np.full((16, 24, 3), value, np.uint8)))
+
+    for one in everything:
+        write_mask(one, 0)
+    rows, out = fleet.Rows(Path("out").absolute()), Path("out").absolute()
+    found = [fleet.digest(Path(one.source).read_bytes()) + fleet._mask_digest(str(masks), one) for one in everything]
+    stats = [os.stat(one.source) for one in everything]
+    results = [f"results/{number}.png" for number in range(len(everything))]
+    (out / "results").mkdir(parents=True)
+    for name in results:
+        (out / name).write_bytes(b"a result")
+    filled = dict.fromkeys(fleet.schema().names, [None] * len(everything)) | {
+        "source": [one.source for one in everything],
+        "source_digest": found,
+        "source_bytes": [one.st_size for one in stats],
+        "source_mtime_ns": [one.st_mtime_ns for one in stats],
+        "output": results,
+        "settings": ["{}"] * len(everything),
+    }
+    rows.add(pa.table(filled, schema=fleet.schema()))
+
+    def todo(mask=str(masks)):
+        return fleet.plan(everything, rows.merge(), out, settings="{}", retry=False, mask=mask).todo
+
+    assert todo() == []
+    changed = everything[-1]
+    write_mask(changed, 255)
+    assert todo() == [changed]
+    (masks / Path(changed.relative).with_suffix(".png")).unlink()
+    assert todo() == [changed]
+    assert todo("#ff0000") == everything
+
+
 def test_lists_are_parquet_files_with_paths_relative_to_them(tmp_path):
     make(tmp_path, 4)
     Path("in/film.mp4").write_bytes(b"x")

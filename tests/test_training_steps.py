@@ -193,6 +193,22 @@ def test_a_machine_without_half_precision_is_one_sentence(monkeypatch):
         accelerate(nn.Linear(2, 2), Acceleration(autocast="float16"), CPU)
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"architecture": "x86_64", "avx2": True, "avx512_bf16": False, "amx_bf16": False}, True),
+        ({"architecture": "x86_64", "avx512_bf16": True}, False),
+        ({"architecture": "x86_64", "amx_bf16": True}, False),
+        ({"architecture": "aarch64"}, False),
+    ],
+)
+def test_a_processor_that_emulates_bfloat16_is_warned_about(monkeypatch, caplog, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    with caplog.at_level("WARNING", logger="basicsr"):
+        accelerate(nn.Conv2d(2, 2, 3), Acceleration(autocast="bfloat16"), CPU)
+    assert ("bfloat16 is emulated and slower than float32" in caplog.text) == expected
+
+
 # Channels last, compilation
 
 

@@ -167,6 +167,11 @@ def accelerate(net: nn.Module, options: Acceleration, device: torch.device) -> N
     """Let the parts of `net` be computed as `form`, `checkpointing` and `compile` say; OptionError if they cannot."""
     if options.autocast != "none" and (fault := half_precision_fault(options.autocast, device)):
         raise OptionError(f"train.autocast: {options.autocast} does not work on this {device.type} ({fault}); use none")
+    if options.autocast == "bfloat16" and device.type == "cpu" and not computes_bfloat16():
+        logger.warning(
+            "train.autocast: this processor has no bfloat16 arithmetic (AVX512-BF16 or AMX), so that bfloat16 is "
+            "emulated and slower than float32; none is faster here"
+        )
     able = not options.compile and options.autocast != "float16"
     fast = options.form == "fast" or (options.form == "auto" and device.type == "cpu" and able)
     parts: list[Any] = [part for part in net.modules() if hasattr(part, "fast_training")]
@@ -179,6 +184,13 @@ def accelerate(net: nn.Module, options: Acceleration, device: torch.device) -> N
         level.checkpointing = options.checkpointing
     if options.compile:
         _compile(net, device)
+
+
+def computes_bfloat16() -> bool:
+    """Whether the processor has arithmetic of bfloat16; taken to have where torch cannot tell, and beside x86."""
+    tell: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # since torch 2.11
+    found = tell()
+    return found.get("architecture") != "x86_64" or any(found.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def half_precision_fault(dtype: str, device: torch.device) -> str | None:
