@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffir_sr.archs.efficientnet_lite import POOLED, LiteFeatures
 from diffir_sr.errors import InputError, OptionError
 from diffir_sr.import_hook import imported
 
@@ -251,13 +252,44 @@ def statistics(pixels: Tensor) -> Tensor:
     return torch.cat(found, dim=1)
 
 
+class LiteEncoder(nn.Module):
+    """A small image tower on pretrained features: `LiteFeatures` and `statistics`, standardised, and a hidden layer.
+
+    Only the hidden layer is trained; `mean` and `deviation` are those of the features of training pictures.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.features = LiteFeatures().requires_grad_(False)
+        self.width = hidden
+        self.register_buffer("mean", torch.zeros(POOLED + STATISTICS))
+        self.register_buffer("deviation", torch.ones(POOLED + STATISTICS))
+        self.dropped = nn.Dropout(0.2)
+        self.head = nn.Sequential(nn.Linear(POOLED + STATISTICS, hidden), nn.SiLU(), nn.Dropout(0.3))
+
+    def described(self, pixel_values: Tensor) -> Tensor:
+        """Features (B, POOLED + STATISTICS) of normalised pictures (B, 3, H, W)."""
+        std, mean = pixel_values.new_tensor(_STD)[:, None, None], pixel_values.new_tensor(_MEAN)[:, None, None]
+        return torch.cat([self.features(pixel_values * std + mean), statistics(pixel_values)], dim=1)
+
+    def hidden(self, described: Tensor) -> Tensor:
+        """The hidden layer; features are limited, so that an unusual picture is not beyond all that was trained on."""
+        return self.head(self.dropped(((described - self.mean) / self.deviation).clamp(-6, 6)))
+
+    def forward(self, pixel_values: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(pooler_output=self.hidden(self.described(pixel_values)))
+
+
 class Assessor(nn.Module):
     """Probabilities of the degradations of a picture, and prompt states for the diffusion.
 
     `text` and `vision` are CLIP's arguments (by default those of ViT-L/14); `conv` (width, blocks) builds a small
-    convolutional image tower instead of CLIP's. Pictures are not resized: `biqa_view` center assesses the central
-    square of `crop` pixels, as published; grid_mean and grid_geometric take the mean, or the normalised geometric mean,
-    of the probabilities of squares that cover the picture.
+    convolutional image tower instead of CLIP's, `lite` (hidden) one on pretrained features. Pictures are not resized:
+    `biqa_view` center assesses the central square of `crop` pixels, as published; grid_mean and grid_geometric take
+    the mean, or the normalised geometric mean, of the probabilities of squares that cover the picture.
     """
 
     def __init__(
@@ -268,6 +300,7 @@ class Assessor(nn.Module):
         projection_dim: int = 768,
         vocab_size: int = _VOCABULARY,
         conv: Mapping[str, int] | None = None,
+        lite: Mapping[str, int] | None = None,
         crop: int = 224,
         biqa_view: str = "center",
         tokenizer: str | None = None,
@@ -275,10 +308,12 @@ class Assessor(nn.Module):
         super().__init__()
         if biqa_view not in get_args(View):
             raise OptionError(f"biqa_view: expected one of {', '.join(get_args(View))}, found {biqa_view!r}")
+        if conv is not None and lite is not None:
+            raise OptionError("conv and lite are two image towers; leave one out")
         small = vocab_size != _VOCABULARY
         self.tokens = WordTokens(vocab_size) if small else ClipTokens(tokenizer)
         seen = dict(CLIP_VISION if vision is None else vision)
-        if conv is not None:  # a tower that is replaced at once
+        if conv is not None or lite is not None:  # a tower that is replaced at once
             seen = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1}
             seen |= {"patch_size": 14, "image_size": 28}
         # eos_token_id 2 is the published configuration's, by which the end is the first of the largest token.
@@ -291,8 +326,8 @@ class Assessor(nn.Module):
         )
         config._attn_implementation = "sdpa"
         self.clipmodel: Any = of_library("transformers:CLIPModel")(config)
-        if conv is not None:
-            tower = ConvEncoder(**conv)
+        tower = ConvEncoder(**conv) if conv is not None else LiteEncoder(**lite) if lite is not None else None
+        if tower is not None:
             self.clipmodel.vision_model = tower
             self.clipmodel.visual_projection = nn.Linear(tower.width, projection_dim, bias=False)
         self.crop = crop
