@@ -67,7 +67,7 @@ def main() -> None:
         card["metrics"] = measured(json.loads(args.measured.read_text()), args.weights)
     write_card_file(stored(tensors), card, args.output)
 
-    task = card["task"]
+    task = card.get("task")  # AutoDIR has none
     picture = np.ascontiguousarray(skimage.data.coffee()[:96, :128]).astype(np.float32) / 255
     mask = np.zeros(picture.shape[:2], bool)
     mask[40:50, 20:90] = True
