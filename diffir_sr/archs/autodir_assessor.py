@@ -244,7 +244,7 @@ def statistics(pixels: Tensor) -> Tensor:
             found += [torch.log(bent.clamp(max=edge).mean(dim=(2, 3)) / edge + 1e-2) + 1.5 for edge in _EDGES]
         if scale < _SCALES - 1:
             planes = F.avg_pool2d(planes, 2)
-    colours = pixels * pixels.new_tensor(_STD)[:, None, None] + pixels.new_tensor(_MEAN)[:, None, None]
+    colours = _colours(pixels)
     least = colours.amin(dim=1, keepdim=True)
     around = -F.max_pool2d(-F.avg_pool2d(least, 2), 7, stride=4, padding=3)
     for plane in (least, colours.amax(dim=1, keepdim=True), around):
@@ -272,8 +272,7 @@ class LiteEncoder(nn.Module):
 
     def described(self, pixel_values: Tensor) -> Tensor:
         """Features (B, POOLED + STATISTICS) of normalised pictures (B, 3, H, W)."""
-        std, mean = pixel_values.new_tensor(_STD)[:, None, None], pixel_values.new_tensor(_MEAN)[:, None, None]
-        return torch.cat([self.features(pixel_values * std + mean), statistics(pixel_values)], dim=1)
+        return torch.cat([self.features(_colours(pixel_values)), statistics(pixel_values)], dim=1)
 
     def hidden(self, described: Tensor) -> Tensor:
         """The hidden layer; features are limited, so that an unusual picture is not beyond all that was trained on."""
@@ -408,6 +407,11 @@ class Assessor(nn.Module):
 def normalised(image: Tensor) -> Tensor:
     """Pictures in [0, 1] less the mean of CLIP's training pictures, over their deviation."""
     return (image - image.new_tensor(_MEAN)[:, None, None]) / image.new_tensor(_STD)[:, None, None]
+
+
+def _colours(pixels: Tensor) -> Tensor:
+    """The pictures in [0, 1] that were `normalised`."""
+    return pixels * pixels.new_tensor(_STD)[:, None, None] + pixels.new_tensor(_MEAN)[:, None, None]
 
 
 def probabilities(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:

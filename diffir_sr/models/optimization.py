@@ -188,7 +188,7 @@ def accelerate(net: nn.Module, options: Acceleration, device: torch.device) -> N
 
 def computes_bfloat16() -> bool:
     """Whether the processor has arithmetic of bfloat16; taken to have where torch cannot tell, and beside x86."""
-    tell: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # since torch 2.11
+    tell: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # older torch has none
     found = tell()
     return found.get("architecture") != "x86_64" or any(found.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
